@@ -1,0 +1,335 @@
+"""What the seven optimizers share: arguments, slots, step count and dispatch."""
+
+import math
+import numbers
+
+import keras
+from keras import ops
+
+from svag_tf import rules
+
+_STATE_DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+_KERAS_ARGUMENTS = """\
+state_dtype: Dtype of the slots: `"float16"`, `"bfloat16"`, `"float32"`,
+            `"float64"`, or `None` for float32 with float16 and bfloat16 variables
+            and the variable's own dtype otherwise. The update itself is computed
+            in the widest of float32, the variable's and the slots' dtype. Defaults
+            to `None`.
+        weight_decay: Float >= 0 or `None`. Decoupled weight decay: before the
+            update, theta <- theta - learning_rate * weight_decay * theta. Defaults
+            to `None`.
+        clipnorm: Float >= 0 or `None`. Each variable's gradient is scaled down to
+            this Euclidean norm. Defaults to `None`.
+        clipvalue: Float >= 0 or `None`. Each element of the gradient is clipped to
+            [-clipvalue, clipvalue]. Defaults to `None`.
+        global_clipnorm: Float >= 0 or `None`. All gradients together are scaled
+            down to this Euclidean norm. At most one of the three clippings can be
+            set. Defaults to `None`.
+        use_ema: Whether to keep an exponential moving average of the weights.
+            Defaults to `False`.
+        ema_momentum: Float in [0, 1]. Its decay. Defaults to `0.99`.
+        ema_overwrite_frequency: Integer >= 1 or `None`. The weights are overwritten
+            by their average every so many updates; with `None` only by
+            `finalize_variable_values()`, which `fit` calls at its end. Defaults to
+            `None`.
+        loss_scale_factor: Float or `None`. The loss is multiplied, and the gradient
+            divided, by this constant. Defaults to `None`.
+        gradient_accumulation_steps: Integer >= 2 or `None`. One update is made from
+            the mean gradient of so many steps; beta powers count updates, learning
+            rate schedules count steps. Defaults to `None`.
+        name: Name of the optimizer. Defaults to `None`: the class's name."""
+
+
+def _check_number(name, value, interval, contains):
+    """Returns `value` as a float, or raises an error that says what is allowed."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(
+            f"Argument `{name}` must be a number in {interval}. "
+            f"Received: {name}={value!r} of type {type(value).__name__}"
+        )
+    number = float(value)
+    if not contains(number):
+        raise ValueError(
+            f"Argument `{name}` must be a number in {interval}. "
+            f"Received: {name}={value!r}"
+        )
+    return number
+
+
+def _check_learning_rate(value):
+    if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
+        return value
+    if callable(value):
+        return value
+    try:
+        return _check_number(
+            "learning_rate", value, "[0, inf)", lambda x: 0.0 <= x < math.inf
+        )
+    except TypeError as error:
+        raise TypeError(
+            f"{error}. A `keras.optimizers.schedules.LearningRateSchedule` or a "
+            "callable without arguments is accepted as well."
+        ) from None
+
+
+def _check_state_dtype(value):
+    if value is None:
+        return None
+    try:
+        dtype = keras.backend.standardize_dtype(value)
+    except (TypeError, ValueError):
+        dtype = None
+    if dtype in _STATE_DTYPES:
+        return dtype
+    error = ValueError if isinstance(value, str) or dtype else TypeError
+    raise error(
+        f"Argument `state_dtype` must be None or one of {', '.join(_STATE_DTYPES)}. "
+        f"Received: state_dtype={value!r}"
+    )
+
+
+def _densified(gradient, variable):
+    """`gradient` as a dense tensor, the rows of repeated indices summed.
+
+    A sparse gradient (`tf.IndexedSlices`, what an embedding's gather has) has
+    `indices` and `values`; every other tensor is returned as it is.
+    """
+    if not (hasattr(gradient, "indices") and hasattr(gradient, "values")):
+        return gradient
+    if callable(gradient.values):  # A sparse torch.Tensor: these are methods.
+        return gradient.to_dense() if gradient.is_sparse else gradient
+    return ops.segment_sum(
+        gradient.values, gradient.indices, num_segments=variable.shape[0]
+    )
+
+
+class MomentOptimizer(keras.optimizers.Optimizer):
+    """Base class of the optimizers, which step along averaged gradient moments.
+
+    A subclass names its `slots` and gives its direction of descent; the base class
+    keeps the slots
+
+        m~ <- beta m~ + (1 - beta) g            v~ <- beta v~ + (1 - beta) g^2
+
+    and makes the update
+
+        theta <- theta - learning_rate * direction(g, m, v, t).
+
+    Attributes:
+        slots: Names of the slots that the method needs, of "m_tilde" and "v_tilde".
+        m_tilde: The m~ of every variable: a list of `keras.Variable` in the order of
+            the variables that the optimizer was built on. Empty before `build`, and
+            for methods without m~.
+        v_tilde: The v~ of every variable, likewise.
+    """
+
+    slots: tuple[str, ...] = ()
+    # Whether the direction depends on the update count t.
+    counts_updates = False
+    m_tilde: list | tuple = ()
+    v_tilde: list | tuple = ()
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if cls.__doc__:
+            cls.__doc__ = cls.__doc__.replace("{{keras_arguments}}", _KERAS_ARGUMENTS)
+
+    def __init__(self, learning_rate, beta, state_dtype, **kwargs):
+        for name in ("weight_decay", "clipnorm", "clipvalue", "global_clipnorm"):
+            if kwargs[name] is not None:
+                _check_number(name, kwargs[name], "[0, inf)", lambda x: x >= 0.0)
+        learning_rate = _check_learning_rate(learning_rate)
+        beta = _check_number("beta", beta, "[0, 1)", lambda x: 0.0 <= x < 1.0)
+        state_dtype = _check_state_dtype(state_dtype)
+        super().__init__(learning_rate=learning_rate, **kwargs)
+        self.beta = beta
+        self.state_dtype = state_dtype
+
+    @property
+    def learning_rate(self):
+        """The current learning rate; assign a number to change it."""
+        return self._get_current_learning_rate()
+
+    @learning_rate.setter
+    def learning_rate(self, value):
+        if isinstance(value, (str, bytes, bool, type(None), numbers.Number)):
+            value = _check_learning_rate(value)
+        keras.optimizers.Optimizer.learning_rate.fset(self, value)
+
+    def build(self, variables):
+        """Creates the slots, all zero.
+
+        Args:
+            variables: List of the model's trainable variables.
+        """
+        if self.built:
+            return
+        super().build(variables)
+        slots = {name: [] for name in self.slots}
+        for variable in variables:
+            for name, variables_of_slot in slots.items():
+                variables_of_slot.append(self._new_slot(variable, name))
+        for name, variables_of_slot in slots.items():
+            setattr(self, name, variables_of_slot)
+        if self.counts_updates:
+            # Updates that a variable missed because it had no gradient: its t is
+            # the count of the updates made to it.
+            self._missed_updates = self.add_variable(
+                shape=(len(variables),),
+                dtype="int",
+                aggregation="only_first_replica",
+                name="missed_updates",
+            )
+
+    def _new_slot(self, variable, name):
+        if getattr(variable, "overwrite_with_gradient", False):
+            return None  # As in Keras: such a variable takes no optimizer step.
+        dtype = keras.backend.standardize_dtype(variable.dtype)
+        slot_dtype = self.state_dtype
+        if slot_dtype is None:
+            slot_dtype = "float32" if dtype in ("float16", "bfloat16") else dtype
+        if slot_dtype == dtype:
+            return self.add_variable_from_reference(variable, name=name)
+        path = getattr(variable, "path", variable.name)
+        return self.add_variable(
+            shape=variable.shape,
+            dtype=slot_dtype,
+            name=f"{path.replace('/', '_').replace(':', '_')}_{name}",
+            layout=getattr(variable, "_layout", None),
+        )
+
+    def apply(self, grads, trainable_variables=None):
+        """Makes one update.
+
+        Args:
+            grads: List of gradients, dense or `tf.IndexedSlices`; `None` leaves the
+                variable, its slots and its update count as they are.
+            trainable_variables: List of the variables that they belong to. Defaults
+                to `None`: all those that the optimizer was built on.
+        """
+        grads = list(grads)
+        if trainable_variables is not None:
+            trainable_variables = list(trainable_variables)
+        elif not self.built:
+            return super().apply(grads)  # Raises Keras' error.
+        variables = trainable_variables or self._trainable_variables
+        if len(grads) != len(variables):
+            raise ValueError(
+                "Arguments `grads` and `trainable_variables` must have the same "
+                f"length. Received: {len(grads)} gradients, {len(variables)} variables"
+            )
+        grads = [_densified(g, v) for g, v in zip(grads, variables)]
+        iterations = self.iterations + 0  # A copy, on every backend.
+        super().apply(grads, trainable_variables)
+        if self.counts_updates and grads:
+            self._count_missed_updates(grads, variables, self.iterations - iterations)
+
+    def _count_missed_updates(self, grads, variables, updates):
+        updated = {
+            self._get_variable_index(variable)
+            for gradient, variable in zip(grads, variables)
+            if gradient is not None
+        }
+        missed = [i not in updated for i in range(len(self._trainable_variables))]
+        if any(missed):
+            self.assign_add(self._missed_updates, ops.cast(missed, "int") * updates)
+
+    def _clip_gradients(self, grads):
+        # The sum of squares of a float16 gradient overflows at a norm of 256.
+        grads = [
+            ops.cast(g, "float32")
+            if keras.backend.standardize_dtype(g.dtype) in ("float16", "bfloat16")
+            else g
+            for g in grads
+        ]
+        return super()._clip_gradients(grads)
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Updates one variable and its slots, given its gradient."""
+        index = self._get_variable_index(variable)
+        slots = [getattr(self, name)[index] for name in self.slots]
+        dtype = keras.backend.result_type(
+            "float32",
+            keras.backend.standardize_dtype(variable.dtype),
+            *(keras.backend.standardize_dtype(slot.dtype) for slot in slots),
+        )
+        t = None
+        if self.counts_updates:
+            t = ops.cast(self.iterations - self._missed_updates[index] + 1, dtype)
+        new_variable, new_slots = self.new_values(
+            ops.cast(variable, dtype),
+            ops.cast(gradient, dtype),
+            [ops.cast(slot, dtype) for slot in slots],
+            ops.cast(learning_rate, dtype),
+            t,
+        )
+        self.assign(variable, ops.cast(new_variable, variable.dtype))
+        for slot, value in zip(slots, new_slots):
+            self.assign(slot, _saturating_cast(value, slot.dtype))
+
+    def new_values(self, theta, g, slots, learning_rate, t):
+        """The update as a pure function.
+
+        Args:
+            theta: Variable, a float32 or float64 tensor of any shape.
+            g: Its gradient, of the same shape and dtype, as all that follow.
+            slots: List of the slots' values, in the order of `self.slots`.
+            learning_rate: Scalar.
+            t: Scalar, the count of this update, from 1. Unused, and may be `None`,
+                where `counts_updates` is False.
+
+        Returns:
+            The new theta, and the list of the slots' new values.
+        """
+        average = dict(zip(self.slots, slots))
+        m = v = None
+        finite = ops.isfinite(g)
+        if "m_tilde" in average:
+            average["m_tilde"] = m = rules.moving_average(
+                average["m_tilde"], g, self.beta
+            )
+            finite = ops.isfinite(m)
+        if "v_tilde" in average:
+            average["v_tilde"] = v = rules.moving_average(
+                average["v_tilde"], rules.saturating_square(g), self.beta
+            )
+        if self.counts_updates:
+            m = rules.bias_corrected(m, t, self.beta)
+            v = None if v is None else rules.bias_corrected(v, t, self.beta)
+        step = learning_rate * self.direction(g, m, v, t)
+        # The sign of an infinite gradient is 1: say aloud that there was one.
+        step = ops.where(finite, step, math.nan)
+        return theta - step, [average[name] for name in self.slots]
+
+    def direction(self, g, m, v, t):
+        """The direction of descent, before the learning rate.
+
+        Args:
+            g: Gradient, a float32 or float64 tensor.
+            m: Its average, corrected for its start where `counts_updates`; `None`
+                without the slot m~.
+            v: The average of g^2, corrected for its start; `None` without v~.
+            t: Scalar, the count of this update, from 1; `None` unless
+                `counts_updates`.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must define direction(g, m, v, t)."
+        )
+
+    def get_config(self):
+        """The arguments that make an equal optimizer, for `from_config`."""
+        return {
+            **super().get_config(),
+            "beta": self.beta,
+            "state_dtype": self.state_dtype,
+        }
+
+
+def _saturating_cast(x, dtype):
+    """x cast to dtype, at most its largest finite number; NaN stays NaN."""
+    dtype = keras.backend.standardize_dtype(dtype)
+    if keras.backend.standardize_dtype(x.dtype) == dtype:
+        return x
+    limit = rules.largest(dtype)
+    return ops.cast(ops.clip(x, -limit, limit), dtype)

@@ -1,0 +1,95 @@
+"""M-SGD: descent along the averaged gradient."""
+
+import keras
+
+from svag_tf.optimizers.base import MomentOptimizer
+
+
+@keras.saving.register_keras_serializable(package="svag_tf")
+class MSGD(MomentOptimizer):
+    """M-SGD: descent along the averaged gradient.
+
+    The gradient's exponential moving average, corrected for its start at zero. This
+    is SGD with momentum, in the normalisation in which the learning rate keeps its
+    meaning: Keras' `SGD(learning_rate * (1 - beta), momentum=beta)` moves the same
+    way once the average has warmed up. With `beta=0` it is plain SGD.
+
+    Equation, element-wise, for the updates t = 1, 2, 3, ... made to a variable theta
+    with gradient g:
+
+        m~ <- beta m~ + (1 - beta) g
+        m  =  m~ / (1 - beta^t)
+        theta <- theta - learning_rate * m
+
+    Slots: `m_tilde`: list with the m~ of every variable. `v_tilde` is empty.
+
+    Args:
+        learning_rate: Float >= 0, a
+            `keras.optimizers.schedules.LearningRateSchedule`, or a callable that
+            takes no argument and returns the learning rate. Defaults to
+            `0.1`: gradient steps want the learning rates of SGD.
+        beta: Float in [0, 1), the decay of the average m~. Defaults to `0.9`.
+        {{keras_arguments}}
+
+    Raises:
+        ValueError: An argument is out of range.
+        TypeError: An argument is of the wrong type, or unknown.
+
+    Example:
+
+    >>> import keras
+    >>> import svag_tf
+    >>> theta = keras.Variable([1.0, 2.0])
+    >>> optimizer = svag_tf.MSGD(learning_rate=0.5)
+    >>> optimizer.apply([keras.ops.array([1.0, -1.0])], [theta])
+    >>> print(theta.numpy().round(4))
+    [0.5 2.5]
+    >>> optimizer.apply([keras.ops.array([0.2, -1.0])], [theta])
+    >>> print(theta.numpy().round(4))
+    [0.2105 3.    ]
+
+    In training: `model.compile(optimizer=svag_tf.MSGD(), loss="mse")`.
+
+    Reference:
+        L. Balles, P. Hennig, "Dissecting Adam: The Sign, Magnitude and Variance of
+        Stochastic Gradients", ICML 2018, section 1.2.
+    """
+
+    slots = ("m_tilde",)
+    counts_updates = True
+
+    def __init__(
+        self,
+        learning_rate=0.1,
+        beta=0.9,
+        state_dtype=None,
+        weight_decay=None,
+        clipnorm=None,
+        clipvalue=None,
+        global_clipnorm=None,
+        use_ema=False,
+        ema_momentum=0.99,
+        ema_overwrite_frequency=None,
+        loss_scale_factor=None,
+        gradient_accumulation_steps=None,
+        name=None,
+    ):
+        super().__init__(
+            learning_rate=learning_rate,
+            beta=beta,
+            state_dtype=state_dtype,
+            weight_decay=weight_decay,
+            clipnorm=clipnorm,
+            clipvalue=clipvalue,
+            global_clipnorm=global_clipnorm,
+            use_ema=use_ema,
+            ema_momentum=ema_momentum,
+            ema_overwrite_frequency=ema_overwrite_frequency,
+            loss_scale_factor=loss_scale_factor,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            name=name,
+        )
+
+    def direction(self, g, m, v, t):
+        """m; see the class."""
+        return m

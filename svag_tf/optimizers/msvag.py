@@ -1,0 +1,101 @@
+"""M-SVAG: stochastic variance-adapted gradient with momentum."""
+
+import keras
+
+from svag_tf import rules
+from svag_tf.optimizers.base import MomentOptimizer
+
+
+@keras.saving.register_keras_serializable(package="svag_tf")
+class MSVAG(MomentOptimizer):
+    """M-SVAG: stochastic variance-adapted gradient with momentum.
+
+    Each element of the averaged gradient is damped by its own noise: rho s is the
+    variance of m, and gamma = 1/(1 + eta^2) with the noise-to-signal ratio
+    eta^2 = rho s/m^2 is the factor that brings m closest to the true gradient.
+
+    Equation, element-wise, for the updates t = 1, 2, 3, ... made to a variable theta
+    with gradient g:
+
+        m~ <- beta m~ + (1 - beta) g             v~ <- beta v~ + (1 - beta) g^2
+        m  =  m~ / (1 - beta^t)                  v  =  v~ / (1 - beta^t)
+        rho = (1 - beta)(1 + beta^t) / ((1 + beta)(1 - beta^t))
+        s   = (v - m^2) / (1 - rho)
+        gamma = m^2 / (m^2 + rho s)              (1 at t = 1; 0 where m = 0)
+        theta <- theta - learning_rate * gamma * m
+
+    Slots: `m_tilde` and `v_tilde`: lists with the m~ and the v~ of every variable.
+
+    Args:
+        learning_rate: Float >= 0, a
+            `keras.optimizers.schedules.LearningRateSchedule`, or a callable that
+            takes no argument and returns the learning rate. Defaults to
+            `0.1`: gradient steps want the learning rates of SGD.
+        beta: Float in [0, 1), the decay of both averages. One beta serves both; that
+            is what makes s unbiased. With 0 there is no averaging: gamma = 1.
+            Defaults to `0.9`.
+        {{keras_arguments}}
+
+    Raises:
+        ValueError: An argument is out of range.
+        TypeError: An argument is of the wrong type, or unknown.
+
+    Example:
+
+    >>> import keras
+    >>> import svag_tf
+    >>> theta = keras.Variable([1.0, 2.0])
+    >>> optimizer = svag_tf.MSVAG(learning_rate=0.5)
+    >>> optimizer.apply([keras.ops.array([1.0, -1.0])], [theta])
+    >>> print(theta.numpy().round(4))
+    [0.5 2.5]
+    >>> optimizer.apply([keras.ops.array([0.2, -1.0])], [theta])
+    >>> print(theta.numpy().round(4))
+    [0.3042 3.    ]
+
+    In training: `model.compile(optimizer=svag_tf.MSVAG(), loss="mse")`.
+
+    Reference:
+        L. Balles, P. Hennig, "Dissecting Adam: The Sign, Magnitude and Variance of
+        Stochastic Gradients", ICML 2018, section 4, algorithm 1.
+    """
+
+    slots = ("m_tilde", "v_tilde")
+    counts_updates = True
+
+    def __init__(
+        self,
+        learning_rate=0.1,
+        beta=0.9,
+        state_dtype=None,
+        weight_decay=None,
+        clipnorm=None,
+        clipvalue=None,
+        global_clipnorm=None,
+        use_ema=False,
+        ema_momentum=0.99,
+        ema_overwrite_frequency=None,
+        loss_scale_factor=None,
+        gradient_accumulation_steps=None,
+        name=None,
+    ):
+        super().__init__(
+            learning_rate=learning_rate,
+            beta=beta,
+            state_dtype=state_dtype,
+            weight_decay=weight_decay,
+            clipnorm=clipnorm,
+            clipvalue=clipvalue,
+            global_clipnorm=global_clipnorm,
+            use_ema=use_ema,
+            ema_momentum=ema_momentum,
+            ema_overwrite_frequency=ema_overwrite_frequency,
+            loss_scale_factor=loss_scale_factor,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            name=name,
+        )
+
+    def direction(self, g, m, v, t):
+        """gamma * m; see the class."""
+        rho_s = rules.mean_variance(m, v, t, self.beta)
+        return rules.gamma_gradient(m, rho_s) * m
