@@ -1,0 +1,9 @@
+"""The one exception for what the user of an experiment can put right."""
+
+
+class ExperimentError(Exception):
+    """A bad config, corrupt or missing data, or a workdir that cannot be used.
+
+    Its message is meant for the user: it says what is wrong, what would be right
+    and what was found.
+    """

@@ -1,0 +1,88 @@
+"""Files that are whole or absent, whenever the process is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from svag_tf.experiments.errors import ExperimentError
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary path to write to, which then takes the place of `path`.
+
+    The content is on the disk before the rename, and the rename is atomic: a reader
+    finds the old file or the new one, never a part. The temporary name keeps the
+    suffix (Keras picks the format by it).
+
+    Args:
+        path: the file to write.
+
+    Raises:
+        ExperimentError: if the file cannot be written.
+    """
+    temporary = path.with_name(TEMPORARY_PREFIX + path.name)
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        if os.name == "posix":
+            _sync(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ExperimentError(f"Cannot write {path}: {error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole text file (UTF-8), or nothing."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a whole JSON file, or nothing. NaN is written as `NaN`."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        ExperimentError: naming the file, if it is unreadable or not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExperimentError(f"{path} is corrupt or unreadable: {error}") from error
+    if not isinstance(value, dict):
+        raise ExperimentError(f"{path} is corrupt: it does not hold a JSON object.")
+    return value
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Removes what a killed process left half-written in `folder`."""
+    for path in folder.glob(TEMPORARY_PREFIX + "*"):
+        if path.is_file():
+            path.unlink()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,159 @@
+"""An optimizer and its learning-rate schedule from the names in a config."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+from keras.optimizers.schedules import (
+    CosineDecay,
+    LearningRateSchedule,
+    PiecewiseConstantDecay,
+)
+
+import svag_tf
+from svag_tf.experiments.errors import ExperimentError
+
+OPTIMIZERS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
+    "msvag": svag_tf.MSVAG,
+    "svag": svag_tf.SVAG,
+    "mssd": svag_tf.MSSD,
+    "ssd": svag_tf.SSD,
+    "msvas": svag_tf.MSVAS,
+    "svas": svag_tf.SVAS,
+    "msgd": svag_tf.MSGD,
+    "sgd": keras.optimizers.SGD,
+    "momentum": functools.partial(keras.optimizers.SGD, momentum=0.9),
+    "adam": keras.optimizers.Adam,
+    "lion": keras.optimizers.Lion,
+}
+SCHEDULES = ("constant", "cosine", "step")
+DEFAULT_STEP_FACTOR = 0.1
+
+
+@keras.saving.register_keras_serializable(package="svag_tf")
+class LinearWarmup(LearningRateSchedule):
+    """Lets the rate rise linearly over the first steps of another schedule.
+
+    At step t = 0, 1, 2, ... the rate is `schedule(t) * min(1, (t + 1) / steps)`: the
+    first step is already made with a rate above 0.
+
+    Args:
+        schedule: a float, or the `LearningRateSchedule` to warm up.
+        steps: int, at least 1, the length of the warm-up.
+    """
+
+    def __init__(self, schedule: float | LearningRateSchedule, steps: int):
+        self.schedule = schedule
+        self.steps = steps
+
+    def __call__(self, step: Any) -> Any:
+        done = keras.ops.cast(step, "float32") + 1.0
+        return rate_at(self.schedule, step) * keras.ops.minimum(1.0, done / self.steps)
+
+    def get_config(self) -> dict[str, Any]:
+        schedule: Any = self.schedule
+        if isinstance(schedule, LearningRateSchedule):
+            schedule = keras.saving.serialize_keras_object(schedule)
+        return {"schedule": schedule, "steps": self.steps}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> LinearWarmup:
+        config = dict(config)
+        config["schedule"] = keras.saving.deserialize_keras_object(config["schedule"])
+        return cls(**config)
+
+
+def rate_at(schedule: float | LearningRateSchedule, step: Any) -> Any:
+    """The learning rate of step 0, 1, 2, ... of a schedule, or the rate itself."""
+    return schedule(step) if callable(schedule) else schedule
+
+
+def build_optimizer(
+    optimizer: Mapping[str, Any],
+    schedule: Mapping[str, Any],
+    epochs: int,
+    steps_per_epoch: int,
+) -> keras.optimizers.Optimizer:
+    """Builds the optimizer that a config describes.
+
+    Args:
+        optimizer: `name`, and arguments of that optimizer's class. One that is None
+            is left to the class.
+        schedule: see `build_schedule`. Its peak is the optimizer's learning rate.
+        epochs: length of the training.
+        steps_per_epoch: batches an epoch.
+
+    Raises:
+        ExperimentError: if an argument is given that the optimizer does not have, or
+            a value that it does not accept.
+    """
+    name = optimizer["name"]
+    create = OPTIMIZERS[name]
+    known = inspect.signature(create).parameters
+    arguments = {k: v for k, v in optimizer.items() if k != "name" and v is not None}
+    not_applicable = sorted(set(arguments) - set(known))
+    if name == "sgd" and "momentum" in arguments:
+        not_applicable.append("momentum")
+    if not_applicable:
+        raise ExperimentError(
+            f"The optimizer '{name}' has no {_fields(not_applicable)}. Leave it None, "
+            f"or use one of: {_fields(_applicable(optimizer, known))}. Received: "
+            + ", ".join(f"{key}={arguments[key]!r}" for key in not_applicable)
+        )
+    peak = arguments.get("learning_rate", known["learning_rate"].default)
+    arguments["learning_rate"] = build_schedule(schedule, peak, epochs, steps_per_epoch)
+    try:
+        return create(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ExperimentError(f"The optimizer '{name}' refuses: {error}") from error
+
+
+def build_schedule(
+    schedule: Mapping[str, Any], peak: float, epochs: int, steps_per_epoch: int
+) -> float | LearningRateSchedule:
+    """Builds a learning-rate schedule; it counts batches, also under accumulation.
+
+    "constant" stays at `peak`. "cosine" falls from `peak` at the end of the warm-up
+    to `final_fraction * peak` (default 0) at the end of the training. "step" is
+    multiplied by `factor` (default 0.1) at the end of each epoch in `boundaries`.
+    Each starts with a linear warm-up (`LinearWarmup`) of `warmup_epochs`.
+
+    Args:
+        schedule: `name`, `warmup_epochs`, `boundaries`, `factor`, `final_fraction`.
+        peak: the learning rate after the warm-up.
+        epochs: length of the training.
+        steps_per_epoch: batches an epoch.
+
+    Returns:
+        `peak` itself if the rate is constant, else a schedule.
+    """
+    warmup = round(schedule["warmup_epochs"] * steps_per_epoch)
+    result: float | LearningRateSchedule = peak
+    if schedule["name"] == "cosine":
+        result = CosineDecay(
+            initial_learning_rate=peak,
+            decay_steps=max(1, epochs * steps_per_epoch - warmup),
+            alpha=schedule["final_fraction"] or 0.0,
+            warmup_target=peak if warmup else None,
+            warmup_steps=warmup,
+        )
+    elif schedule["name"] == "step":
+        factor = schedule["factor"]
+        factor = DEFAULT_STEP_FACTOR if factor is None else factor
+        ends = [epoch * steps_per_epoch - 1 for epoch in schedule["boundaries"]]
+        rates = [float(peak * factor**i) for i in range(len(ends) + 1)]
+        result = PiecewiseConstantDecay(ends, rates)
+    return LinearWarmup(result, warmup) if warmup else result
+
+
+def _applicable(optimizer: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
+    hidden = {"name"} | ({"momentum"} if optimizer["name"] == "sgd" else set())
+    return sorted((set(optimizer) & set(known)) - hidden)
+
+
+def _fields(names: list[str]) -> str:
+    return ", ".join(f"optimizer.{name}" for name in names)

@@ -1,0 +1,311 @@
+"""The folder of a run: what lies in it, who may write to it, and its commit points.
+
+After every epoch `RunFolder.commit` writes a checkpoint and then `state.json`, which
+names it. The replacement of `state.json` is the commit: a run killed at any moment
+goes on from the last one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import math
+import os
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import filelock
+import keras
+import numpy as np
+
+from svag_tf.experiments.config import differences
+from svag_tf.experiments.errors import ExperimentError
+from svag_tf.experiments.files import (
+    read_json,
+    remove_temporaries,
+    replacing,
+    sha256,
+    write_json,
+    write_text,
+)
+
+COLUMNS = (
+    "epoch",
+    "step",
+    "learning_rate",
+    "train_loss",
+    "train_accuracy",
+    "test_loss",
+    "test_accuracy",
+)
+START_AGAIN = "Delete the folder to start from the beginning, or name another --workdir."
+
+Row = dict[str, Any]
+
+
+@dataclass
+class State:
+    """A run up to its last finished epoch.
+
+    Attributes:
+        backend: Keras' backend that made it.
+        rows: one dict for epoch 0 (before training), 1, 2, ...: `COLUMNS`, `seconds`.
+        checkpoint: name of the file in `checkpoints/`.
+        checkpoint_sha256: its SHA-256.
+        random: state of the model's random generators (Keras does not save it).
+        values_sha256: SHA-256 of all values of model and optimizer.
+    """
+
+    backend: str
+    rows: list[Row] = field(default_factory=list)
+    checkpoint: str = ""
+    checkpoint_sha256: str = ""
+    random: list[list[int]] = field(default_factory=list)
+    values_sha256: str = ""
+
+    @property
+    def epoch(self) -> int:
+        """The last finished epoch; -1 before the evaluation of epoch 0."""
+        return len(self.rows) - 1
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the last epoch ended with a loss that is not finite."""
+        last = self.rows[-1] if self.rows else {}
+        return not all(
+            math.isfinite(last.get(name, 0)) for name in ("train_loss", "test_loss")
+        )
+
+
+class RunFolder:
+    """Paths in a run's folder, and the order in which they are written.
+
+    Args:
+        path: the folder; it need not exist.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.state = self.path / "state.json"
+        self.metrics = self.path / "metrics.csv"
+        self.log = self.path / "train.log"
+        self.curves = self.path / "curves.png"
+        self.model = self.path / "model.keras"
+        self.checkpoints = self.path / "checkpoints"
+        self.tensorboard = self.path / "tensorboard"
+
+    def check(self, config: Mapping[str, Any]) -> State:
+        """Says whether a run of `config` may use this folder. Only reads.
+
+        Args:
+            config: as `config.checked` returns it.
+
+        Returns:
+            The state to go on from.
+
+        Raises:
+            ExperimentError: if the folder is no folder, holds another run, or holds
+                a corrupt state or checkpoint.
+        """
+        existing = next(p for p in (self.path, *self.path.absolute().parents)
+                        if os.path.lexists(p))  # fmt: skip
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            raise ExperimentError(
+                f"The workdir {self.path} cannot be written: {existing} is not a "
+                "writable folder."
+            )
+        fresh = State(keras.backend.backend())
+        results = (self.metrics, self.log, self.curves, self.model)
+        if not os.path.lexists(self.config):
+            others = (*results, self.state, self.checkpoints, self.tensorboard)
+            self._refuse_existing(others, self.config)
+            return fresh
+        changed = differences(read_json(self.config), config)
+        if changed:
+            raise ExperimentError(
+                f"The workdir {self.path} holds a run of another config. Name another "
+                "--workdir, or use the old values (old -> new):\n  "
+                + "\n  ".join(changed)
+            )
+        if not os.path.lexists(self.state):
+            self._refuse_existing(results, self.state)
+            return fresh
+        state = self._read_state()
+        if state.backend != fresh.backend:
+            raise ExperimentError(
+                f"The workdir {self.path} holds a run on Keras' backend "
+                f"'{state.backend}', and this is '{fresh.backend}'. Set "
+                f"KERAS_BACKEND={state.backend}, or name another --workdir."
+            )
+        return state
+
+    @contextlib.contextmanager
+    def opened(self, config: Mapping[str, Any]) -> Iterator[State]:
+        """Creates the folder if need be and keeps other processes out of it.
+
+        Args:
+            config: as `config.checked` returns it.
+
+        Raises:
+            ExperimentError: as `check`; if the folder cannot be written; or if
+                another process is using it.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock = filelock.FileLock(self.path / ".lock", blocking=False)
+                stack.enter_context(lock)
+                state = self.check(config)
+                if not self.config.exists():
+                    write_json(self.config, config)
+                self.checkpoints.mkdir(exist_ok=True)
+                remove_temporaries(self.path)
+                remove_temporaries(self.checkpoints)
+                self._remove_old_checkpoints(state)
+            except filelock.Timeout as error:
+                raise ExperimentError(
+                    f"The workdir {self.path} is in use by another process. Wait for "
+                    "it to end, or name another --workdir."
+                ) from error
+            except OSError as error:
+                raise ExperimentError(
+                    f"The workdir {self.path} cannot be written: {error}"
+                ) from error
+            yield state
+
+    def commit(self, state: State, model: keras.Model, epochs: int) -> None:
+        """Makes `state` and the model's values the point from which a run goes on.
+
+        Args:
+            state: `rows` are complete; the other fields are filled in here.
+            model: compiled, with a built optimizer.
+            epochs: length of the whole run, for the log.
+        """
+        name = f"epoch_{state.epoch:04d}.keras"
+        path = self.checkpoints / name
+        self.save_model(model, path)
+        state.checkpoint, state.checkpoint_sha256 = name, sha256(path)
+        state.random = [
+            [int(number) for number in keras.ops.convert_to_numpy(v)]
+            for v in random_states(model)
+        ]
+        state.values_sha256 = fingerprint(model)
+        write_json(self.state, asdict(state))
+        self.write_tables(state, epochs)
+        self._remove_old_checkpoints(state)
+
+    def write_tables(self, state: State, epochs: int) -> None:
+        """Writes `metrics.csv` and `train.log` from the state."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for row in state.rows:
+            values = (row[name] for name in COLUMNS)
+            writer.writerow(np.float32(v) if isinstance(v, float) else v for v in values)
+        write_text(self.metrics, text.getvalue())
+        lines = [log_line(state.rows[: i + 1], epochs) for i in range(len(state.rows))]
+        write_text(self.log, "\n".join(lines) + "\n")
+
+    def restore(self, state: State, model: keras.Model) -> None:
+        """Gives the model and its optimizer the values of the last commit.
+
+        Args:
+            state: as `check` returns it, `state.epoch >= 0`.
+            model: compiled, with a built optimizer.
+
+        Raises:
+            ExperimentError: if not every value came back.
+        """
+        path = self.checkpoints / state.checkpoint
+        try:
+            model.load_weights(path)
+            for variable, numbers in zip(
+                random_states(model), state.random, strict=True
+            ):
+                variable.assign(np.asarray(numbers, variable.dtype))
+        except Exception as error:  # Keras, h5py and zipfile raise many
+            raise ExperimentError(
+                f"{path} cannot be restored: {error}\n{START_AGAIN}"
+            ) from error
+        if fingerprint(model) != state.values_sha256:
+            raise ExperimentError(
+                f"{path} does not restore the values that were saved; was it made by "
+                f"another version of Keras or svag_tf? {START_AGAIN}"
+            )
+
+    def save_model(self, model: keras.Model, path: Path) -> None:
+        """Saves model and optimizer: a whole `.keras` file, or none."""
+        with replacing(path) as temporary:
+            model.save(temporary)
+
+    def _read_state(self) -> State:
+        try:
+            state = State(**read_json(self.state))
+            epochs = [row["epoch"] for row in state.rows]
+            complete = all(row.keys() == {*COLUMNS, "seconds"} for row in state.rows)
+            if not complete or not epochs or epochs != list(range(len(epochs))):
+                raise ExperimentError(f"{self.state} is corrupt: its rows have gaps.")
+            checkpoint = self.checkpoints / state.checkpoint
+            if checkpoint.parent != self.checkpoints or not checkpoint.is_file():
+                raise ExperimentError(f"The checkpoint {checkpoint} is missing.")
+            if sha256(checkpoint) != state.checkpoint_sha256:
+                raise ExperimentError(
+                    f"The checkpoint {checkpoint} is corrupt: its SHA-256 is not the "
+                    f"one in {self.state}."
+                )
+        except ExperimentError as error:
+            raise ExperimentError(f"{error}\n{START_AGAIN}") from error
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ExperimentError(
+                f"{self.state} is corrupt: {error!r}\n{START_AGAIN}"
+            ) from error
+        return state
+
+    def _refuse_existing(self, paths: tuple[Path, ...], missing: Path) -> None:
+        found = [path.name for path in paths if os.path.lexists(path)]
+        if found:
+            raise ExperimentError(
+                f"The workdir {self.path} has no {missing.name} but holds "
+                f"{', '.join(found)}, which would be overwritten. Name another "
+                "--workdir, or move them away."
+            )
+
+    def _remove_old_checkpoints(self, state: State) -> None:
+        for path in self.checkpoints.glob("epoch_*.keras"):
+            if path.name != state.checkpoint:
+                path.unlink()
+
+
+def random_states(model: keras.Model) -> list[keras.Variable]:
+    """The variables of the model's random generators, such as those of dropout."""
+    saved = {id(v) for v in (*model.weights, *model.metrics_variables)}
+    return [v for v in model.variables if id(v) not in saved]
+
+
+def fingerprint(model: keras.Model) -> str:
+    """SHA-256 of all values of the model and its optimizer."""
+    digest = hashlib.sha256()
+    for variable in (*model.weights, *random_states(model), *model.optimizer.variables):
+        digest.update(keras.ops.convert_to_numpy(variable).tobytes())
+    return digest.hexdigest()
+
+
+def log_line(rows: list[Row], epochs: int) -> str:
+    """One line on the last of `rows`, with an estimate of the time that is left."""
+    row = rows[-1]
+    seconds = [r["seconds"] for r in rows[1:]] or [row["seconds"]]
+    left = statistics.median(seconds) * (epochs - row["epoch"])
+    eta = f"ETA {timedelta(seconds=round(left))}" if len(rows) > 1 else "before training"
+    return (
+        f"epoch {row['epoch']:{len(str(epochs))}}/{epochs}  "
+        f"train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.4f}  "
+        f"test loss {row['test_loss']:.4f} accuracy {row['test_accuracy']:.4f}  "
+        f"{row['seconds']:.1f} s  {eta}"
+    )

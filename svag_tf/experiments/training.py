@@ -1,0 +1,356 @@
+"""One training run: from a config to a folder of results, resumable at every epoch."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from svag_tf.experiments.config import JIT_COMPILE, checked
+from svag_tf.experiments.data import Data
+from svag_tf.experiments.errors import ExperimentError
+from svag_tf.experiments.optimizers import build_optimizer
+from svag_tf.experiments.plots import save_curves
+from svag_tf.experiments.problems import PROBLEMS
+from svag_tf.experiments.run_folder import Row, RunFolder, State, log_line
+
+EVALUATION_BATCH = 500
+
+
+def train(config: Any, workdir: str | os.PathLike[str]) -> list[Row]:
+    """Trains as `config` says, or goes on with the run in `workdir`.
+
+    Evaluates before training (epoch 0) and after each epoch, on the test set and on as
+    many training examples as it has. The same config gives the same numbers, whether
+    or not the run was interrupted. On the TensorFlow backend this switches the process
+    to deterministic operations (unless `jit_compile="true"`, which Keras allows without
+    only); it sets the global random seeds.
+
+    Args:
+        config: a `ConfigDict` with the fields of `configs/digits.py`, or nested dicts.
+        workdir: folder for the results: `config.json`, `metrics.csv`, `train.log`,
+            `curves.png`, `model.keras`, `tensorboard/`, and `state.json` and
+            `checkpoints/`, from which an interrupted run goes on.
+
+    Returns:
+        One dict an epoch: `epoch`, `step` (batches so far), `learning_rate` (of the
+        epoch's first batch), `train_loss`, `train_accuracy`, `test_loss`,
+        `test_accuracy`, `seconds`.
+
+    Raises:
+        ExperimentError: if the config, the data or the workdir cannot be used, before
+            anything is written; if the training diverges.
+    """
+    config = checked(config)
+    folder = RunFolder(workdir)
+    folder.check(config)
+    data = _load_data(config)
+    model = _build_model(config, len(data.x_train) // config["batch_size"])
+    with folder.opened(config) as state:
+        if state.epoch >= 0:
+            folder.restore(state, model)
+        _train_on(config, folder, state, model, data)
+    return state.rows
+
+
+def _train_on(
+    config: dict[str, Any],
+    folder: RunFolder,
+    state: State,
+    model: keras.Model,
+    data: Data,
+) -> None:
+    epochs = config["epochs"]
+    trained = state.epoch < epochs and not state.diverged
+    if state.diverged:
+        print(f"The run in {folder.path} has ended.")
+    elif not trained:
+        print(f"The run in {folder.path} is complete.")
+    elif state.epoch >= 0:
+        print(f"Going on with the run in {folder.path} after epoch {state.epoch}.")
+    with _tensorboard(folder.tensorboard, state.rows) as show:
+        recorder = _Recorder(config, folder, state, data, show)
+        if state.epoch < 0:
+            recorder.record(model)
+        if trained and not state.diverged:
+            model.fit(
+                recorder.batches,
+                initial_epoch=state.epoch,
+                epochs=epochs,
+                callbacks=[
+                    keras.callbacks.ProgbarLogger(),
+                    keras.callbacks.TerminateOnNaN(),
+                    recorder,
+                ],
+            )
+    folder.write_tables(state, epochs)
+    if trained or not folder.curves.exists():
+        save_curves(state.rows, _title(config), folder.curves)
+    if state.diverged:
+        raise ExperimentError(
+            f"The training diverged in epoch {state.epoch}: the loss is not finite. Try "
+            "a lower optimizer.learning_rate (it was "
+            f"{state.rows[-1]['learning_rate']:g}). The epochs so far are in "
+            f"{folder.metrics} and {folder.curves}."
+        )
+    if trained or not folder.model.exists():
+        if config["optimizer"]["use_ema"]:
+            model.optimizer.finalize_variable_values(model.trainable_variables)
+        folder.save_model(model, folder.model)
+    _print_results(config, folder, state.rows, model.count_params())
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches of arrays, in an order that depends on a seed and the epoch only.
+
+    Args:
+        x: inputs, shape (n, ...).
+        y: labels, shape (n,).
+        batch_size: examples in a batch.
+        seed: None for the given order and a last batch that may be smaller; a number
+            for shuffled batches of equal size, the remainder left out.
+    """
+
+    def __init__(
+        self, x: np.ndarray, y: np.ndarray, batch_size: int, seed: int | None = None
+    ):
+        super().__init__()
+        self._x, self._y, self._batch_size, self._seed = x, y, batch_size, seed
+        self._order = np.arange(len(x))
+
+    def shuffle(self, epoch: int) -> None:
+        """Takes the order of epoch 0, 1, 2, ..."""
+        self._order = np.random.default_rng([self._seed or 0, epoch]).permutation(
+            len(self._x)
+        )
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self._x), self._batch_size)
+        return whole + (self._seed is None and rest > 0)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        start = index * self._batch_size
+        chosen = self._order[start : start + self._batch_size]
+        return self._x[chosen], self._y[chosen]
+
+
+class _Recorder(keras.callbacks.Callback):
+    """Gives each epoch its order, and afterwards evaluates and commits it."""
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        folder: RunFolder,
+        state: State,
+        data: Data,
+        show: Any,
+    ):
+        super().__init__()
+        self._config, self._folder, self._state = config, folder, state
+        self._show = show
+        self.batches = Batches(
+            data.x_train, data.y_train, config["batch_size"], config["seed"]
+        )
+        n = min(len(data.x_train), len(data.x_test))
+        self._train_part = Batches(data.x_train[:n], data.y_train[:n], EVALUATION_BATCH)
+        self._test_part = Batches(data.x_test, data.y_test, EVALUATION_BATCH)
+        self._step = state.rows[-1]["step"] if state.rows else 0
+        self._start = time.monotonic()
+        self._learning_rate = float("nan")
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._start = time.monotonic()
+        self._learning_rate = _learning_rate(self.model)
+        self.batches.shuffle(epoch)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._step += 1
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.record(self.model)
+        if self._state.diverged:
+            self.model.stop_training = True
+
+    def record(self, model: keras.Model) -> None:
+        """Evaluates the model as it is and commits the epoch."""
+        first = not self._state.rows
+        with _averaged(model, self._config["optimizer"]["use_ema"] and not first):
+            train_part = model.evaluate(self._train_part, verbose=0, return_dict=True)
+            test_part = model.evaluate(self._test_part, verbose=0, return_dict=True)
+        row: Row = {
+            "epoch": len(self._state.rows),
+            "step": self._step,
+            "learning_rate": _learning_rate(model) if first else self._learning_rate,
+            "train_loss": float(train_part["loss"]),
+            "train_accuracy": float(train_part["accuracy"]),
+            "test_loss": float(test_part["loss"]),
+            "test_accuracy": float(test_part["accuracy"]),
+            "seconds": round(time.monotonic() - self._start, 3),
+        }
+        self._state.rows.append(row)
+        epochs = self._config["epochs"]
+        self._folder.commit(self._state, model, epochs)
+        self._show(row)
+        print(log_line(self._state.rows, epochs), flush=True)
+
+
+def _load_data(config: dict[str, Any]) -> Data:
+    data = PROBLEMS[config["problem"]].load(config["data_dir"])
+    train, test = config["train_examples"], config["test_examples"]
+    for name, limit, n in (
+        ("train_examples", train, len(data.x_train)),
+        ("test_examples", test, len(data.x_test)),
+    ):
+        if limit is not None and limit > n:
+            raise ExperimentError(
+                f"{name} must not exceed the {n} examples of '{config['problem']}'. "
+                f"Received: {name}={limit}"
+            )
+    data = Data(
+        data.x_train[:train], data.y_train[:train],
+        data.x_test[:test], data.y_test[:test],
+    )  # fmt: skip
+    if config["batch_size"] > len(data.x_train):
+        raise ExperimentError(
+            f"batch_size must be in [1, {len(data.x_train)}], the number of training "
+            f"examples. Received: batch_size={config['batch_size']}"
+        )
+    return data
+
+
+def _build_model(config: dict[str, Any], steps_per_epoch: int) -> keras.Model:
+    jit_compile = JIT_COMPILE[config["jit_compile"]]
+    keras.utils.set_random_seed(config["seed"])
+    if keras.backend.backend() == "tensorflow" and jit_compile is not True:
+        import tensorflow as tf
+
+        tf.config.experimental.enable_op_determinism()
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(config["dtype_policy"])
+    try:
+        model = PROBLEMS[config["problem"]].build()
+        model.compile(
+            optimizer=build_optimizer(
+                config["optimizer"],
+                config["schedule"],
+                config["epochs"],
+                steps_per_epoch,
+            ),
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+            jit_compile=jit_compile,
+        )
+    finally:
+        keras.config.set_dtype_policy(before)
+    if jit_compile is True and not model.jit_compile:
+        raise ExperimentError(
+            "jit_compile='true' cannot be had: Keras does not compile this model in "
+            "this process. Use jit_compile='auto'."
+        )
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def _learning_rate(model: keras.Model) -> float:
+    return float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
+
+
+@contextlib.contextmanager
+def _averaged(model: keras.Model, averaged: Any) -> Iterator[None]:
+    """Lends the model the averages of its weights, if `averaged`."""
+    if not averaged:
+        yield
+        return
+    kept = [keras.ops.convert_to_numpy(v).copy() for v in model.trainable_variables]
+    model.optimizer.finalize_variable_values(model.trainable_variables)
+    yield
+    for variable, value in zip(model.trainable_variables, kept, strict=True):
+        variable.assign(value)
+
+
+@contextlib.contextmanager
+def _tensorboard(folder: Path, rows: list[Row]) -> Iterator[Any]:
+    """Event files of all epochs, those in `rows` and those shown later."""
+    try:
+        summary = importlib.import_module("tensorflow").summary
+        importlib.import_module("tensorboard")
+    except ImportError:
+        print("No TensorBoard files: they need the package tensorflow.")
+        yield lambda row: None
+        return
+    for old in folder.glob("*/events.out.tfevents.*"):
+        old.unlink()
+    with contextlib.ExitStack() as stack:
+        writers = {
+            part: stack.enter_context(
+                contextlib.closing(summary.create_file_writer(str(folder / part)))
+            )
+            for part in ("train", "test")
+        }
+
+        def show(row: Row) -> None:
+            for part, writer in writers.items():
+                with writer.as_default(step=row["epoch"]):
+                    summary.scalar("loss", row[f"{part}_loss"])
+                    summary.scalar("accuracy", row[f"{part}_accuracy"])
+                    if part == "train":
+                        summary.scalar("learning_rate", row["learning_rate"])
+                writer.flush()
+
+        for row in rows:
+            show(row)
+        yield show
+
+
+def _title(config: Mapping[str, Any]) -> str:
+    return f"{config['problem']}, {config['optimizer']['name']}"
+
+
+def _print_results(
+    config: dict[str, Any], folder: RunFolder, rows: list[Row], parameters: int
+) -> None:
+    table = Table(title=_title(config))
+    table.add_column("")
+    for column in ("train loss", "train accuracy", "test loss", "test accuracy"):
+        table.add_column(column, justify="right")
+    best = max(rows, key=lambda row: (row["test_accuracy"], -row["test_loss"]))
+    for name, row in (
+        (f"final (epoch {rows[-1]['epoch']})", rows[-1]),
+        (f"best (epoch {best['epoch']})", best),
+    ):
+        table.add_row(
+            name,
+            f"{row['train_loss']:.4f}",
+            f"{row['train_accuracy']:.2%}",
+            f"{row['test_loss']:.4f}",
+            f"{row['test_accuracy']:.2%}",
+        )
+    seconds = sum(row["seconds"] for row in rows)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{parameters:,} parameters, {rows[-1]['step']:,} steps in {seconds:.1f} s, "
+        f"learning rate {rows[0]['learning_rate']:g} at the start and "
+        f"{rows[-1]['learning_rate']:g} in the last epoch",
+        highlight=False,
+    )
+    console.print(f"Results in {folder.path}:", highlight=False)
+    for path, what in (
+        (folder.curves, "loss and accuracy"),
+        (folder.metrics, "the same as numbers"),
+        (folder.model, "the trained model"),
+        (folder.log, "one line an epoch"),
+        (folder.config, "the config"),
+        (folder.tensorboard, "event files: tensorboard --logdir"),
+    ):
+        if path.exists():
+            console.print(f"  {path.name:12} {what}", highlight=False)
