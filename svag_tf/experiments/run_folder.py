@@ -44,7 +44,9 @@ COLUMNS = (
     "test_loss",
     "test_accuracy",
 )
-START_AGAIN = "Delete the folder to start from the beginning, or name another --workdir."
+START_AGAIN = (
+    "Delete the folder to start from the beginning, or name another --workdir."
+)
 
 Row = dict[str, Any]
 
@@ -208,7 +210,9 @@ class RunFolder:
         writer.writerow(COLUMNS)
         for row in state.rows:
             values = (row[name] for name in COLUMNS)
-            writer.writerow(np.float32(v) if isinstance(v, float) else v for v in values)
+            writer.writerow(
+                np.float32(v) if isinstance(v, float) else v for v in values
+            )
         write_text(self.metrics, text.getvalue())
         lines = [log_line(state.rows[: i + 1], epochs) for i in range(len(state.rows))]
         write_text(self.log, "\n".join(lines) + "\n")
@@ -302,7 +306,9 @@ def log_line(rows: list[Row], epochs: int) -> str:
     row = rows[-1]
     seconds = [r["seconds"] for r in rows[1:]] or [row["seconds"]]
     left = statistics.median(seconds) * (epochs - row["epoch"])
-    eta = f"ETA {timedelta(seconds=round(left))}" if len(rows) > 1 else "before training"
+    eta = (
+        f"ETA {timedelta(seconds=round(left))}" if len(rows) > 1 else "before training"
+    )
     return (
         f"epoch {row['epoch']:{len(str(epochs))}}/{epochs}  "
         f"train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.4f}  "

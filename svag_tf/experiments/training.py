@@ -86,6 +86,7 @@ def _train_on(
                 recorder.batches,
                 initial_epoch=state.epoch,
                 epochs=epochs,
+                shuffle=False,  # else Keras shuffles the batches a second time
                 callbacks=[
                     keras.callbacks.ProgbarLogger(),
                     keras.callbacks.TerminateOnNaN(),
@@ -171,6 +172,9 @@ class _Recorder(keras.callbacks.Callback):
         self._start = time.monotonic()
         self._learning_rate = _learning_rate(self.model)
         self.batches.shuffle(epoch)
+        if keras.backend.backend() == "torch":  # its dropout draws from a global stream
+            rng = np.random.default_rng([self._config["seed"], epoch, 1])
+            keras.utils.set_random_seed(int(rng.integers(2**32)))
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._step += 1
