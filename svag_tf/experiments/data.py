@@ -86,8 +86,8 @@ def load_fashion_mnist(data_dir: str | None = None) -> Data:
             "Fashion-MNIST was not found. Three ways to get it: (1) name a folder with "
             "its four IDX files: --config.data_dir=DIR; (2) install Debian's package, "
             f"apt install dataset-fashion-mnist, which fills {DEBIAN_FASHION_MNIST}; "
-            "(3) go online once, so that Keras' downloader can fetch it. The downloader "
-            f"said: {error}"
+            "(3) go online once, so that Keras' downloader can fetch it. The "
+            f"downloader said: {error}"
         ) from error
     return Data(
         _pixels(x_train), y_train.astype(np.int32),
