@@ -209,9 +209,11 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The fields in which two configs differ, as lines `name: old -> new`."""
     old, new = flatten(old), flatten(new)
-    absent = "(absent)"
-    return [
-        f"{name}: {old.get(name, absent)!r} -> {new.get(name, absent)!r}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name, absent) != new.get(name, absent)
-    ]
+    lines = []
+    for name in sorted(old.keys() | new.keys()):
+        before, after = (
+            repr(flat[name]) if name in flat else "(absent)" for flat in (old, new)
+        )
+        if before != after:
+            lines.append(f"{name}: {before} -> {after}")
+    return lines

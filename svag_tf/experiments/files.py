@@ -37,7 +37,8 @@ def replacing(path: Path) -> Iterator[Path]:
         if os.name == "posix":
             _sync(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise ExperimentError(f"Cannot write {path}: {error}") from error
 
 

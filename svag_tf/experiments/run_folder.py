@@ -44,9 +44,7 @@ COLUMNS = (
     "test_loss",
     "test_accuracy",
 )
-START_AGAIN = (
-    "Delete the folder to start from the beginning, or name another --workdir."
-)
+START_AGAIN = "Delete the folder to start afresh, or name another --workdir."
 
 Row = dict[str, Any]
 
@@ -306,12 +304,10 @@ def log_line(rows: list[Row], epochs: int) -> str:
     row = rows[-1]
     seconds = [r["seconds"] for r in rows[1:]] or [row["seconds"]]
     left = statistics.median(seconds) * (epochs - row["epoch"])
-    eta = (
-        f"ETA {timedelta(seconds=round(left))}" if len(rows) > 1 else "before training"
-    )
+    eta = f"ETA {timedelta(seconds=round(left))}"
     return (
         f"epoch {row['epoch']:{len(str(epochs))}}/{epochs}  "
         f"train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.4f}  "
         f"test loss {row['test_loss']:.4f} accuracy {row['test_accuracy']:.4f}  "
-        f"{row['seconds']:.1f} s  {eta}"
+        f"{row['seconds']:.1f} s  {eta if len(rows) > 1 else 'before training'}"
     )

@@ -98,8 +98,8 @@ def _train_on(
         save_curves(state.rows, _title(config), folder.curves)
     if state.diverged:
         raise ExperimentError(
-            f"The training diverged in epoch {state.epoch}: the loss is not finite. Try "
-            "a lower optimizer.learning_rate (it was "
+            f"The training diverged in epoch {state.epoch}: the loss is not finite. "
+            "Try a lower optimizer.learning_rate (it was "
             f"{state.rows[-1]['learning_rate']:g}). The epochs so far are in "
             f"{folder.metrics} and {folder.curves}."
         )

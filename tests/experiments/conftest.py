@@ -1,0 +1,60 @@
+"""What the tests of the experiments share."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from svag_tf.experiments import problems
+from svag_tf.experiments.data import Data
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _global_state_restored() -> Iterator[None]:
+    """`train` makes TensorFlow deterministic for the process; other tests want XLA."""
+    yield
+    if keras.backend.backend() == "tensorflow":
+        from tensorflow.python.framework.config import disable_op_determinism
+
+        disable_op_determinism()
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture
+def make_config(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ConfigDict]:
+    """Makes the config of a tiny run with a dropout layer; any field overridden."""
+
+    def load(data_dir: str | None) -> Data:
+        rng = np.random.default_rng(0)
+        y = np.arange(96, dtype=np.int32) % 3
+        x = (rng.random((96, 4)) + np.eye(3, 4)[y]).astype(np.float32)
+        return Data(x[:64], y[:64], x[64:], y[64:])
+
+    def build() -> keras.Model:
+        return keras.Sequential(
+            [
+                keras.Input((4,)),
+                keras.layers.Dense(8, activation="relu"),
+                keras.layers.Dropout(0.5),
+                keras.layers.BatchNormalization(),
+                keras.layers.Dense(3, dtype="float32"),
+            ]
+        )
+
+    monkeypatch.setitem(problems.PROBLEMS, "tiny", problems.Problem(load, build))
+
+    def make(**fields: object) -> ConfigDict:
+        config = runpy.run_path(str(ROOT / "configs" / "digits.py"))["get_config"]()
+        config.problem, config.epochs, config.batch_size = "tiny", 3, 10
+        config.update_from_flattened_dict(fields)
+        return config
+
+    return make

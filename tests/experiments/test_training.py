@@ -1,0 +1,452 @@
+"""Runs: their results, their repeatability, and what stops them."""
+
+import csv
+import json
+import math
+import os
+
+import keras
+import numpy as np
+import pytest
+
+from svag_tf.experiments import training
+from svag_tf.experiments.errors import ExperimentError
+from svag_tf.experiments.optimizers import OPTIMIZERS
+from svag_tf.experiments.run_folder import COLUMNS, fingerprint
+from svag_tf.experiments.training import Batches, train
+
+RESULTS = {"config.json", "metrics.csv", "train.log", "curves.png", "model.keras",
+           "state.json", "checkpoints", "tensorboard", ".lock"}  # fmt: skip
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing catches it."""
+
+
+def snapshot(folder):
+    """Every path with its content and time of change."""
+    return {
+        str(p): (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else None)
+        for p in (folder, *sorted(folder.rglob("*")))
+    }
+
+
+def outcome(folder):
+    """What must be the same however often a run was interrupted."""
+    state = json.loads((folder / "state.json").read_text())
+    model = keras.models.load_model(folder / "model.keras")
+    return (
+        (folder / "metrics.csv").read_bytes(),
+        state["values_sha256"],
+        state["random"],
+        [v.tobytes() for v in model.get_weights()],
+    )
+
+
+def kill_at_replacement(monkeypatch, number, after):
+    """Ends the run before or after its `number`-th file is put in place."""
+    replace, count = os.replace, iter(range(10**6))
+
+    def replacement(*arguments):
+        kill = next(count) == number
+        if kill and not after:
+            raise Killed
+        replace(*arguments)
+        if kill:
+            raise Killed
+
+    monkeypatch.setattr(os, "replace", replacement)
+
+
+def test_results(make_config, tmp_path, capsys):
+    rows = train(make_config(), tmp_path / "new" / "run")
+    folder = tmp_path / "new" / "run"
+    assert set(os.listdir(folder)) == RESULTS
+    with (folder / "metrics.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert tuple(table[0]) == COLUMNS
+    assert [row["epoch"] for row in table] == ["0", "1", "2", "3"]
+    assert [row["step"] for row in table] == ["0", "6", "12", "18"]
+    assert [row["learning_rate"] for row in table] == ["0.1"] * 4
+    for read, row in zip(table, rows, strict=True):
+        for name in COLUMNS:
+            assert np.float32(read[name]) == np.float32(row[name])
+    assert len((folder / "train.log").read_text().splitlines()) == 4
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert os.listdir(folder / "checkpoints") == ["epoch_0003.keras"]
+    assert json.loads((folder / "config.json").read_text())["epochs"] == 3
+    model = keras.models.load_model(folder / "model.keras")
+    assert int(model.optimizer.iterations) == 18
+    output = capsys.readouterr().out
+    for part in ("Epoch 3/3", "accuracy", "ETA", "final (epoch 3)", "curves.png"):
+        assert part in output
+
+
+def test_the_numbers_are_those_of_the_saved_model(make_config, tmp_path):
+    rows = train(make_config(), tmp_path / "a")
+    model = keras.models.load_model(tmp_path / "a" / "model.keras")
+    data = training._load_data(make_config().to_dict())
+    loss, accuracy = model.evaluate(data.x_test, data.y_test, verbose=0)
+    assert rows[-1]["test_loss"] == pytest.approx(loss, rel=1e-5)
+    assert rows[-1]["test_accuracy"] == pytest.approx(accuracy)
+    n = len(data.x_test)  # as many training examples
+    loss, _ = model.evaluate(data.x_train[:n], data.y_train[:n], verbose=0)
+    assert rows[-1]["train_loss"] == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="reads TF's files")
+def test_tensorboard_holds_every_epoch_once(make_config, tmp_path, monkeypatch):
+    import tensorflow as tf
+
+    def read(part):
+        found = {}
+        for path in sorted((tmp_path / "a" / "tensorboard" / part).iterdir()):
+            for event in tf.compat.v1.train.summary_iterator(str(path)):
+                for value in event.summary.value:
+                    number = float(tf.make_ndarray(value.tensor))
+                    found.setdefault(value.tag, []).append((event.step, number))
+        return found
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at_replacement(patch, 10, after=True)
+        train(make_config(), tmp_path / "a")
+    rows = train(make_config(), tmp_path / "a")
+    for part in ("train", "test"):
+        found = read(part)
+        for name in ("loss", "accuracy"):
+            steps, values = zip(*found[name], strict=True)
+            assert steps == (0, 1, 2, 3)
+            assert np.allclose(values, [row[f"{part}_{name}"] for row in rows])
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer(make_config, tmp_path, name):
+    fields = {"optimizer.name": name, "optimizer.learning_rate": 0.003}
+    rows = train(make_config(epochs=1, **fields), tmp_path / name)
+    assert all(math.isfinite(value) for value in rows[1].values())
+    assert rows[1]["train_loss"] != rows[0]["train_loss"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"dtype_policy": "mixed_float16"},
+        {"dtype_policy": "mixed_bfloat16", "optimizer.state_dtype": "bfloat16"},
+        {"optimizer.use_ema": True, "optimizer.ema_momentum": 0.8},
+        {"optimizer.gradient_accumulation_steps": 4, "optimizer.weight_decay": 0.01},
+        {"schedule.name": "cosine", "schedule.warmup_epochs": 1.5},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_killed_and_resumed_is_bit_for_bit_the_same(
+    make_config, tmp_path, monkeypatch, fields
+):
+    config = make_config(**fields)
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at_replacement(patch, 7, after=False)  # while epoch 1 is committed
+        train(config, tmp_path / "cut")
+    train(config, tmp_path / "cut")
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return tmp_path_factory.mktemp("whole") / "run"
+
+
+# The files are put in place in this order: config.json; then for each of four epochs
+# a checkpoint, state.json, metrics.csv, train.log; then the tables again (2),
+# curves.png and model.keras.
+@pytest.mark.parametrize(
+    "number, after, left",
+    [
+        (0, False, {".tmp-config.json"}),
+        (0, True, {"config.json"}),
+        (1, False, {"config.json"}),
+        (1, True, {"config.json"}),  # epoch 0's checkpoint without a state
+        (9, False, {"state.json"}),  # before epoch 2's checkpoint
+        (9, True, {"state.json"}),  # after it, before the state that names it
+        (10, True, {"state.json"}),  # after the state, before metrics.csv
+        (19, False, {"state.json", "metrics.csv"}),  # trained; before curves.png
+        (20, False, {"curves.png"}),  # before model.keras
+        (20, True, RESULTS),
+    ],
+)
+def test_killed_at_any_moment(
+    make_config, tmp_path, monkeypatch, whole, number, after, left
+):
+    config = make_config()
+    if not whole.exists():
+        train(config, whole)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at_replacement(patch, number, after)
+        train(config, tmp_path)
+    assert left <= set(os.listdir(tmp_path))
+    train(config, tmp_path)
+    assert outcome(tmp_path) == outcome(whole)
+    assert set(os.listdir(tmp_path)) == RESULTS
+    assert os.listdir(tmp_path / "checkpoints") == ["epoch_0003.keras"]
+
+
+def test_the_seed_decides(make_config, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(make_config(seed=seed, epochs=1), tmp_path / name)
+    a, b, c = (outcome(tmp_path / name) for name in "abc")
+    assert a == b
+    assert a[0] != c[0] and a[3] != c[3]
+
+
+def test_a_finished_run_is_told_and_completed(make_config, tmp_path, capsys):
+    train(make_config(epochs=1), tmp_path)
+    before = outcome(tmp_path)
+    for name in ("metrics.csv", "train.log", "curves.png", "model.keras"):
+        (tmp_path / name).unlink()
+    capsys.readouterr()
+    rows = train(make_config(epochs=1), tmp_path)
+    output = capsys.readouterr().out
+    assert "is complete" in output and "final (epoch 1)" in output
+    assert "Epoch" not in output  # no training
+    assert len(rows) == 2
+    assert outcome(tmp_path) == before
+    assert set(os.listdir(tmp_path)) == RESULTS
+
+
+def test_ema_evaluates_and_saves_the_average(make_config, tmp_path):
+    fields = {"optimizer.use_ema": True, "optimizer.ema_momentum": 0.9}
+    rows = train(make_config(**fields), tmp_path / "average")
+    plain = train(make_config(), tmp_path / "plain")
+    assert rows[0]["test_loss"] == plain[0]["test_loss"]
+    assert rows[3]["test_loss"] != plain[3]["test_loss"]
+    model = keras.models.load_model(tmp_path / "average" / "model.keras")
+    data = training._load_data(make_config().to_dict())
+    loss, _ = model.evaluate(data.x_test, data.y_test, verbose=0)
+    assert rows[3]["test_loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_another_config_is_refused_and_nothing_is_touched(make_config, tmp_path):
+    folder = tmp_path / "run"
+    train(make_config(epochs=1), folder)
+    before = snapshot(folder)
+    other = make_config(epochs=2, **{"optimizer.beta": 0.5})
+    with pytest.raises(ExperimentError) as error:
+        train(other, folder)
+    assert "epochs: 1 -> 2" in str(error.value)
+    assert "optimizer.beta: None -> 0.5" in str(error.value)
+    assert "seed" not in str(error.value)
+    assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.csv", "model.keras", "state.json", "train.log", "curves.png"]
+)
+def test_results_without_a_config_are_refused(make_config, tmp_path, name):
+    (tmp_path / name).write_text("precious")
+    before = snapshot(tmp_path)
+    with pytest.raises(ExperimentError, match=f"no config.json but holds {name}"):
+        train(make_config(), tmp_path)
+    assert snapshot(tmp_path) == before
+
+
+def test_results_without_a_state_are_refused(make_config, tmp_path):
+    train(make_config(epochs=1), tmp_path)
+    (tmp_path / "state.json").unlink()
+    before = snapshot(tmp_path)
+    with pytest.raises(ExperimentError, match=r"no state\.json but holds metrics\.csv"):
+        train(make_config(epochs=1), tmp_path)
+    assert snapshot(tmp_path) == before
+
+
+def test_files_of_others_do_not_matter(make_config, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    train(make_config(epochs=1), tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def cut_half(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def drop_row(path):
+    state = json.loads(path.read_text())
+    del state["rows"][1]
+    path.write_text(json.dumps(state))
+
+
+@pytest.mark.parametrize(
+    "name, damage",
+    [
+        ("checkpoints/epoch_0002.keras", cut_half),
+        ("checkpoints/epoch_0002.keras", flip),
+        ("checkpoints/epoch_0002.keras", lambda path: path.unlink()),
+        ("state.json", cut_half),
+        ("state.json", lambda path: path.write_text("{}")),
+        ("state.json", drop_row),
+        ("config.json", cut_half),
+    ],
+)
+def test_corruption_is_told_and_nothing_is_touched(
+    make_config, tmp_path, monkeypatch, name, damage
+):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at_replacement(patch, 12, after=True)  # epoch 2 is committed
+        train(make_config(), folder)
+    damage(folder / name)
+    before = snapshot(folder)
+    with pytest.raises(ExperimentError, match=os.path.basename(name)) as error:
+        train(make_config(), folder)
+    assert "Delete the folder" in str(error.value) or name == "config.json"
+    assert snapshot(folder) == before
+
+
+def test_a_checkpoint_of_other_values_is_refused(make_config, tmp_path, monkeypatch):
+    train(make_config(epochs=1), tmp_path)
+    (tmp_path / "model.keras").unlink()
+    path = tmp_path / "state.json"
+    state = json.loads(path.read_text())
+    state["values_sha256"] = "0" * 64
+    path.write_text(json.dumps(state))
+    with pytest.raises(ExperimentError, match="does not restore the values"):
+        train(make_config(epochs=1), tmp_path)
+
+
+def test_another_backend_is_refused(make_config, tmp_path):
+    train(make_config(epochs=1), tmp_path)
+    path = tmp_path / "state.json"
+    state = json.loads(path.read_text()) | {"backend": "numpy"}
+    path.write_text(json.dumps(state))
+    with pytest.raises(ExperimentError, match="KERAS_BACKEND=numpy"):
+        train(make_config(epochs=1), tmp_path)
+
+
+@pytest.mark.parametrize("inner", [".", "below", "far/below"])
+def test_a_file_where_the_workdir_should_be(make_config, tmp_path, inner):
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(ExperimentError, match=r"cannot be written.*not a.*folder"):
+        train(make_config(), tmp_path / "file" / inner)
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_workdir_that_cannot_be_made(make_config, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    with pytest.raises(ExperimentError, match=r"cannot be written.*Permission denied"):
+        train(make_config(), tmp_path / "a")
+
+
+def test_two_at_once(make_config, tmp_path):
+    import filelock
+
+    tmp_path.joinpath("run").mkdir()
+    with (
+        filelock.FileLock(tmp_path / "run" / ".lock"),
+        pytest.raises(ExperimentError, match="in use by another process"),
+    ):
+        train(make_config(), tmp_path / "run")
+    assert os.listdir(tmp_path / "run") in ([".lock"], [])
+    train(make_config(epochs=1), tmp_path / "run")
+
+
+def test_divergence_ends_the_run(make_config, tmp_path, capsys):
+    fields = {"optimizer.name": "sgd", "optimizer.learning_rate": 1e30}
+    for _ in range(2):  # the second time, nothing is trained
+        capsys.readouterr()
+        with pytest.raises(
+            ExperimentError, match=r"diverged in epoch 1.*learning_rate"
+        ):
+            train(make_config(**fields), tmp_path)
+    assert "Epoch" not in capsys.readouterr().out
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert not math.isfinite(float(rows[1]["train_loss"]))
+    assert not (tmp_path / "model.keras").exists()
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("batch_size", 65, r"\[1, 64\]"),
+        ("train_examples", 65, "64 examples"),
+        ("test_examples", 33, "32 examples"),
+        ("optimizer.momentum", 0.5, "has no optimizer.momentum"),
+        ("epochs", 0, "epochs must be"),
+    ],
+)
+def test_nothing_is_written_for_a_bad_config(
+    make_config, tmp_path, field, value, message
+):
+    with pytest.raises(ExperimentError, match=message):
+        train(make_config(**{field: value}), tmp_path / "run")
+    assert os.listdir(tmp_path) == []
+
+
+def test_limits(make_config, tmp_path):
+    config = make_config(train_examples=20, test_examples=7, epochs=1)
+    rows = train(config, tmp_path)
+    assert rows[-1]["step"] == 2
+    assert (rows[-1]["test_accuracy"] * 7) % 1 == pytest.approx(0, abs=1e-5)
+
+
+def test_train_leaves_the_dtype_policy_alone(make_config, tmp_path):
+    train(make_config(epochs=1, dtype_policy="mixed_bfloat16"), tmp_path)
+    assert keras.config.dtype_policy().name == "float32"
+
+
+def test_batches():
+    x, y = np.arange(10.0), np.arange(10)
+    shuffled = Batches(x, y, 4, seed=3)
+    shuffled.shuffle(0)
+    first = [shuffled[i][1].tolist() for i in range(len(shuffled))]
+    assert [len(batch) for batch in first] == [4, 4]  # the remainder is dropped
+    seen = [label for batch in first for label in batch]
+    assert len(set(seen)) == 8 and seen != sorted(seen)
+    shuffled.shuffle(1)
+    assert shuffled[0][1].tolist() != first[0]
+    again = Batches(x, y, 4, seed=3)
+    again.shuffle(0)
+    assert again[0][1].tolist() == first[0]
+    ordered = Batches(x, y, 4)
+    assert [ordered[i][0].tolist() for i in range(len(ordered))] == [
+        [0, 1, 2, 3], [4, 5, 6, 7], [8, 9]
+    ]  # fmt: skip
+
+
+def test_each_epoch_trains_on_its_own_order(make_config, tmp_path, monkeypatch):
+    """Keras must not shuffle the batches a second time, from a global stream."""
+    seen = []
+    get = Batches.__getitem__
+
+    def record(self, index):
+        if self._seed is not None:
+            seen.append((index, self._order.tobytes()))
+        return get(self, index)
+
+    monkeypatch.setattr(Batches, "__getitem__", record)
+    train(make_config(epochs=2), tmp_path)
+    rng = [np.random.default_rng([0, epoch]).permutation(64) for epoch in (0, 1)]
+    orders = [order.tobytes() for order in rng]
+    for order in orders:
+        assert [i for i, o in seen if o == order] == list(range(6))
+
+
+def test_fingerprint_sees_every_value():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dropout(0.5),
+                              keras.layers.Dense(1)])  # fmt: skip
+    model.compile(OPTIMIZERS["msvag"](), "mse")
+    model.optimizer.build(model.trainable_variables)
+    seen = {fingerprint(model)}
+    variables = (*model.variables, *model.optimizer.variables)
+    for variable in variables:
+        variable.assign(variable + 1)
+        seen.add(fingerprint(model))
+    assert len(seen) == 1 + len(variables)
