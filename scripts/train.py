@@ -8,12 +8,13 @@ Run again with the same flags after an interruption, it goes on from the last
 finished epoch. Exit code: 0 if the run is complete, else not 0.
 """
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # same numbers on more machines
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -35,11 +36,25 @@ _WORKDIR = flags.DEFINE_string(
 )
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Drops what native code writes to stderr: TensorFlow's greetings on import."""
+    stderr = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}")
-    from svag_tf.experiments.errors import ExperimentError
-    from svag_tf.experiments.training import train
+    with quiet():
+        from svag_tf.experiments.errors import ExperimentError
+        from svag_tf.experiments.training import train
 
     try:
         config = _CONFIG.value
@@ -51,6 +66,8 @@ def main(argv: list[str]) -> None:
         train(config, _WORKDIR.value or f"runs/{stem}-{name}")
     except ExperimentError as error:
         sys.exit(f"Error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("Interrupted. The same command goes on from the last epoch.")
 
 
 if __name__ == "__main__":

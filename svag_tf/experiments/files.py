@@ -74,11 +74,15 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Removes what a killed process left half-written in `folder`."""
-    for path in folder.glob(TEMPORARY_PREFIX + "*"):
-        if path.is_file():
-            path.unlink()
+def remove_temporaries(folder: Path, pattern: str) -> None:
+    """Removes what a killed process left of half-written files.
+
+    Args:
+        folder: where to look.
+        pattern: the files' names, such as `"epoch_*.keras"`.
+    """
+    for path in folder.glob(TEMPORARY_PREFIX + pattern):
+        path.unlink()
 
 
 def _sync(path: Path) -> None:

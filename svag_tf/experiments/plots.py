@@ -51,7 +51,7 @@ def save_curves(rows: list[dict[str, Any]], title: str, path: Path) -> None:
                 label=part,
             )
         axes.set(xlabel="epoch", ylabel=name)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.margins(x=0.02)
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)

@@ -44,6 +44,7 @@ COLUMNS = (
     "test_loss",
     "test_accuracy",
 )
+CHECKPOINTS = "epoch_*.keras"
 START_AGAIN = "Delete the folder to start afresh, or name another --workdir."
 
 Row = dict[str, Any]
@@ -98,6 +99,7 @@ class RunFolder:
         self.log = self.path / "train.log"
         self.curves = self.path / "curves.png"
         self.model = self.path / "model.keras"
+        self.results = (self.metrics, self.log, self.curves, self.model)
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
 
@@ -122,9 +124,8 @@ class RunFolder:
                 "writable folder."
             )
         fresh = State(keras.backend.backend())
-        results = (self.metrics, self.log, self.curves, self.model)
         if not os.path.lexists(self.config):
-            others = (*results, self.state, self.checkpoints, self.tensorboard)
+            others = (*self.results, self.state, self.checkpoints, self.tensorboard)
             self._refuse_existing(others, self.config)
             return fresh
         changed = differences(read_json(self.config), config)
@@ -135,7 +136,7 @@ class RunFolder:
                 + "\n  ".join(changed)
             )
         if not os.path.lexists(self.state):
-            self._refuse_existing(results, self.state)
+            self._refuse_existing(self.results, self.state)
             return fresh
         state = self._read_state()
         if state.backend != fresh.backend:
@@ -166,8 +167,9 @@ class RunFolder:
                 if not self.config.exists():
                     write_json(self.config, config)
                 self.checkpoints.mkdir(exist_ok=True)
-                remove_temporaries(self.path)
-                remove_temporaries(self.checkpoints)
+                for path in (self.config, self.state, *self.results):
+                    remove_temporaries(self.path, path.name)
+                remove_temporaries(self.checkpoints, CHECKPOINTS)
                 self._remove_old_checkpoints(state)
             except filelock.Timeout as error:
                 raise ExperimentError(
@@ -251,7 +253,11 @@ class RunFolder:
         try:
             state = State(**read_json(self.state))
             epochs = [row["epoch"] for row in state.rows]
-            complete = all(row.keys() == {*COLUMNS, "seconds"} for row in state.rows)
+            complete = all(
+                row.keys() == {*COLUMNS, "seconds"}
+                and all(isinstance(value, int | float) for value in row.values())
+                for row in state.rows
+            )
             if not complete or not epochs or epochs != list(range(len(epochs))):
                 raise ExperimentError(f"{self.state} is corrupt: its rows have gaps.")
             checkpoint = self.checkpoints / state.checkpoint
@@ -280,7 +286,7 @@ class RunFolder:
             )
 
     def _remove_old_checkpoints(self, state: State) -> None:
-        for path in self.checkpoints.glob("epoch_*.keras"):
+        for path in self.checkpoints.glob(CHECKPOINTS):
             if path.name != state.checkpoint:
                 path.unlink()
 

@@ -95,7 +95,9 @@ def _train_on(
             )
     folder.write_tables(state, epochs)
     if trained or not folder.curves.exists():
-        save_curves(state.rows, _title(config), folder.curves)
+        rate = state.rows[0]["learning_rate"]
+        title = f"{_title(config)} (learning rate {rate:g})"
+        save_curves(state.rows, title, folder.curves)
     if state.diverged:
         raise ExperimentError(
             f"The training diverged in epoch {state.epoch}: the loss is not finite. "
@@ -339,15 +341,14 @@ def _print_results(
             f"{row['test_accuracy']:.2%}",
         )
     seconds = sum(row["seconds"] for row in rows)
-    console = Console()
+    console = Console(highlight=False, markup=False)
     console.print(table)
     console.print(
         f"{parameters:,} parameters, {rows[-1]['step']:,} steps in {seconds:.1f} s, "
         f"learning rate {rows[0]['learning_rate']:g} at the start and "
         f"{rows[-1]['learning_rate']:g} in the last epoch",
-        highlight=False,
     )
-    console.print(f"Results in {folder.path}:", highlight=False)
+    console.print(f"Results in {folder.path}:")
     for path, what in (
         (folder.curves, "loss and accuracy"),
         (folder.metrics, "the same as numbers"),
@@ -357,4 +358,4 @@ def _print_results(
         (folder.tensorboard, "event files: tensorboard --logdir"),
     ):
         if path.exists():
-            console.print(f"  {path.name:12} {what}", highlight=False)
+            console.print(f"  {path.name:12} {what}")

@@ -37,7 +37,9 @@ def test_a_kill_leaves_the_old_file(tmp_path, monkeypatch, moment):
             killed()
     assert path.read_text() == "old"
     assert temporary.exists()  # as after a kill
-    files.remove_temporaries(tmp_path)
+    files.remove_temporaries(tmp_path, "b.*")
+    assert temporary.exists()
+    files.remove_temporaries(tmp_path, "*.keras")
     assert os.listdir(tmp_path) == ["a.keras"]
 
 
