@@ -1,6 +1,5 @@
 """Trains a problem with an optimizer, both named in a config.
 
-    python scripts/train.py
     python scripts/train.py --config=configs/fmnist_2c2d.py --workdir=runs/p1
     python scripts/train.py --config.optimizer.name=ssd --config.epochs=5
 
@@ -16,14 +15,14 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
-ROOT = Path(__file__).resolve().parent.parent
+DIGITS = Path(__file__).resolve().parent.parent / "configs" / "digits.py"
 try:  # the fields of --config are parsed here, the other flags in app.run
     _CONFIG = config_flags.DEFINE_config_file(
         "config",
-        str(ROOT / "configs" / "digits.py"),
+        str(DIGITS),
         "The config file. Any field can be overridden: --config.epochs=5.",
         lock_config=True,
     )
@@ -52,19 +51,15 @@ def quiet() -> Iterator[None]:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}")
+    logging.set_verbosity(logging.WARNING)
     with quiet():
         from svag_tf.experiments.errors import ExperimentError
         from svag_tf.experiments.training import train
-
     try:
         config = _CONFIG.value
-        name = config.optimizer.name
-    except OSError as error:
-        sys.exit(f"Error: {error}")
-    stem = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    try:
-        train(config, _WORKDIR.value or f"runs/{stem}-{name}")
-    except ExperimentError as error:
+        stem = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+        train(config, _WORKDIR.value or f"runs/{stem}-{config.optimizer.name}")
+    except (ExperimentError, OSError) as error:
         sys.exit(f"Error: {error}")
     except KeyboardInterrupt:
         sys.exit("Interrupted. The same command goes on from the last epoch.")

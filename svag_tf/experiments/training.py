@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,12 @@ from svag_tf.experiments.optimizers import build_optimizer
 from svag_tf.experiments.plots import save_curves
 from svag_tf.experiments.problems import PROBLEMS
 from svag_tf.experiments.run_folder import Row, RunFolder, State, log_line
+
+try:  # any backend can do without
+    import tensorboard  # noqa: F401
+    from tensorflow import summary
+except ImportError:
+    summary = None
 
 EVALUATION_BATCH = 500
 
@@ -286,11 +291,10 @@ def _averaged(model: keras.Model, averaged: Any) -> Iterator[None]:
 @contextlib.contextmanager
 def _tensorboard(folder: Path, rows: list[Row]) -> Iterator[Any]:
     """Event files of all epochs, those in `rows` and those shown later."""
-    try:
-        summary = importlib.import_module("tensorflow").summary
-        importlib.import_module("tensorboard")
-    except ImportError:
-        print("No TensorBoard files: they need the package tensorflow.")
+    if summary is None:
+        print(
+            "No TensorBoard files: they need the packages tensorflow and tensorboard."
+        )
         yield lambda row: None
         return
     for old in folder.glob("*/events.out.tfevents.*"):

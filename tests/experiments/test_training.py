@@ -119,6 +119,15 @@ def test_tensorboard_holds_every_epoch_once(make_config, tmp_path, monkeypatch):
             assert np.allclose(values, [row[f"{part}_{name}"] for row in rows])
 
 
+def test_without_tensorflow_there_is_a_line_and_no_tensorboard(
+    make_config, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(training, "summary", None)
+    train(make_config(epochs=1), tmp_path)
+    assert "No TensorBoard files" in capsys.readouterr().out
+    assert set(os.listdir(tmp_path)) == RESULTS - {"tensorboard"}
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer(make_config, tmp_path, name):
     fields = {"optimizer.name": name, "optimizer.learning_rate": 0.003}
