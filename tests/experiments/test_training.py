@@ -175,7 +175,7 @@ def whole(tmp_path_factory):
         (1, False, {"config.json"}),
         (1, True, {"config.json"}),  # epoch 0's checkpoint without a state
         (9, False, {"state.json"}),  # before epoch 2's checkpoint
-        (9, True, {"state.json"}),  # after it, before the state that names it
+        (10, False, {"state.json"}),  # after it, before the state that names it
         (10, True, {"state.json"}),  # after the state, before metrics.csv
         (19, False, {"state.json", "metrics.csv"}),  # trained; before curves.png
         (20, False, {"curves.png"}),  # before model.keras
@@ -231,6 +231,16 @@ def test_ema_evaluates_and_saves_the_average(make_config, tmp_path):
     data = training._load_data(make_config().to_dict())
     loss, _ = model.evaluate(data.x_test, data.y_test, verbose=0)
     assert rows[3]["test_loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_ema_killed_before_the_model_is_saved(make_config, tmp_path, monkeypatch):
+    config = make_config(**{"optimizer.use_ema": True, "optimizer.ema_momentum": 0.9})
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at_replacement(patch, 19, after=False)
+        train(config, tmp_path / "cut")
+    train(config, tmp_path / "cut")
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
 
 
 def test_another_config_is_refused_and_nothing_is_touched(make_config, tmp_path):
