@@ -10,6 +10,7 @@ the same, corrected for that start:
     rho = (1 - beta)(1 + beta^t) / ((1 + beta)(1 - beta^t))
     s = (v - m^2) / (1 - rho)          unbiased estimate of sigma^2 = var[g]
     rho s                              estimate of var[m]
+    eta^2 = s / m^2, or rho s / m^2    noise-to-signal ratio
 
 In floats 1 - rho loses all its digits for small t, so it is never formed: the two
 factors that turn v - m^2 into s and into rho s are computed directly (with expm1).
@@ -17,7 +18,7 @@ At t = 1, and always for beta = 0, the averages hold one observation, which says
 nothing of the noise: both factors are 0 there, and every gamma is 1.
 
 A float32 square overflows above 1.8e19 and underflows below 1e-19. Squares saturate
-at the largest finite float, and a gamma without noise information is 1, so that any
+at the largest finite float, and the ratio is formed of eta, not of eta^2, so that any
 finite gradient gives a finite update with gamma in [0, 1].
 
 Reference: L. Balles, P. Hennig, "Dissecting Adam: The Sign, Magnitude and Variance
@@ -41,12 +42,18 @@ def saturating_square(x):
 
 
 def moving_average(average, value, beta):
-    """beta * average + (1 - beta) * value, which cannot overflow."""
+    """beta * average + (1 - beta) * value.
+
+    As a correction of the average: rounding beta to float32 would cost digits when
+    beta is close to 1. The difference of products cannot overflow.
+    """
+    if beta == 0.0:
+        return value
     return average + ((1.0 - beta) * value - (1.0 - beta) * average)
 
 
 def bias_corrected(average, t, beta):
-    """average / (1 - beta^t), saturating at the largest finite float.
+    """average / (1 - beta^t), at most the largest finite float in size.
 
     Equation: m = m~ / (1 - beta^t), v = v~ / (1 - beta^t).
     """
@@ -61,13 +68,6 @@ def several(t, beta):
     return ops.cast(t > 1.0, t.dtype) if beta > 0.0 else ops.zeros_like(t)
 
 
-def _variance_factor(numerator, t, beta):
-    """numerator / (2 (beta - beta^t)), 0 at t = 1 (one observation, no variance)."""
-    shrink = -ops.expm1(ops.maximum(t - 1.0, 1.0) * math.log(beta))
-    # Below 1e-30 a beta is no average at all in float32, and 1/beta no number.
-    return several(t, beta) * numerator / (2.0 * max(beta, 1e-30) * shrink)
-
-
 def variance_factor(t, beta):
     """1 / (1 - rho), the factor that makes v - m^2 an unbiased sigma^2; 0 at t = 1.
 
@@ -75,7 +75,7 @@ def variance_factor(t, beta):
     """
     if beta == 0.0:
         return ops.zeros_like(t)
-    return _variance_factor((1.0 + beta) * -ops.expm1(t * math.log(beta)), t, beta)
+    return (1.0 + beta) * -ops.expm1(t * math.log(beta)) * _over_decay(t, beta)
 
 
 def mean_variance_factor(t, beta):
@@ -85,7 +85,14 @@ def mean_variance_factor(t, beta):
     """
     if beta == 0.0:
         return ops.zeros_like(t)
-    return _variance_factor((1.0 - beta) * (1.0 + ops.exp(t * math.log(beta))), t, beta)
+    return (1.0 - beta) * (1.0 + ops.exp(t * math.log(beta))) * _over_decay(t, beta)
+
+
+def _over_decay(t, beta):
+    """1 / (2 (beta - beta^t)), 0 at t = 1."""
+    decay = -ops.expm1(ops.maximum(t - 1.0, 1.0) * math.log(beta))
+    # A beta below 1e-30 averages nothing in float32, and 1/beta is no number there.
+    return several(t, beta) / (2.0 * max(beta, 1e-30) * decay)
 
 
 def excess(m, v):
@@ -93,52 +100,48 @@ def excess(m, v):
     return ops.maximum(v - saturating_square(m), 0.0)
 
 
-def gradient_variance(m, v, t, beta):
-    """s = (v - m^2) / (1 - rho), the unbiased estimate of the gradient's variance."""
-    return variance_factor(t, beta) * excess(m, v)
+def noise_to_signal(m, v, factor):
+    """eta = sqrt(factor (v - m^2)) / |m|, the root of the noise-to-signal ratio.
 
+    Args:
+        m: Average of g, corrected for its start.
+        v: Average of g^2, likewise.
+        factor: Scalar. `variance_factor` for the gradient's noise (s),
+            `mean_variance_factor` for that of its average (rho s).
 
-def mean_variance(m, v, t, beta):
-    """rho s, the estimate of the variance of the averaged gradient m."""
-    return mean_variance_factor(t, beta) * excess(m, v)
-
-
-def _adapted(factor, m, variance):
-    """factor where there is noise; 1 where there is none; 0 where m = 0."""
-    one = ops.ones_like(m)
-    noisy = ops.where(variance > 0.0, factor, one)
-    return ops.where(m == 0.0, ops.zeros_like(m), noisy)
-
-
-def _positive(variance):
-    """variance, with 1 for the zeros whose quotients `_adapted` throws away."""
-    return ops.where(variance > 0.0, variance, ops.ones_like(variance))
-
-
-def gamma_sign_adam(m, variance):
-    """gamma = (1 + eta^2)^(-1/2) with eta^2 = variance / m^2: Adam's factor.
-
-    With the variance v - m^2 it makes gamma * sign(m) = m / sqrt(v).
+    Returns:
+        eta, in [0, inf]; where m = 0 it has no meaning.
     """
-    # |m| / sqrt(m^2 + variance) keeps its digits also where m^2 underflows.
-    limit = largest(backend.standardize_dtype(m.dtype))
-    square = ops.minimum(saturating_square(m) + _positive(variance), limit)
-    return _adapted(ops.minimum(ops.abs(m) / ops.sqrt(square), 1.0), m, variance)
+    size = ops.where(m == 0.0, ops.ones_like(m), ops.abs(m))
+    return ops.sqrt(factor) * ops.sqrt(excess(m, v)) / size
 
 
-def gamma_gradient(m, variance):
-    """gamma = 1 / (1 + eta^2) = m^2 / (m^2 + variance), eta^2 = variance / m^2.
+def gamma_gradient(m, eta):
+    """gamma = 1 / (1 + eta^2), and 0 where m = 0.
 
     The factor that minimises E||gamma g - grad L||^2 (the paper's Lemma).
     """
-    return ops.square(gamma_sign_adam(m, variance))
+    return _zero_without_signal(m, 1.0 / (1.0 + ops.square(eta)))
 
 
-def gamma_sign(m, variance):
-    """gamma = erf(1 / (sqrt(2) eta)) = erf(|m| / sqrt(2 variance)).
+def gamma_sign(m, eta):
+    """gamma = erf(1 / (sqrt(2) eta)), and 0 where m = 0.
 
     The factor 2 P[sign(g) = sign(grad L)] - 1 that minimises
     E||gamma sign(g) - sign(grad L)||^2 for Gaussian noise (the paper's Lemma).
     """
-    factor = ops.erf(math.sqrt(0.5) * ops.abs(m) / ops.sqrt(_positive(variance)))
-    return _adapted(factor, m, variance)
+    # erf is 1 from 4 on: the lower bound saves 1/0.
+    factor = ops.erf(math.sqrt(0.5) / ops.maximum(eta, 1e-3))
+    return _zero_without_signal(m, factor)
+
+
+def gamma_sign_adam(m, eta):
+    """gamma = (1 + eta^2)^(-1/2), and 0 where m = 0.
+
+    With eta^2 = (v - m^2)/m^2 it makes gamma * sign(m) = m / sqrt(v): Adam.
+    """
+    return _zero_without_signal(m, 1.0 / ops.sqrt(1.0 + ops.square(eta)))
+
+
+def _zero_without_signal(m, gamma):
+    return ops.where(m == 0.0, ops.zeros_like(m), gamma)

@@ -166,7 +166,7 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         if self.built:
             return
         super().build(variables)
-        slots = {name: [] for name in self.slots}
+        slots: dict[str, list] = {name: [] for name in self.slots}
         for variable in variables:
             for name, variables_of_slot in slots.items():
                 variables_of_slot.append(self._new_slot(variable, name))

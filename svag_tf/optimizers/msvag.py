@@ -97,5 +97,5 @@ class MSVAG(MomentOptimizer):
 
     def direction(self, g, m, v, t):
         """gamma * m; see the class."""
-        rho_s = rules.mean_variance(m, v, t, self.beta)
-        return rules.gamma_gradient(m, rho_s) * m
+        eta = rules.noise_to_signal(m, v, rules.mean_variance_factor(t, self.beta))
+        return rules.gamma_gradient(m, eta) * m

@@ -109,7 +109,11 @@ class MSVAS(SignAdaptedOptimizer):
     def direction(self, g, m, v, t):
         """gamma * sign(m); see the class."""
         if self.adaptation == "adam":
-            variance = rules.several(t, self.beta) * rules.excess(m, v)
+            factor = rules.several(t, self.beta)
         else:
-            variance = rules.mean_variance(m, v, t, self.beta)
-        return self.gamma(m, variance) * ops.sign(m)
+            factor = rules.mean_variance_factor(t, self.beta)
+        gamma = self.gamma(m, rules.noise_to_signal(m, v, factor))
+        # After a long run of zero gradients v~ underflows before m~ does: that is
+        # the end of an old gradient, not the certainty of a noiseless one.
+        forgotten = ops.logical_and(v == 0.0, g == 0.0)
+        return ops.where(forgotten, ops.zeros_like(m), gamma * ops.sign(m))

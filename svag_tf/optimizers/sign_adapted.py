@@ -23,9 +23,9 @@ class SignAdaptedOptimizer(MomentOptimizer):
         super().__init__(**kwargs)
         self.adaptation = adaptation
 
-    def gamma(self, m, variance):
-        """The factor of the chosen adaptation, for the given estimate of variance."""
-        return _GAMMAS[self.adaptation](m, variance)
+    def gamma(self, m, eta):
+        """The factor of the chosen adaptation."""
+        return _GAMMAS[self.adaptation](m, eta)
 
     def get_config(self):
         """The arguments that make an equal optimizer, for `from_config`."""

@@ -97,5 +97,5 @@ class SVAG(MomentOptimizer):
 
     def direction(self, g, m, v, t):
         """gamma * g; see the class."""
-        s = rules.gradient_variance(m, v, t, self.beta)
-        return rules.gamma_gradient(m, s) * g
+        eta = rules.noise_to_signal(m, v, rules.variance_factor(t, self.beta))
+        return rules.gamma_gradient(m, eta) * g

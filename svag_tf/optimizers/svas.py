@@ -106,5 +106,5 @@ class SVAS(SignAdaptedOptimizer):
 
     def direction(self, g, m, v, t):
         """gamma * sign(g); see the class."""
-        s = rules.gradient_variance(m, v, t, self.beta)
-        return self.gamma(m, s) * ops.sign(g)
+        eta = rules.noise_to_signal(m, v, rules.variance_factor(t, self.beta))
+        return self.gamma(m, eta) * ops.sign(g)
