@@ -1,0 +1,44 @@
+"""What all tests share: global state as it was, and caches of compiled code cleared."""
+
+import importlib
+
+import keras
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _keras_state_restored():
+    """Dtype policy and floatx are the process's: no test may leave its own behind."""
+    policy, floatx = keras.config.dtype_policy(), keras.config.floatx()
+    yield
+    keras.config.set_dtype_policy(policy)
+    keras.config.set_floatx(floatx)
+
+
+def forget_compiled_rules():
+    """Empties the caches of kernels, which hold the rules as they were when traced.
+
+    A test that patches a rule must call it, or it may see the rule unpatched.
+    """
+    try:
+        kernels = importlib.import_module("svag_tf.kernels")
+    except ModuleNotFoundError:
+        return  # This version has none.
+    for name, value in vars(kernels).items():
+        if hasattr(value, "cache_clear"):  # functools.cache
+            value.cache_clear()
+        elif "cache" in name.lower() and hasattr(value, "clear"):
+            value.clear()
+
+
+@pytest.fixture
+def patch_rules(monkeypatch):
+    """`patch_rules(owner, name, value)`: monkeypatch, and no stale compiled rule."""
+
+    def patch(owner, name, value):
+        monkeypatch.setattr(owner, name, value)
+        forget_compiled_rules()
+
+    yield patch
+    monkeypatch.undo()
+    forget_compiled_rules()

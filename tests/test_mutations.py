@@ -1,0 +1,168 @@
+"""The teeth of the table: each error that ports of the method made must fail it.
+
+Every mutation changes one rule or one method's direction; the comparison that
+`optimizers/test_table.py` makes, and nothing else, must notice.
+"""
+
+import pytest
+import table
+from keras import ops
+
+import svag_tf
+from svag_tf import rules
+
+BETA = 0.9
+STEPS = 40
+MODES = ("eager", "graph")
+
+USE_RHO_S = ("msvag", "msvas_gaussian")
+USE_S = ("svag", "svas_gaussian", "svas_adam")
+ADAPTED = (*USE_S, *USE_RHO_S, "msvas_adam")
+AVERAGED = ("msgd", *ADAPTED)
+
+
+def _with_beta(function, beta):
+    """A rule of (..., beta) that always takes this beta."""
+    return lambda *args: function(*args[:-1], beta)
+
+
+def _later(function):
+    """A rule of (..., t, beta) at t + 1."""
+    return lambda *args: function(*args[:-2], args[-2] + 1.0, args[-1])
+
+
+def _without_rho(t, beta):
+    """1 / (1 - rho) left out of s: v - m^2 itself, biased."""
+    return rules.several(t, beta)
+
+
+def _without_square_in_rho(t, beta):
+    """rho/(1 - rho) for rho = (1-beta)^2 (1-beta^2t) / ((1-beta^2)(1-beta^t))."""
+    rho = (1.0 - beta) * (1.0 + beta**t) / (1.0 + beta)
+    return rules.several(t, beta) * rho / (1.0 - rho)
+
+
+_eta = rules.noise_to_signal  # The right one, whatever is patched.
+_average = rules.moving_average
+
+# What is changed -> {name of the rule: its wrong version}, methods that must fail.
+MUTATIONS = {
+    "beta 1 % larger, averages only": (
+        {"moving_average": _with_beta(rules.moving_average, 0.909)},
+        ("mssd", *AVERAGED),
+    ),
+    "beta 0.99 in the bias correction": (
+        {"bias_corrected": _with_beta(rules.bias_corrected, 0.99)},
+        AVERAGED,
+    ),
+    "beta 1 % smaller in the noise estimate": (
+        {
+            name: _with_beta(getattr(rules, name), 0.891)
+            for name in ("variance_factor", "mean_variance_factor")
+        },
+        (*USE_S, *USE_RHO_S),
+    ),
+    "bias correction dropped": (
+        {"bias_corrected": lambda average, t, beta: average},
+        AVERAGED,
+    ),
+    "beta^t in place of 1 - beta^t": (
+        {"bias_corrected": lambda average, t, beta: average / beta**t},
+        AVERAGED,
+    ),
+    "rho = 1 in rho s": ({"mean_variance_factor": rules.variance_factor}, USE_RHO_S),
+    "1 / (1 - rho) dropped from s": ({"variance_factor": _without_rho}, USE_S),
+    "rho's square dropped": (
+        {"mean_variance_factor": _without_square_in_rho},
+        USE_RHO_S,
+    ),
+    "gamma's square dropped": (
+        {"noise_to_signal": lambda *args: ops.sqrt(_eta(*args))},
+        ADAPTED,
+    ),
+    "average of signs in place of sign of average": (
+        {"moving_average": lambda m, g, beta: _average(m, ops.sign(g), beta)},
+        ("mssd", "msvas_gaussian", "msvas_adam"),
+    ),
+    "v of |g| in place of g^2": (
+        {"saturating_square": ops.abs},
+        ADAPTED,
+    ),
+    "v - m^2 not clipped at 0": (
+        {"excess": lambda m, v: v - ops.square(m)},
+        ADAPTED,
+    ),
+    "t one too large": (
+        {
+            name: _later(getattr(rules, name))
+            for name in (
+                "bias_corrected",
+                "several",
+                "variance_factor",
+                "mean_variance_factor",
+            )
+        },
+        AVERAGED,
+    ),
+}
+
+
+def _step_along_g(direction):
+    """gamma * m becomes gamma * g, with the same gamma."""
+    return lambda self, g, m, v, t: (
+        direction(self, g, m, v, t) / ops.where(m == 0.0, 1.0, m) * g
+    )
+
+
+def _step_along_m(direction):
+    """gamma * g becomes gamma * m: these rules use g in no other place."""
+    return lambda self, g, m, v, t: direction(self, m, m, v, t)
+
+
+def _sign_of_g(direction):
+    """gamma * sign(m) becomes gamma * sign(g), with the same gamma."""
+    return lambda self, g, m, v, t: ops.abs(direction(self, g, m, v, t)) * ops.sign(g)
+
+
+SWAPPED = {
+    "msgd": _step_along_g,
+    "mssd": _sign_of_g,
+    "svag": _step_along_m,
+    "msvag": _step_along_g,
+    "svas_gaussian": _step_along_m,
+    "svas_adam": _step_along_m,
+    "msvas_gaussian": _sign_of_g,
+    "msvas_adam": _sign_of_g,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _unmutated_passes():
+    """Without a mutation the same comparison passes, or its failures prove nothing."""
+    for variant in table.VARIANTS:
+        for mode in MODES:
+            table.check(variant, BETA, mode, steps=STEPS)
+
+
+def _assert_table_fails(variant, mode):
+    with pytest.raises(AssertionError, match="is wrong in"):
+        table.check(variant, BETA, mode, steps=STEPS)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mutation, variant",
+    [(name, variant) for name, (_, found) in MUTATIONS.items() for variant in found],
+)
+def test_wrong_rule(mutation, variant, mode, patch_rules):
+    for name, wrong in MUTATIONS[mutation][0].items():
+        patch_rules(rules, name, wrong)
+    _assert_table_fails(variant, mode)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("variant", SWAPPED)
+def test_gradient_and_momentum_swapped(variant, mode, patch_rules):
+    cls = getattr(svag_tf, variant.partition("_")[0].upper())
+    patch_rules(cls, "direction", SWAPPED[variant](cls.direction))
+    _assert_table_fails(variant, mode)
