@@ -52,15 +52,20 @@ def moving_average(average, value, beta):
     return average + ((1.0 - beta) * value - (1.0 - beta) * average)
 
 
-def bias_corrected(average, t, beta):
+def bias_correction(t, beta):
+    """1 / (1 - beta^t), what an average that starts at 0 is corrected with."""
+    if beta == 0.0:
+        return ops.ones_like(t)
+    return -1.0 / ops.expm1(t * math.log(beta))
+
+
+def bias_corrected(average, correction):
     """average / (1 - beta^t), at most the largest finite float in size.
 
     Equation: m = m~ / (1 - beta^t), v = v~ / (1 - beta^t).
     """
-    if beta == 0.0:
-        return average
     limit = largest(backend.standardize_dtype(average.dtype))
-    return ops.clip(average * (-1.0 / ops.expm1(t * math.log(beta))), -limit, limit)
+    return ops.clip(average * correction, -limit, limit)
 
 
 def several(t, beta):

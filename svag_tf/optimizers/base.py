@@ -1,5 +1,6 @@
 """What the seven optimizers share: arguments, slots, step count and dispatch."""
 
+import functools
 import math
 import numbers
 
@@ -7,6 +8,11 @@ import keras
 from keras import ops
 
 from svag_tf import rules
+
+if keras.backend.backend() == "tensorflow":
+    from svag_tf import kernels
+else:
+    kernels = None
 
 _STATE_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -16,6 +22,12 @@ state_dtype: Dtype of the slots: `"float16"`, `"bfloat16"`, `"float32"`,
             and the variable's own dtype otherwise. The update itself is computed
             in the widest of float32, the variable's and the slots' dtype. Defaults
             to `None`.
+        jit_compile: `"auto"`, `True` or `False`: whether the update is compiled by XLA
+            and made in place, on the TensorFlow backend (see `svag_tf.kernels`).
+            `"auto"` compiles wherever XLA serves the variable's device; `False` runs
+            the same rule op by op. Whether the training step around it is compiled is
+            the affair of `model.compile`. Without effect on other backends. Defaults
+            to `"auto"`.
         weight_decay: Float >= 0 or `None`. Decoupled weight decay: before the
             update, theta <- theta - learning_rate * weight_decay * theta. Defaults
             to `None`.
@@ -89,6 +101,16 @@ def _check_state_dtype(value):
     )
 
 
+def _check_jit_compile(value):
+    if value is True or value is False or value == "auto":
+        return value
+    error = ValueError if isinstance(value, str) else TypeError
+    raise error(
+        "Argument `jit_compile` must be 'auto', True or False. "
+        f"Received: jit_compile={value!r}"
+    )
+
+
 def _densified(gradient, variable):
     """`gradient` as a dense tensor, the rows of repeated indices summed.
 
@@ -114,7 +136,7 @@ class MomentOptimizer(keras.optimizers.Optimizer):
 
     and makes the update
 
-        theta <- theta - learning_rate * direction(g, m, v, t).
+        theta <- theta - learning_rate * direction(g, m, v, factor).
 
     Attributes:
         slots: Names of the slots that the method needs, of "m_tilde" and "v_tilde".
@@ -135,16 +157,18 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         if cls.__doc__:
             cls.__doc__ = cls.__doc__.replace("{{keras_arguments}}", _KERAS_ARGUMENTS)
 
-    def __init__(self, learning_rate, beta, state_dtype, **kwargs):
+    def __init__(self, learning_rate, beta, state_dtype, jit_compile, **kwargs):
         for name in ("weight_decay", "clipnorm", "clipvalue", "global_clipnorm"):
             if kwargs[name] is not None:
                 _check_number(name, kwargs[name], "[0, inf)", lambda x: x >= 0.0)
         learning_rate = _check_learning_rate(learning_rate)
         beta = _check_number("beta", beta, "[0, 1)", lambda x: 0.0 <= x < 1.0)
         state_dtype = _check_state_dtype(state_dtype)
+        jit_compile = _check_jit_compile(jit_compile)
         super().__init__(learning_rate=learning_rate, **kwargs)
         self.beta = beta
         self.state_dtype = state_dtype
+        self.jit_compile = jit_compile
 
     @property
     def learning_rate(self):
@@ -185,11 +209,8 @@ class MomentOptimizer(keras.optimizers.Optimizer):
     def _new_slot(self, variable, name):
         if getattr(variable, "overwrite_with_gradient", False):
             return None  # As in Keras: such a variable takes no optimizer step.
-        dtype = keras.backend.standardize_dtype(variable.dtype)
-        slot_dtype = self.state_dtype
-        if slot_dtype is None:
-            slot_dtype = "float32" if dtype in ("float16", "bfloat16") else dtype
-        if slot_dtype == dtype:
+        slot_dtype = self._slot_dtype(variable)
+        if slot_dtype == keras.backend.standardize_dtype(variable.dtype):
             return self.add_variable_from_reference(variable, name=name)
         path = getattr(variable, "path", variable.name)
         return self.add_variable(
@@ -197,6 +218,12 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             dtype=slot_dtype,
             name=f"{path.replace('/', '_').replace(':', '_')}_{name}",
             layout=getattr(variable, "_layout", None),
+        )
+
+    def _slot_dtype(self, variable):
+        dtype = keras.backend.standardize_dtype(variable.dtype)
+        return self.state_dtype or (
+            "float32" if dtype in ("float16", "bfloat16") else dtype
         )
 
     def apply(self, grads, trainable_variables=None):
@@ -219,11 +246,22 @@ class MomentOptimizer(keras.optimizers.Optimizer):
                 "Arguments `grads` and `trainable_variables` must have the same "
                 f"length. Received: {len(grads)} gradients, {len(variables)} variables"
             )
-        grads = [_densified(g, v) for g, v in zip(grads, variables)]
+        if not self._takes_sparse_gradients():
+            grads = [_densified(g, v) for g, v in zip(grads, variables)]
         iterations = self.iterations + 0  # A copy, on every backend.
         super().apply(grads, trainable_variables)
         if self.counts_updates and grads:
             self._count_missed_updates(grads, variables, self.iterations - iterations)
+
+    def _takes_sparse_gradients(self):
+        """Whether a sparse gradient can stay sparse on its way to `update_step`."""
+        return kernels is not None and not (
+            self.gradient_accumulation_steps
+            or self.loss_scale_factor
+            or self.clipnorm
+            or self.clipvalue
+            or self.global_clipnorm
+        )
 
     def _count_missed_updates(self, grads, variables, updates):
         updated = {
@@ -245,30 +283,97 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         ]
         return super()._clip_gradients(grads)
 
+    def _apply_weight_decay(self, variables):
+        """Does nothing: weight decay is a part of the update, which reads theta once."""
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        # The scalars of all variables at once. Keras has no public hook for that;
+        # without this one `update_step` gets them by itself, with the same result.
+        scalars = {
+            dtype: self._scalars_of_variables(learning_rate, dtype)
+            for dtype in {self._compute_dtype(v) for v in self._trainable_variables}
+        }
+        super()._backend_update_step(grads, trainable_variables, scalars)
+
+    def _scalars_of_variables(self, learning_rate, dtype):
+        updates = None
+        if self.counts_updates:
+            updates = self.iterations - self._missed_updates + 1
+        columns = self._scalars(updates, learning_rate, dtype)
+        shape = (len(self._trainable_variables),)
+        return ops.unstack(ops.stack([ops.broadcast_to(c, shape) for c in columns], 1))
+
+    def _scalars(self, t, learning_rate, dtype):
+        """The numbers that an update needs, in float32 or wider.
+
+        Args:
+            t: Count of the update, from 1, of any shape. Unused, and may be `None`,
+                where `counts_updates` is False.
+            learning_rate: Scalar.
+            dtype: That of the computation.
+
+        Returns:
+            Learning rate; learning rate times weight decay; 1 / (1 - beta^t); and the
+            method's `noise_factor(t)`. The last two have the shape of t.
+        """
+        learning_rate = ops.cast(learning_rate, dtype)
+        decay = learning_rate * (self.weight_decay or 0.0)
+        if not self.counts_updates:
+            return learning_rate, decay, ops.ones((), dtype), ops.zeros((), dtype)
+        t = ops.cast(t, dtype)
+        return (
+            learning_rate,
+            decay,
+            rules.bias_correction(t, self.beta),
+            self.noise_factor(t),
+        )
+
+    def _compute_dtype(self, variable):
+        """The widest of float32, the variable's and its slots' dtype."""
+        dtypes = {"float32", keras.backend.standardize_dtype(variable.dtype)}
+        if self.slots:
+            dtypes.add(self._slot_dtype(variable))
+        return keras.backend.result_type(*dtypes)
+
     def update_step(self, gradient, variable, learning_rate):
         """Updates one variable and its slots, given its gradient."""
         index = self._get_variable_index(variable)
-        slots = [getattr(self, name)[index] for name in self.slots]
-        dtype = keras.backend.result_type(
-            "float32",
-            keras.backend.standardize_dtype(variable.dtype),
-            *(keras.backend.standardize_dtype(slot.dtype) for slot in slots),
-        )
-        t = None
-        if self.counts_updates:
-            t = ops.cast(self.iterations - self._missed_updates[index] + 1, dtype)
-        new_variable, new_slots = self.new_values(
-            ops.cast(variable, dtype),
+        dtype = self._compute_dtype(variable)
+        if isinstance(learning_rate, dict):
+            scalars = learning_rate[dtype][index]
+        else:
+            scalars = self._scalars_of_variables(learning_rate, dtype)[index]
+        decays = bool(self.weight_decay) and self._use_weight_decay(variable)
+        stored = [variable, *(getattr(self, name)[index] for name in self.slots)]
+        rule = functools.partial(self._new_stored_values, dtype=dtype, decays=decays)
+        if kernels is not None:
+            key = (type(self), *self.rule_key(), dtype, decays)
+            kernels.update(rule, key, stored, gradient, scalars, self.jit_compile)
+            return
+        for part, value in zip(stored, rule(gradient, scalars, *stored)):
+            self.assign(part, value)
+
+    def rule_key(self):
+        """What distinguishes the rules of two optimizers of this class: a tuple."""
+        return (self.beta,)
+
+    def _new_stored_values(self, gradient, scalars, theta, *slots, dtype, decays):
+        """`new_values` from and to the dtypes in which theta and the slots are kept."""
+        new = self.new_values(
+            ops.cast(theta, dtype),
             ops.cast(gradient, dtype),
             [ops.cast(slot, dtype) for slot in slots],
-            ops.cast(learning_rate, dtype),
-            t,
+            *ops.unstack(scalars),
+            decays=decays,
         )
-        self.assign(variable, ops.cast(new_variable, variable.dtype))
-        for slot, value in zip(slots, new_slots):
-            self.assign(slot, _saturating_cast(value, slot.dtype))
+        return [
+            ops.cast(new[0], theta.dtype),
+            *(_saturating_cast(x, slot.dtype) for x, slot in zip(new[1:], slots)),
+        ]
 
-    def new_values(self, theta, g, slots, learning_rate, t):
+    def new_values(
+        self, theta, g, slots, learning_rate, decay, correction, factor, decays
+    ):
         """The update as a pure function.
 
         Args:
@@ -276,11 +381,13 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             g: Its gradient, of the same shape and dtype, as all that follow.
             slots: List of the slots' values, in the order of `self.slots`.
             learning_rate: Scalar.
-            t: Scalar, the count of this update, from 1. Unused, and may be `None`,
-                where `counts_updates` is False.
+            decay: Scalar, learning rate times weight decay.
+            correction: Scalar, 1 / (1 - beta^t) for the count t of this update.
+            factor: Scalar, what the method's `noise_factor` gives for t.
+            decays: Python bool, whether there is weight decay.
 
         Returns:
-            The new theta, and the list of the slots' new values.
+            The new theta, and the slots' new values: a list.
         """
         average = dict(zip(self.slots, slots))
         m = v = None
@@ -295,14 +402,23 @@ class MomentOptimizer(keras.optimizers.Optimizer):
                 average["v_tilde"], rules.saturating_square(g), self.beta
             )
         if self.counts_updates:
-            m = rules.bias_corrected(m, t, self.beta)
-            v = None if v is None else rules.bias_corrected(v, t, self.beta)
-        step = learning_rate * self.direction(g, m, v, t)
+            m = rules.bias_corrected(m, correction)
+            v = None if v is None else rules.bias_corrected(v, correction)
+        step = learning_rate * self.direction(g, m, v, factor)
         # The sign of an infinite gradient is 1: say aloud that there was one.
         step = ops.where(finite, step, math.nan)
-        return theta - step, [average[name] for name in self.slots]
+        if decays:
+            theta = theta - decay * theta
+        return [theta - step, *(average[name] for name in self.slots)]
 
-    def direction(self, g, m, v, t):
+    def noise_factor(self, t):
+        """The factor that makes v - m^2 the variance that the method adapts to.
+
+        A scalar for each update count t; 0 for methods that do not adapt.
+        """
+        return ops.zeros_like(t)
+
+    def direction(self, g, m, v, factor):
         """The direction of descent, before the learning rate.
 
         Args:
@@ -310,11 +426,10 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             m: Its average, corrected for its start where `counts_updates`; `None`
                 without the slot m~.
             v: The average of g^2, corrected for its start; `None` without v~.
-            t: Scalar, the count of this update, from 1; `None` unless
-                `counts_updates`.
+            factor: Scalar, what `noise_factor` gives for the count of this update.
         """
         raise NotImplementedError(
-            f"{type(self).__name__} must define direction(g, m, v, t)."
+            f"{type(self).__name__} must define direction(g, m, v, factor)."
         )
 
     def get_config(self):
@@ -323,6 +438,7 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             **super().get_config(),
             "beta": self.beta,
             "state_dtype": self.state_dtype,
+            "jit_compile": self.jit_compile,
         }
 
 

@@ -63,6 +63,7 @@ class MSGD(MomentOptimizer):
         learning_rate=0.1,
         beta=0.9,
         state_dtype=None,
+        jit_compile="auto",
         weight_decay=None,
         clipnorm=None,
         clipvalue=None,
@@ -78,6 +79,7 @@ class MSGD(MomentOptimizer):
             learning_rate=learning_rate,
             beta=beta,
             state_dtype=state_dtype,
+            jit_compile=jit_compile,
             weight_decay=weight_decay,
             clipnorm=clipnorm,
             clipvalue=clipvalue,
@@ -90,6 +92,6 @@ class MSGD(MomentOptimizer):
             name=name,
         )
 
-    def direction(self, g, m, v, t):
+    def direction(self, g, m, v, factor):
         """m; see the class."""
         return m

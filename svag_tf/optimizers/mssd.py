@@ -61,6 +61,7 @@ class MSSD(MomentOptimizer):
         learning_rate=0.001,
         beta=0.9,
         state_dtype=None,
+        jit_compile="auto",
         weight_decay=None,
         clipnorm=None,
         clipvalue=None,
@@ -76,6 +77,7 @@ class MSSD(MomentOptimizer):
             learning_rate=learning_rate,
             beta=beta,
             state_dtype=state_dtype,
+            jit_compile=jit_compile,
             weight_decay=weight_decay,
             clipnorm=clipnorm,
             clipvalue=clipvalue,
@@ -88,6 +90,6 @@ class MSSD(MomentOptimizer):
             name=name,
         )
 
-    def direction(self, g, m, v, t):
+    def direction(self, g, m, v, factor):
         """sign(m); see the class."""
         return ops.sign(m)

@@ -68,6 +68,7 @@ class MSVAG(MomentOptimizer):
         learning_rate=0.1,
         beta=0.9,
         state_dtype=None,
+        jit_compile="auto",
         weight_decay=None,
         clipnorm=None,
         clipvalue=None,
@@ -83,6 +84,7 @@ class MSVAG(MomentOptimizer):
             learning_rate=learning_rate,
             beta=beta,
             state_dtype=state_dtype,
+            jit_compile=jit_compile,
             weight_decay=weight_decay,
             clipnorm=clipnorm,
             clipvalue=clipvalue,
@@ -95,7 +97,10 @@ class MSVAG(MomentOptimizer):
             name=name,
         )
 
-    def direction(self, g, m, v, t):
+    def direction(self, g, m, v, factor):
         """gamma * m; see the class."""
-        eta = rules.noise_to_signal(m, v, rules.mean_variance_factor(t, self.beta))
-        return rules.gamma_gradient(m, eta) * m
+        return rules.gamma_gradient(m, rules.noise_to_signal(m, v, factor)) * m
+
+    def noise_factor(self, t):
+        """rho / (1 - rho): v - m^2 becomes rho s, the variance of m."""
+        return rules.mean_variance_factor(t, self.beta)

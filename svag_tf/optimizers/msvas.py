@@ -78,6 +78,7 @@ class MSVAS(SignAdaptedOptimizer):
         beta=0.9,
         adaptation="gaussian",
         state_dtype=None,
+        jit_compile="auto",
         weight_decay=None,
         clipnorm=None,
         clipvalue=None,
@@ -94,6 +95,7 @@ class MSVAS(SignAdaptedOptimizer):
             beta=beta,
             adaptation=adaptation,
             state_dtype=state_dtype,
+            jit_compile=jit_compile,
             weight_decay=weight_decay,
             clipnorm=clipnorm,
             clipvalue=clipvalue,
@@ -106,14 +108,16 @@ class MSVAS(SignAdaptedOptimizer):
             name=name,
         )
 
-    def direction(self, g, m, v, t):
+    def direction(self, g, m, v, factor):
         """gamma * sign(m); see the class."""
-        if self.adaptation == "adam":
-            factor = rules.several(t, self.beta)
-        else:
-            factor = rules.mean_variance_factor(t, self.beta)
         gamma = self.gamma(m, rules.noise_to_signal(m, v, factor))
         # After a long run of zero gradients v~ underflows before m~ does: that is
         # the end of an old gradient, not the certainty of a noiseless one.
         forgotten = ops.logical_and(v == 0.0, g == 0.0)
         return ops.where(forgotten, ops.zeros_like(m), gamma * ops.sign(m))
+
+    def noise_factor(self, t):
+        """rho / (1 - rho): v - m^2 becomes rho s, the variance of m. With "adam" 1."""
+        if self.adaptation == "adam":
+            return rules.several(t, self.beta)
+        return rules.mean_variance_factor(t, self.beta)

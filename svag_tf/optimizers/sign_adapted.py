@@ -27,6 +27,10 @@ class SignAdaptedOptimizer(MomentOptimizer):
         """The factor of the chosen adaptation."""
         return _GAMMAS[self.adaptation](m, eta)
 
+    def rule_key(self):
+        """What distinguishes the rules of two optimizers of this class: a tuple."""
+        return (*super().rule_key(), self.adaptation)
+
     def get_config(self):
         """The arguments that make an equal optimizer, for `from_config`."""
         return {**super().get_config(), "adaptation": self.adaptation}

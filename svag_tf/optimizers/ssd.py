@@ -59,6 +59,7 @@ class SSD(MomentOptimizer):
         learning_rate=0.001,
         beta=0.9,
         state_dtype=None,
+        jit_compile="auto",
         weight_decay=None,
         clipnorm=None,
         clipvalue=None,
@@ -74,6 +75,7 @@ class SSD(MomentOptimizer):
             learning_rate=learning_rate,
             beta=beta,
             state_dtype=state_dtype,
+            jit_compile=jit_compile,
             weight_decay=weight_decay,
             clipnorm=clipnorm,
             clipvalue=clipvalue,
@@ -86,6 +88,6 @@ class SSD(MomentOptimizer):
             name=name,
         )
 
-    def direction(self, g, m, v, t):
+    def direction(self, g, m, v, factor):
         """sign(g); see the class."""
         return ops.sign(g)

@@ -76,6 +76,7 @@ class SVAS(SignAdaptedOptimizer):
         beta=0.9,
         adaptation="gaussian",
         state_dtype=None,
+        jit_compile="auto",
         weight_decay=None,
         clipnorm=None,
         clipvalue=None,
@@ -92,6 +93,7 @@ class SVAS(SignAdaptedOptimizer):
             beta=beta,
             adaptation=adaptation,
             state_dtype=state_dtype,
+            jit_compile=jit_compile,
             weight_decay=weight_decay,
             clipnorm=clipnorm,
             clipvalue=clipvalue,
@@ -104,7 +106,10 @@ class SVAS(SignAdaptedOptimizer):
             name=name,
         )
 
-    def direction(self, g, m, v, t):
+    def direction(self, g, m, v, factor):
         """gamma * sign(g); see the class."""
-        eta = rules.noise_to_signal(m, v, rules.variance_factor(t, self.beta))
-        return self.gamma(m, eta) * ops.sign(g)
+        return self.gamma(m, rules.noise_to_signal(m, v, factor)) * ops.sign(g)
+
+    def noise_factor(self, t):
+        """1 / (1 - rho): v - m^2 becomes s, the variance of g."""
+        return rules.variance_factor(t, self.beta)
