@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,21 +26,24 @@ from svag_tf.experiments.optimizers import TITLES
 # Okabe and Ito's palette, told apart by the colour-blind.
 TRAIN_COLOUR, TEST_COLOUR = "#0072B2", "#D55E00"
 
-# Methods that step along a gradient in cold colours, those along its sign in warm.
-GRADIENT = {
-    "sgd": "#8c8c8c",
-    "momentum": "#1b2a6b",
-    "msgd": "#0072b2",
-    "svag": "#56b4e9",
-    "msvag": "#009e73",
-}
-SIGN = {
-    "ssd": "#e6c229",
-    "mssd": "#e69f00",
-    "svas": "#cc79a7",
-    "msvas": "#d55e00",
-    "adam": "#7b1e3b",
-    "lion": "#8c510a",
+# One colour for each way to treat a direction: plain, averaged, variance-adapted,
+# both; and one for each method outside the grid.
+DIRECTIONS = {
+    "along the gradient": {
+        "sgd": "#E69F00",
+        "msgd": "#0072B2",
+        "svag": "#009E73",
+        "msvag": "#D55E00",
+        "momentum": "#56B4E9",
+    },
+    "along its sign": {
+        "ssd": "#E69F00",
+        "mssd": "#0072B2",
+        "svas": "#009E73",
+        "msvas": "#D55E00",
+        "adam": "#CC79A7",
+        "lion": "#000000",
+    },
 }
 
 
@@ -88,66 +92,75 @@ def save_comparison(
 ) -> None:
     """Draws the test accuracy and training loss of several optimizers.
 
-    A line is the mean over an optimizer's runs, the band around it their range. What
-    is not finite is left out.
+    One row of panels for the methods that step along the gradient, one for those that
+    step along its sign; each shows the others' lines in grey. A line is the mean over
+    an optimizer's runs, the band around it their range. What is not finite is left
+    out.
 
     Args:
         runs: for each optimizer's name, its runs: rows as for `save_curves`.
         title: of the whole figure.
         path: the PNG to write.
     """
-    figure = Figure(figsize=(11, 4.4), layout="constrained", dpi=150)
+    groups = {
+        title: {name: colour for name, colour in colours.items() if name in runs}
+        for title, colours in DIRECTIONS.items()
+    }
+    groups = {title: colours for title, colours in groups.items() if colours}
+    figure = Figure(figsize=(10, 0.8 + 3 * len(groups)), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=12, fontweight="bold")
-    accuracy, loss, legend = figure.subplots(1, 3, width_ratios=(10, 10, 3))
-    legend.set_axis_off()
-    for group, colours, style, place in (
-        ("along the gradient", GRADIENT, "-", "upper left"),
-        ("along its sign", SIGN, (0, (4, 1.5)), "lower left"),
-    ):
-        lines = []
-        for name in (name for name in colours if name in runs):
-            for axes, field in ((accuracy, "test_accuracy"), (loss, "train_loss")):
+    panels = figure.subplots(len(groups), 2, sharex=True, sharey="col", squeeze=False)
+    for (group, colours), row in zip(groups.items(), panels, strict=True):
+        for axes, field in zip(row, ("test_accuracy", "train_loss"), strict=True):
+            for name in (name for name in runs if name not in colours):
                 values = _table(runs[name], field)
-                epochs = np.arange(values.shape[1])
-                colour = colours[name]
-                (line,) = axes.plot(
-                    epochs, values.mean(0), linestyle=style, color=colour, linewidth=1.8
+                axes.plot(_mean(values), color="#dcdcdc", linewidth=1.0)
+            for name, colour in colours.items():
+                values = _table(runs[name], field)
+                axes.plot(
+                    _mean(values), color=colour, linewidth=1.8, label=TITLES[name]
                 )
+                low, high = np.fmin.reduce(values), np.fmax.reduce(values)
                 axes.fill_between(
-                    epochs, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0
+                    np.arange(len(low)), low, high, color=colour, alpha=0.15, lw=0
                 )
-            line.set_label(TITLES[name])
-            lines.append(line)
-        if lines:
-            legend.add_artist(
-                legend.legend(
-                    handles=lines,
-                    title=group,
-                    loc=place,
-                    frameon=False,
-                    alignment="left",
-                    borderaxespad=0,
-                    handlelength=2.4,
-                )
-            )
-    for axes, name in ((accuracy, "test accuracy"), (loss, "training loss")):
+            _plain(axes)
+        row[0].legend(
+            title=group,
+            alignment="left",
+            loc="lower right",
+            ncols=2,
+            framealpha=0.8,
+            edgecolor="none",
+        )
+    for axes, name in zip(panels[0], ("test accuracy", "training loss"), strict=True):
         axes.set_title(name, fontsize=11)
-        axes.set(xlabel="epoch")
-        _plain(axes)
+    for axes in panels[-1]:
+        axes.set_xlabel("epoch")
+    accuracy, loss = panels[0]
     # Near 1 it is the error that counts: a scale that spreads it, and ends at 1.
-    accuracy.set_yscale(
-        "function",
-        functions=(lambda a: -np.log(1.01 - a), lambda y: 1.01 - np.exp(-y)),
-    )
+    for axes in panels[:, 0]:
+        axes.set_yscale(
+            "function",
+            functions=(lambda a: -np.log(1.01 - a), lambda y: 1.01 - np.exp(-y)),
+        )
+    accuracy.set_ylim(0, 1)
     accuracy.yaxis.set_major_locator(
-        FixedLocator([0.2, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 1.0])
+        FixedLocator([0, 0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 1])
     )
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, 0, symbol=" %"))
     accuracy.yaxis.set_minor_locator(FixedLocator([]))
     _logarithmic(loss)
     with replacing(path) as temporary:
         figure.savefig(temporary)
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the runs that have a value; NaN where none has."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, of an empty mean
+        return np.nanmean(values, axis=0)
 
 
 def _table(runs: Sequence[Sequence[Mapping[str, Any]]], field: str) -> np.ndarray:
@@ -167,7 +180,12 @@ def _plain(axes: Axes) -> None:
 
 
 def _logarithmic(axes: Axes) -> None:
+    if not np.isfinite(axes.dataLim.minposy):  # nothing that has a logarithm
+        return
     axes.set(yscale="log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(
+        LogLocator(subs=(1, 2, 5) if high < 1e3 * low else (1,))
+    )
     axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.yaxis.set_minor_formatter(NullFormatter())
