@@ -28,17 +28,17 @@ state_dtype: Dtype of the slots: `"float16"`, `"bfloat16"`, `"float32"`,
             the same rule op by op. Whether the training step around it is compiled is
             the affair of `model.compile`. Without effect on other backends. Defaults
             to `"auto"`.
-        sparse_updates: `"exact"` or `"lazy"`: what a sparse gradient (`tf.IndexedSlices`,
-            that of an embedding on the TensorFlow backend) does. `"exact"`: the same
-            as the dense gradient that it stands for, which is 0 in the other rows:
-            their averages decay and they move on. `"lazy"`: only the rows that it
-            touches are read and written, at a cost that does not grow with the table.
-            Each row then counts its own updates, for a bias correction and a rho that
-            are right for it. That is a different algorithm: a row's averages run over
-            the batches in which it occurs, not over all. Dense gradients update all
-            rows. Ignored where gradients are made dense: on other backends, and with
-            clipping, gradient accumulation or `loss_scale_factor`. Defaults to
-            `"exact"`.
+        sparse_updates: `"exact"` or `"lazy"`: what a sparse gradient does, a
+            `tf.IndexedSlices`, which is what an embedding has on the TensorFlow
+            backend. `"exact"`: the same as the dense gradient that it stands for,
+            which is 0 in the other rows: their averages decay and they move on.
+            `"lazy"`: only the rows that it touches are read and written, at a cost
+            that does not grow with the table. Each row then counts its own updates,
+            for a bias correction and a rho that are right for it. That is a different
+            algorithm: a row's averages run over the batches in which it occurs, not
+            over all. Dense gradients update all rows. Ignored where gradients are
+            made dense: on other backends, and with clipping, gradient accumulation or
+            `loss_scale_factor`. Defaults to `"exact"`.
         weight_decay: Float >= 0 or `None`. Decoupled weight decay: before the
             update, theta <- theta - learning_rate * weight_decay * theta. Defaults
             to `None`.

@@ -101,7 +101,7 @@ class MSVAG(MomentOptimizer):
 
     def direction(self, g, m, v, factor):
         """gamma * m; see the class."""
-        return rules.gamma_gradient(m, rules.noise_to_signal(m, v, factor)) * m
+        return rules.gamma_gradient(*rules.signal_and_noise(m, v, factor)) * m
 
     def noise_factor(self, t):
         """rho / (1 - rho): v - m^2 becomes rho s, the variance of m."""

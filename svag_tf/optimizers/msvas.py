@@ -112,7 +112,7 @@ class MSVAS(SignAdaptedOptimizer):
 
     def direction(self, g, m, v, factor):
         """gamma * sign(m); see the class."""
-        gamma = self.gamma(m, rules.noise_to_signal(m, v, factor))
+        gamma = self.gamma(*rules.signal_and_noise(m, v, factor))
         # After a long run of zero gradients v~ underflows before m~ does: that is
         # the end of an old gradient, not the certainty of a noiseless one.
         forgotten = ops.logical_and(v == 0.0, g == 0.0)

@@ -14,9 +14,9 @@ class SignAdaptedOptimizer(MomentOptimizer):
         super().__init__(**kwargs)
         self.adaptation = adaptation
 
-    def gamma(self, m, eta):
+    def gamma(self, signal, noise):
         """The factor of the chosen adaptation."""
-        return _GAMMAS[self.adaptation](m, eta)
+        return _GAMMAS[self.adaptation](signal, noise)
 
     def rule_key(self):
         """What distinguishes the rules of two optimizers of this class: a tuple."""

@@ -101,7 +101,7 @@ class SVAG(MomentOptimizer):
 
     def direction(self, g, m, v, factor):
         """gamma * g; see the class."""
-        return rules.gamma_gradient(m, rules.noise_to_signal(m, v, factor)) * g
+        return rules.gamma_gradient(*rules.signal_and_noise(m, v, factor)) * g
 
     def noise_factor(self, t):
         """1 / (1 - rho): v - m^2 becomes s, the variance of g."""

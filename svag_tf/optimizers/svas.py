@@ -110,7 +110,7 @@ class SVAS(SignAdaptedOptimizer):
 
     def direction(self, g, m, v, factor):
         """gamma * sign(g); see the class."""
-        return self.gamma(m, rules.noise_to_signal(m, v, factor)) * ops.sign(g)
+        return self.gamma(*rules.signal_and_noise(m, v, factor)) * ops.sign(g)
 
     def noise_factor(self, t):
         """1 / (1 - rho): v - m^2 becomes s, the variance of g."""
