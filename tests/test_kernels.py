@@ -1,0 +1,401 @@
+"""Kernels: the same numbers as the rule op by op, in place, compiled once."""
+
+import gc
+import re
+import subprocess
+import sys
+import textwrap
+import weakref
+
+import keras
+import numpy as np
+import pytest
+from oracle import Oracle
+from table import VARIANTS, make
+
+import svag_tf
+from svag_tf import kernels
+
+tf = pytest.importorskip("tensorflow")
+if keras.backend.backend() != "tensorflow":
+    pytest.skip("kernels are TensorFlow's", allow_module_level=True)
+
+# Contraction to fused multiply-adds is all that XLA does otherwise.
+SAME = {"rtol": 2e-6, "atol": 2e-7}
+
+
+def variable(shape=(6, 4), seed=0, dtype="float32"):
+    values = np.random.default_rng(seed).normal(size=shape)
+    return keras.Variable(values, dtype=dtype)
+
+
+def gradient(t, shape=(6, 4)):
+    return tf.constant(np.random.default_rng([1, t]).normal(0.5, 1, shape), tf.float32)
+
+
+def slices(t, rows=6, width=4, touched=4):
+    rng = np.random.default_rng([2, t])
+    indices = rng.integers(0, rows, touched)
+    values = rng.normal(0.5, 1, (touched, width)).astype("float32")
+    return tf.IndexedSlices(values, tf.constant(indices), tf.constant([rows, width]))
+
+
+def values_of(optimizer, *variables):
+    kept = [*variables, *optimizer.m_tilde, *optimizer.v_tilde]
+    return [keras.ops.convert_to_numpy(v) for v in kept]
+
+
+def assert_same(a, b, **tolerance):
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_allclose(x, y, **(tolerance or SAME))
+
+
+@pytest.mark.parametrize("weight_decay", [None, 0.05])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_compiled_and_op_by_op_give_the_same_numbers(variant, weight_decay):
+    results = []
+    for jit_compile in ("auto", True, False):
+        optimizer = make(variant, jit_compile=jit_compile, weight_decay=weight_decay)
+        theta = variable()
+        for t in range(20):
+            optimizer.apply([gradient(t)], [theta])
+        results.append(values_of(optimizer, theta))
+    assert_same(results[0], results[1], rtol=0)
+    assert_same(results[0], results[2])
+
+
+def optimized_hlo(optimizer, theta):
+    """What XLA makes of an optimizer's kernel for a variable."""
+    kernels._COMPILED.clear()
+    optimizer.apply([tf.ones_like(theta.value)], [theta])
+    ((_, kernel),) = kernels._COMPILED.items()
+    function = tf.function(
+        lambda gradient, scalars: kernel(
+            [v.value.handle for v in (theta, *optimizer.m_tilde, *optimizer.v_tilde)],
+            gradient,
+            scalars,
+        ),
+        jit_compile=True,
+    )
+    specs = kernel.structured_input_signature[0][1:]
+    arguments = [tf.zeros(spec.shape, spec.dtype) for spec in specs]
+    return function.experimental_get_compiler_ir(*arguments)(stage="optimized_hlo")
+
+
+@pytest.mark.parametrize("weight_decay", [None, 0.05])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_xla_makes_the_update_in_place_without_temporaries(variant, weight_decay):
+    optimizer = make(variant, weight_decay=weight_decay)
+    theta = variable((512, 256))
+    hlo = optimized_hlo(optimizer, theta)
+    outputs = 1 + len(optimizer.slots)
+    aliases = re.search(r"input_output_alias=\{(.*?) \}, ", hlo).group(1)
+    assert aliases.count("may-alias") == outputs
+    entry = hlo[hlo.index("\nENTRY") :]
+    made = re.findall(r"= \(?f32\[512,256\]\S* (\w[\w-]*)\(", entry)
+    assert made.count("fusion") == outputs  # One loop writes each variable ...
+    assert set(made) == {"parameter", "fusion"}  # ... and nothing else is so large.
+
+
+def test_one_kernel_serves_all_variables_and_optimizers_of_a_shape_and_rule():
+    kernels._COMPILED.clear()
+    thetas = [variable(seed=0), variable(seed=1), variable((5,))]
+    grads = [gradient(0), gradient(1), gradient(2, (5,))]
+    svag_tf.MSVAG(0.1).apply(grads, thetas)
+    assert len(kernels._COMPILED) == 2
+    svag_tf.MSVAG(0.2, clipnorm=1.0).apply(grads, thetas)
+    assert len(kernels._COMPILED) == 2
+    svag_tf.MSVAG(0.1, beta=0.8).apply(grads, thetas)
+    assert len(kernels._COMPILED) == 4
+    svag_tf.MSVAG(0.1, weight_decay=0.1).apply(grads, thetas)
+    assert len(kernels._COMPILED) == 6
+
+
+def test_a_schedule_compiles_and_traces_nothing_again():
+    kernels._COMPILED.clear()
+    schedule = keras.optimizers.schedules.CosineDecay(0.5, 10)
+    optimizer, theta = svag_tf.MSVAG(schedule), variable()
+    optimizer.build([theta])
+    step = tf.function(lambda g: optimizer.apply([g], [theta]))
+    oracle = Oracle("msvag", 1.0, 0.9, theta.shape)
+    expected = np.array(theta)
+    for t in range(12):
+        rate = float(schedule(t))
+        step(gradient(t))
+        expected = expected - rate * oracle.update(gradient(t))
+    np.testing.assert_allclose(theta.numpy(), expected, rtol=1e-5, atol=1e-6)
+    assert step.experimental_get_tracing_count() == 1
+    assert len(kernels._COMPILED) == 1
+
+
+def test_a_kernel_keeps_no_optimizer_alive():
+    optimizer, theta = svag_tf.MSVAG(), variable()
+    optimizer.apply([gradient(0)], [theta])
+    alive = [weakref.ref(optimizer), weakref.ref(theta)]
+    del optimizer, theta
+    gc.collect()
+    assert [ref() for ref in alive] == [None, None]
+
+
+def test_where_xla_does_not_compile_the_rule_runs_op_by_op(monkeypatch):
+    results = []
+    for serves in (True, False):
+        monkeypatch.setattr(kernels, "_xla_compiles_for", lambda device, s=serves: s)
+        kernels._COMPILED.clear()
+        optimizer, theta = svag_tf.MSVAG(), variable()
+        for t in range(5):
+            optimizer.apply([gradient(t)], [theta])
+        assert bool(kernels._COMPILED) is serves
+        results.append(values_of(optimizer, theta))
+    assert_same(*results)
+
+
+def test_a_device_that_xla_does_not_know_is_told_apart():
+    assert kernels._xla_compiles_for("CPU")
+    assert not kernels._xla_compiles_for("NOSUCH")
+
+
+@pytest.mark.parametrize("value", ["yes", "Auto", 1, None])
+def test_jit_compile_is_checked(value):
+    error = ValueError if isinstance(value, str) else TypeError
+    with pytest.raises(error, match=f"'auto', True, False.*jit_compile={value!r}"):
+        svag_tf.MSVAG(jit_compile=value)
+
+
+@pytest.mark.parametrize("value", ["sparse", True, None])
+def test_sparse_updates_is_checked(value):
+    error = ValueError if isinstance(value, str) else TypeError
+    with pytest.raises(error, match=f"'exact', 'lazy'.*sparse_updates={value!r}"):
+        svag_tf.MSVAG(sparse_updates=value)
+
+
+def test_weight_decay_leaves_excluded_variables_alone():
+    optimizer = svag_tf.MSVAG(0.1, weight_decay=0.5)
+    decayed, excluded = variable(seed=0), variable(seed=1)
+    optimizer.exclude_from_weight_decay(var_list=[excluded])
+    before = [decayed.numpy(), excluded.numpy()]
+    optimizer.apply([tf.zeros((6, 4))] * 2, [decayed, excluded])
+    np.testing.assert_allclose(decayed.numpy(), 0.95 * before[0], rtol=1e-6)
+    np.testing.assert_array_equal(excluded.numpy(), before[1])
+
+
+def test_under_op_determinism():
+    code = """
+        import numpy as np, tensorflow as tf, keras, svag_tf
+        tf.config.experimental.enable_op_determinism()
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+        model.compile(svag_tf.MSVAG(), "mse")
+        model.fit(np.ones((8, 3)), np.ones((8, 2)), verbose=0)
+        from svag_tf import kernels
+        assert kernels._COMPILED
+    """
+    run_python(code)
+
+
+def run_python(code):
+    """Runs a program in a process of its own; an AssertionError there fails here."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+# Sparse gradients.
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_exact_sparse_update_makes_no_dense_gradient(variant):
+    """Nothing of the table's size is made, but by the kernel, in place."""
+    optimizer, table = make(variant), variable((1000, 4))
+    optimizer.build([table])
+
+    @tf.function
+    def step(gradient):
+        optimizer.apply([gradient], [table])
+
+    graph = step.get_concrete_function(slices(0, rows=1000)).graph
+    step(slices(0, rows=1000))
+    for op in graph.get_operations():
+        for output in op.outputs:
+            if output.dtype != tf.resource and output.shape.rank is not None:
+                assert output.shape.num_elements() in (None, *range(4000)), op
+
+
+@pytest.mark.parametrize("weight_decay", [None, 0.05])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_lazy_update_is_that_of_each_row_by_itself(variant, weight_decay):
+    """An oracle for each row, which counts the row's own updates."""
+    optimizer = make(variant, sparse_updates="lazy", weight_decay=weight_decay)
+    table = variable()
+    expected = table.numpy().astype(np.float64)
+    rate = float(optimizer.learning_rate)
+    oracles = [Oracle(variant, rate, 0.9, (4,)) for _ in range(6)]
+    for t in range(40):
+        dense = t % 10 == 7
+        grads = gradient(t) if dense else slices(t)
+        touched = range(6) if dense else sorted(set(np.array(grads.indices)))
+        summed = tf.convert_to_tensor(grads).numpy()
+        before = values_of(optimizer, table)
+        optimizer.apply([grads], [table])
+        for row in touched:
+            expected[row] -= rate * (weight_decay or 0) * expected[row]
+            expected[row] -= oracles[row].update(summed[row])
+        untouched = sorted({*range(6)} - {*touched})
+        for old, new in zip(before, values_of(optimizer, table)):
+            np.testing.assert_array_equal(old[untouched], new[untouched])
+    np.testing.assert_allclose(table.numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_lazy_and_exact_agree_while_every_row_is_touched():
+    results = []
+    for sparse_updates in ("exact", "lazy"):
+        optimizer = svag_tf.MSVAG(sparse_updates=sparse_updates)
+        table = variable()
+        for t in range(10):
+            grads = tf.IndexedSlices(gradient(t), tf.range(6), tf.constant([6, 4]))
+            optimizer.apply([grads], [table])
+        results.append(values_of(optimizer, table))
+    assert_same(*results)
+
+
+@pytest.mark.parametrize("touched", [0, 1, 9])
+@pytest.mark.parametrize("sparse_updates", ["exact", "lazy"])
+def test_any_number_of_indices(sparse_updates, touched):
+    results = []
+    for dense in (False, True):
+        optimizer = svag_tf.MSVAG(sparse_updates=sparse_updates)
+        table = variable((3, 4))
+        grads = slices(5, rows=3, touched=touched)
+        optimizer.apply([tf.convert_to_tensor(grads) if dense else grads], [table])
+        results.append(values_of(optimizer, table))
+    assert_same(*results)
+
+
+def embedding_model(sparse_updates, jit_compile="auto", **arguments):
+    keras.utils.set_random_seed(3)
+    model = keras.Sequential(
+        [
+            keras.Input((5,), dtype="int32"),
+            keras.layers.Embedding(30, 4),
+            keras.layers.Flatten(),
+            keras.layers.Dense(1),
+        ]
+    )
+    optimizer = svag_tf.MSVAG(0.05, sparse_updates=sparse_updates, **arguments)
+    model.compile(optimizer, "mse", jit_compile=jit_compile)
+    return model
+
+
+def fit(model, epochs=2):
+    x = np.random.default_rng(0).integers(0, 30, (64, 5))
+    model.fit(x, x.mean(1) / 30, 16, epochs=epochs, shuffle=False, verbose=0)
+    return [*model.get_weights(), *values_of(model.optimizer)]
+
+
+@pytest.mark.parametrize("sparse_updates", ["exact", "lazy"])
+def test_an_embedding_in_fit_compiled_or_not(sparse_updates):
+    results = [
+        fit(embedding_model(sparse_updates, jit_compile))
+        for jit_compile in (False, True, "auto")
+    ]
+    assert_same(results[0], results[1], rtol=1e-4, atol=1e-5)
+    assert_same(results[0], results[2], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"clipnorm": 0.1}, {"gradient_accumulation_steps": 2}, {"loss_scale_factor": 8.0}],
+)
+def test_lazy_does_as_exact_where_gradients_are_made_dense(arguments):
+    results = [fit(embedding_model(kind, **arguments)) for kind in ("exact", "lazy")]
+    assert_same(*results)
+
+
+@pytest.mark.parametrize("sparse_updates", ["exact", "lazy"])
+def test_lazy_counts_are_saved(sparse_updates, tmp_path):
+    whole = fit(embedding_model(sparse_updates), epochs=4)
+    model = embedding_model(sparse_updates)
+    fit(model)
+    model.save(tmp_path / "model.keras")
+    again = fit(keras.models.load_model(tmp_path / "model.keras"))
+    assert_same(whole, again, rtol=0)
+
+
+# Low-precision slots.
+
+
+def test_bfloat16_slots_hold_what_the_rounded_averages_are():
+    optimizer = svag_tf.MSVAG(0.1, state_dtype="bfloat16")
+    theta = variable((200,))
+    start, m, v = theta.numpy().astype(np.float64), 0.0, 0.0
+    for t in range(1, 6):
+        g = gradient(t, (200,)).numpy().astype(np.float64)
+        m, v = 0.9 * m + 0.1 * g, 0.9 * v + 0.1 * g**2
+        mean, square = m / (1 - 0.9**t), v / (1 - 0.9**t)
+        if t > 1:
+            rho = 0.1 * (1 + 0.9**t) / (1.9 * (1 - 0.9**t))
+            noise = rho / (1 - rho) * np.maximum(square - mean**2, 0)
+        else:
+            noise = 0.0
+        start -= 0.1 * mean**3 / (mean**2 + noise)
+        m, v = (tf.cast(x, tf.bfloat16).numpy().astype(np.float64) for x in (m, v))
+        optimizer.apply([gradient(t, (200,))], [theta])
+    assert optimizer.m_tilde[0].dtype == optimizer.v_tilde[0].dtype == "bfloat16"
+    # A float32 average next to the middle of two bfloat16 numbers may go either way.
+    near = np.abs(theta.numpy() - start) <= 1e-5 * (1 + np.abs(start))
+    assert near.mean() > 0.98
+    np.testing.assert_allclose(theta.numpy(), start, rtol=0.01, atol=0.01)
+
+
+# Replicas.
+
+
+def test_mirrored_replicas_stay_equal_and_equal_one_device():
+    code = """
+        import keras, numpy as np, svag_tf, tensorflow as tf
+
+        tf.config.set_logical_device_configuration(
+            tf.config.list_physical_devices("CPU")[0],
+            [tf.config.LogicalDeviceConfiguration()] * 2,
+        )
+        x = np.random.default_rng(0).integers(0, 50, (64, 3))
+
+        def train(cls, arguments):
+            keras.utils.set_random_seed(1)
+            model = keras.Sequential([
+                keras.Input((3,), dtype="int32"),
+                keras.layers.Embedding(50, 4),
+                keras.layers.Flatten(),
+                keras.layers.Dense(1),
+            ])
+            model.compile(cls(0.05, **arguments), "mse")
+            model.fit(x, x.mean(1) / 50, 16, epochs=2, shuffle=False, verbose=0)
+            return model
+
+        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+        for cls, arguments in (
+            (svag_tf.MSVAG, {}),
+            (svag_tf.MSVAG, {"weight_decay": 0.01}),
+            (svag_tf.MSVAG, {"sparse_updates": "lazy"}),
+            (svag_tf.MSVAG, {"jit_compile": False}),
+            (svag_tf.MSVAS, {}),
+            (svag_tf.SSD, {}),
+        ):
+            one = train(cls, arguments)
+            with strategy.scope():
+                two = train(cls, arguments)
+            for a, b in zip(one.get_weights(), two.get_weights()):
+                np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+            replicated = 0
+            for v in (*two.trainable_variables, *two.optimizer.variables):
+                first, *others = getattr(v.value, "values", [v.value])
+                replicated += len(others)
+                for other in others:
+                    np.testing.assert_array_equal(first.numpy(), other.numpy())
+            assert replicated >= len(two.trainable_variables)
+    """
+    run_python(code)
