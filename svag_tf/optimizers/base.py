@@ -388,7 +388,9 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         kernel = kernels.Kernel(
             rule, (type(self), *self.rule_key(), dtype, decays), self.jit_compile
         )
-        if self.sparse_updates == "lazy" and len(variable.shape) >= 2:
+        # Without slots and weight decay, a row without gradient stays as it is.
+        lazy = self.sparse_updates == "lazy" or not (self.slots or decays)
+        if lazy and len(variable.shape) >= 2:
             scalars_of_rows = functools.partial(
                 self._scalars, learning_rate=scalars[0], dtype=dtype
             )
