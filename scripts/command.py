@@ -9,8 +9,12 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+MISSING = 'Error: {}. The scripts need: pip install ".[experiments]"'
+try:
+    from absl import app, flags, logging
+    from ml_collections import config_flags
+except ImportError as error:
+    sys.exit(MISSING.format(error))
 
 DIGITS = Path(__file__).resolve().parent.parent / "configs" / "digits.py"
 
@@ -47,10 +51,15 @@ def run(main: Callable[[], None]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}")
         logging.set_verbosity(logging.WARNING)
-        with _quiet():
-            from svag_tf.experiments.errors import ExperimentError
+        try:
+            with _quiet():
+                from svag_tf.experiments.errors import ExperimentError
+        except ImportError as error:
+            sys.exit(MISSING.format(error))
         try:
             main()
+        except ImportError as error:
+            sys.exit(MISSING.format(error))
         except (ExperimentError, OSError) as error:
             sys.exit(f"Error: {error}")
         except KeyboardInterrupt:

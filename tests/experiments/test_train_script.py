@@ -15,7 +15,8 @@ TINY = ("--config.epochs=3", "--config.train_examples=320", "--config.test_examp
 
 
 def start(*flags, cwd, script="train.py", **environment):
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    given = environment.pop("PYTHONPATH", None), str(ROOT), os.environ.get("PYTHONPATH")
+    path = os.pathsep.join(filter(None, given))
     return subprocess.Popen(
         [sys.executable, str(ROOT / "scripts" / script), *flags],
         cwd=cwd,
@@ -99,6 +100,18 @@ def test_errors_are_short(tmp_path, flag, message):
     assert message in output + errors
     assert "Traceback" not in output + errors
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("package", ["ml_collections", "filelock", "svag_tf"])
+def test_a_missing_package_is_told(tmp_path, package):
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    message = f"No module named '{package}'"
+    (blocked / f"{package}.py").write_text(f'raise ModuleNotFoundError("{message}")')
+    code, _, errors = run(cwd=blocked, PYTHONPATH=str(blocked))
+    assert code == 1
+    assert f'Error: {message}. The scripts need: pip install ".[experiments]"' in errors
+    assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])
