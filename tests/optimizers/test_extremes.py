@@ -130,7 +130,7 @@ def test_not_finite_for_good_only_in_its_own_place(variant, gradient):
     np.testing.assert_array_equal(later, [variant != "ssd", False])
 
 
-@pytest.mark.parametrize("variant", table.VARIANTS)
+@pytest.mark.parametrize("variant", ["ssd", "msgd", "msvag", "svas_gaussian"])
 def test_terminate_on_nan(variant):
     """A loss that turns NaN is seen by the callback made for it."""
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])

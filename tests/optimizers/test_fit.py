@@ -49,8 +49,13 @@ def expected(variant, start, epochs=EPOCHS, rate=0.25, beta=0.9):
     return theta
 
 
-@pytest.mark.parametrize("jit_compile", ["auto", True, False])
-@pytest.mark.parametrize("variant", table.VARIANTS)
+@pytest.mark.parametrize(
+    "variant, jit_compile",
+    [
+        *((variant, "auto") for variant in table.VARIANTS),
+        *((variant, jit) for variant in ("ssd", "msvag") for jit in (True, False)),
+    ],
+)
 def test_fit(variant, jit_compile):
     model = model_of(table.make(variant), jit_compile=jit_compile)
     end = expected(variant, model.get_weights()[0])
@@ -60,7 +65,7 @@ def test_fit(variant, jit_compile):
 @pytest.mark.parametrize(
     "arguments", [{"run_eagerly": True}, {"steps_per_execution": 3}]
 )
-@pytest.mark.parametrize("variant", ["ssd", "msvag", "svas_adam"])
+@pytest.mark.parametrize("variant", ["ssd", "msvag"])
 def test_fit_otherwise(variant, arguments):
     model = model_of(table.make(variant), **arguments)
     end = expected(variant, model.get_weights()[0])
@@ -69,7 +74,7 @@ def test_fit_otherwise(variant, arguments):
 
 @pytest.mark.parametrize("jit_compile", ["auto", True, False])
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-@pytest.mark.parametrize("variant", ["mssd", "msvag", "svas_gaussian"])
+@pytest.mark.parametrize("variant", ["mssd", "msvag"])
 def test_mixed_precision(variant, policy, jit_compile):
     """Weights and slots stay float32; float16 has its loss scaled, without a trace."""
     keras.config.set_dtype_policy(policy)
@@ -101,7 +106,7 @@ def test_loss_scaling_skips_what_overflows(variant):
     assert float(optimizer.dynamic_scale) == 2.0
 
 
-@pytest.mark.parametrize("variant", table.VARIANTS)
+@pytest.mark.parametrize("variant", ["ssd", "msvag", "svas_gaussian"])
 def test_second_fit_does_not_retrace(variant):
     traces = []
 

@@ -1,0 +1,54 @@
+"""What the public docstrings say: their examples run, their arguments exist."""
+
+import doctest
+import inspect
+import re
+
+import pytest
+
+import svag_tf
+from svag_tf import rules
+
+CLASSES = [getattr(svag_tf, name) for name in svag_tf.__all__ if name.isupper()]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_example_runs(cls):
+    tests = doctest.DocTestFinder(recurse=False).find(cls, cls.__name__)
+    runner = doctest.DocTestRunner()
+    for test in tests:
+        runner.run(test)
+    failed, attempted = runner.summarize(verbose=False)
+    assert attempted >= 4 and failed == 0
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_every_argument_is_documented_with_its_default(cls):
+    assert "{{" not in cls.__doc__
+    arguments = cls.__doc__.partition("Args:")[2].partition("Raises:")[0]
+    documented = re.findall(
+        r"^ {8}(\w+): (.*?)(?=^ {8}\w+:|\Z)", arguments, re.M | re.S
+    )
+    parameters = inspect.signature(cls).parameters
+    assert [name for name, _ in documented] == list(parameters)
+    for name, text in documented:
+        default = parameters[name].default
+        said = " ".join(text.split()).partition("Defaults to ")[2]
+        shown = f'"{default}"' if isinstance(default, str) else f"{default}"
+        assert said.startswith(f"`{shown}`"), (name, text)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_sections(cls):
+    for section in ("Equation", "Slots:", "Args:", "Raises:", "Example:", "Reference:"):
+        assert section in cls.__doc__
+
+
+def test_every_rule_has_a_docstring():
+    functions = [
+        f
+        for name, f in vars(rules).items()
+        if inspect.isfunction(f) and not name.startswith("_")
+    ]
+    assert len(functions) > 5
+    assert all(f.__doc__ for f in functions)
