@@ -125,11 +125,19 @@ def to_numpy(variable):
     return np.array(keras.ops.convert_to_numpy(variable.value), np.float64)
 
 
-def run(variant, beta, mode="eager", cases=(("float32", False),), steps=STEPS):
+def run(
+    variant,
+    beta,
+    mode="eager",
+    cases=(("float32", False),),
+    steps=STEPS,
+    **arguments,
+):
     """Runs one optimizer on a variable for each case, a (dtype, sparse) pair.
 
     Args:
         mode: "eager", "graph" (a `tf.function`) or "xla" (a compiled one).
+        **arguments: More arguments of the optimizer.
 
     Returns:
         For each case a dict of arrays (steps, *SHAPE), float64: "theta" after each
@@ -137,7 +145,7 @@ def run(variant, beta, mode="eager", cases=(("float32", False),), steps=STEPS):
     """
     import keras
 
-    optimizer = make(variant, beta)
+    optimizer = make(variant, beta, **arguments)
     variables = [
         keras.Variable(start(dtype), dtype=dtype, name=f"v{i}")
         for i, (dtype, _) in enumerate(cases)
