@@ -36,7 +36,7 @@ def _without_square_in_rho(t, beta):
     return rules.several(t, beta) * rho / (1.0 - rho)
 
 
-_eta = rules.noise_to_signal  # The right one, whatever is patched.
+_squares = rules.signal_and_noise  # The right one, whatever is patched.
 _average = rules.moving_average
 
 # What is changed -> {name of the rule: its wrong version}, methods that must fail.
@@ -71,7 +71,7 @@ MUTATIONS = {
         USE_RHO_S,
     ),
     "gamma's square dropped": (
-        {"noise_to_signal": lambda *args: ops.sqrt(_eta(*args))},
+        {"signal_and_noise": lambda *args: [ops.sqrt(x) for x in _squares(*args)]},
         ADAPTED,
     ),
     "average of signs in place of sign of average": (
@@ -80,10 +80,6 @@ MUTATIONS = {
     ),
     "v of |g| in place of g^2": (
         {"saturating_square": ops.abs},
-        ADAPTED,
-    ),
-    "v - m^2 not clipped at 0": (
-        {"excess": lambda m, v: v - ops.square(m)},
         ADAPTED,
     ),
     "t one too large": (

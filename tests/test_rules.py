@@ -1,6 +1,5 @@
 """Each rule against its definition in the paper, in float32 and float64."""
 
-import math
 from fractions import Fraction
 from statistics import NormalDist
 
@@ -8,6 +7,7 @@ import keras
 import numpy as np
 import oracle
 import pytest
+import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -18,8 +18,7 @@ from svag_tf import rules
 BETAS = (0.0, 0.5, 0.9, 0.999)
 TIMES = (1, 2, 3, 10, 100, 2000, 1_000_000)
 RTOL = {"float32": 1e-6, "float64": 1e-12}
-SIGN_ADAPTATIONS = (rules.gamma_sign, rules.gamma_sign_adam)
-ADAPTATIONS = (rules.gamma_gradient, *SIGN_ADAPTATIONS)
+ADAPTATIONS = (rules.gamma_gradient, rules.gamma_sign, rules.gamma_sign_adam)
 
 
 def scalar(x, dtype="float64"):
@@ -95,21 +94,30 @@ def test_moving_average(beta):
     np.testing.assert_allclose(ops.convert_to_numpy(average), expected, 1e-15, 1e-16)
 
 
-def test_noise_to_signal():
-    """eta^2 = factor (v - m^2) / m^2, with v - m^2 clipped at 0."""
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", [1e-30, 1e-18, 1e-9, 1.0, 1e9, 1e18])
+def test_signal_and_noise(size, dtype):
+    """Their quotient is eta^2 = factor (v - m^2) / m^2, with v - m^2 clipped at 0."""
+    m, v = np.array([2.0, -2.0, 2.0]) * size, np.array([13.0, 5.0, 3.9]) * size**2
+    factor = scalar(4.0, dtype)
+    signal, noise = rules.signal_and_noise(array(m, dtype), array(v, dtype), factor)
+    assert (ops.convert_to_numpy(signal) > 0).all()
+    if dtype == "float64" or size > 1e-18:  # Else v itself underflows.
+        np.testing.assert_allclose(noise / signal, [9.0, 1.0, 0.0], 1e-6)
+
+
+def test_excess():
     m, v = array([2.0, -2.0, 2.0]), array([13.0, 5.0, 3.9])
-    eta = rules.noise_to_signal(m, v, scalar(4.0))
-    np.testing.assert_allclose(ops.convert_to_numpy(eta), [3.0, 1.0, 0.0], 1e-15)
     np.testing.assert_allclose(rules.excess(m, v), [9.0, 1.0, 0.0], 1e-15)
 
 
 MEAN, SIGMA = 0.7, np.array([0.01, 0.1, 0.5, 1.0, 3.0, 100.0])
+SIGNAL, NOISE = array(np.full(6, MEAN**2)), array(SIGMA**2)
 
 
 def test_gamma_gradient_minimises_the_expected_error():
     """The paper's Lemma: E||gamma g - mu||^2 = gamma^2 (mu^2 + sigma^2) - ..."""
-    gamma = rules.gamma_gradient(array(np.full(6, MEAN)), array(SIGMA / MEAN))
-    gamma = ops.convert_to_numpy(gamma)
+    gamma = ops.convert_to_numpy(rules.gamma_gradient(SIGNAL, NOISE))
     np.testing.assert_allclose(gamma, MEAN**2 / (MEAN**2 + SIGMA**2), 1e-14)
 
     def error(factor):
@@ -119,11 +127,10 @@ def test_gamma_gradient_minimises_the_expected_error():
         assert (error(gamma) < error(other)).all()
 
 
-@pytest.mark.parametrize("mean", [MEAN, -MEAN])
-def test_gamma_sign_is_how_likely_the_sign_is_right(mean):
+def test_gamma_sign_is_how_likely_the_sign_is_right():
     """2 P[sign(g) = sign(mu)] - 1 for g ~ N(mu, sigma^2)."""
-    gamma = rules.gamma_sign(array(np.full(6, mean)), array(SIGMA / abs(mean)))
-    wrong = [NormalDist(abs(mean), sigma).cdf(0) for sigma in SIGMA]
+    gamma = rules.gamma_sign(SIGNAL, NOISE)
+    wrong = [NormalDist(MEAN, sigma).cdf(0) for sigma in SIGMA]
     expected = 1 - 2 * np.array(wrong)
     np.testing.assert_allclose(ops.convert_to_numpy(gamma), expected, 1e-12)
 
@@ -131,28 +138,42 @@ def test_gamma_sign_is_how_likely_the_sign_is_right(mean):
 def test_gamma_sign_adam_is_adam():
     """gamma sign(m) = m / sqrt(v)."""
     m, v = np.array([0.5, -2.0, 1.0, 1e-3]), np.array([1.0, 4.5, 1.0, 2.0])
-    eta = rules.noise_to_signal(array(m), array(v), scalar(1.0))
-    gamma = ops.convert_to_numpy(rules.gamma_sign_adam(array(m), eta))
+    squares = rules.signal_and_noise(array(m), array(v), scalar(1.0))
+    gamma = ops.convert_to_numpy(rules.gamma_sign_adam(*squares))
     np.testing.assert_allclose(gamma * np.sign(m), m / np.sqrt(v), 1e-13)
 
 
 @pytest.mark.parametrize("gamma", ADAPTATIONS)
-def test_gamma_of_no_noise_is_one_and_of_no_signal_is_zero(gamma):
-    m = array([1.0, -1e-30, 0.0, 0.0, 0.0], "float32")
-    eta = array([0.0, 0.0, 0.0, math.inf, 5.0], "float32")
-    np.testing.assert_array_equal(gamma(m, eta), [1, 1, 0, 0, 0])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_gamma_of_no_noise_is_one_and_of_no_signal_is_zero(gamma, dtype):
+    m = array([1.0, -1e-30, 1e30, 0.0, 0.0, 0.0], dtype)
+    v = array([1.0, 0.0, 1e30, 0.0, 5.0, np.finfo(dtype).max], dtype)
+    if dtype == "float64":
+        v = array([1.0, 1e-60, 1e60, 0.0, 5.0, np.finfo(dtype).max])
+    squares = rules.signal_and_noise(m, v, scalar(1.0, dtype))
+    np.testing.assert_array_equal(gamma(*squares), [1, 1, 1, 0, 0, 0])
 
 
+@pytest.mark.parametrize("jit_compile", [None, False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("gamma", ADAPTATIONS)
 @pytest.mark.parametrize("beta", BETAS)
-def test_gamma_is_exactly_one_at_the_first_step(gamma, beta):
-    """Whatever round-off has done to v - m^2."""
-    m = array([1.0, -0.3, 1e-25, -1e25, 0.0], "float32")
-    v = ops.minimum(rules.saturating_square(m) * (1 + 1e-6), np.finfo("float32").max)
-    t = scalar(1, "float32")
-    for factor in (rules.variance_factor, rules.mean_variance_factor):
-        eta = rules.noise_to_signal(m, v, factor(t, beta))
-        np.testing.assert_array_equal(gamma(m, eta), [1, 1, 1, 1, 0])
+def test_gamma_is_exactly_one_at_the_first_step(gamma, beta, dtype, jit_compile):
+    """Whatever round-off has done to v - m^2, and whatever compiles the rules."""
+    largest = np.finfo(dtype).max
+    m = np.array([1.0, -0.3, 1e-25, -1e25, 1e-10, 0.0], dtype)
+    v = np.minimum(np.square(m, dtype=np.float64) * (1 + 1e-6), largest)
+
+    def gammas(m, v, t):
+        factors = (rules.variance_factor, rules.mean_variance_factor)
+        return [
+            gamma(*rules.signal_and_noise(m, v, factor(t, beta))) for factor in factors
+        ]
+
+    if jit_compile is not None:
+        gammas = tf.function(gammas, jit_compile=jit_compile, autograph=False)
+    for values in gammas(array(m, dtype), array(v, dtype), scalar(1, dtype)):
+        np.testing.assert_array_equal(values, [1, 1, 1, 1, 1, 0])
 
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -168,9 +189,11 @@ FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 def test_gamma_lies_between_zero_and_one(m, v, t, beta):
     for factor in (rules.variance_factor, rules.mean_variance_factor):
         k = factor(scalar(t, "float32"), beta)
-        eta = rules.noise_to_signal(array(m, "float32"), array(abs(v), "float32"), k)
+        squares = rules.signal_and_noise(
+            array(m, "float32"), array(abs(v), "float32"), k
+        )
         for gamma in ADAPTATIONS:
-            values = ops.convert_to_numpy(gamma(array(m, "float32"), eta))
+            values = ops.convert_to_numpy(gamma(*squares))
             assert ((values >= 0) & (values <= 1)).all(), values
             assert (values[m == 0] == 0).all()
 

@@ -6,22 +6,36 @@ import itertools
 import pytest
 import table
 
-CASES = tuple(itertools.product(table.DTYPES, (False, True)))
 # An eager step of eight variables takes tens of ms, a traced one takes one.
-STEPS = {"eager": 40, "graph": table.STEPS, "xla": table.STEPS}
+STEPS = {"eager": 25, "graph": table.STEPS, "xla": table.STEPS}
+
+
+def cases(beta):
+    """(dtype, sparse) pairs. In half precision only theta is rounded otherwise."""
+    dtypes = table.DTYPES if beta >= 0.9 else ("float32", "float64")
+    return tuple(itertools.product(dtypes, (False, True)))
 
 
 @functools.cache
 def record(variant, beta, mode):
-    """One optimizer runs all dtypes, dense and sparse, as variables side by side."""
-    return dict(zip(CASES, table.run(variant, beta, mode, CASES, STEPS[mode])))
+    """One optimizer runs all its cases, as variables side by side."""
+    records = table.run(variant, beta, mode, cases(beta), STEPS[mode])
+    return dict(zip(cases(beta), records))
 
 
-@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
-@pytest.mark.parametrize("dtype", table.DTYPES)
-@pytest.mark.parametrize("mode", table.MODES)
-@pytest.mark.parametrize("beta", table.BETAS)
-@pytest.mark.parametrize("variant", table.VARIANTS)
+ROWS = [
+    pytest.param(
+        *(variant, beta, mode, dtype, sparse),
+        id=f"{variant}-{beta}-{mode}-{dtype}-{'sparse' if sparse else 'dense'}",
+    )
+    for variant in table.VARIANTS
+    for beta in table.BETAS
+    for mode in table.MODES
+    for dtype, sparse in cases(beta)
+]
+
+
+@pytest.mark.parametrize("variant, beta, mode, dtype, sparse", ROWS)
 def test_agrees_with_the_oracle(variant, beta, mode, dtype, sparse):
     actual = record(variant, beta, mode)[dtype, sparse]
     table.compare(actual, variant, beta, dtype, sparse)
@@ -35,6 +49,6 @@ def test_agrees_in_eager_mode_over_all_steps(variant):
 @pytest.mark.parametrize("variant", table.VARIANTS)
 def test_agrees_op_by_op(variant):
     """Without the kernels that XLA compiles."""
-    records = table.run(variant, 0.9, "graph", CASES, jit_compile=False)
-    for (dtype, sparse), actual in zip(CASES, records):
+    records = table.run(variant, 0.9, "graph", cases(0.9), jit_compile=False)
+    for (dtype, sparse), actual in zip(cases(0.9), records):
         table.compare(actual, variant, 0.9, dtype, sparse)
