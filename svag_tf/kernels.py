@@ -8,8 +8,8 @@ arguments and captures none, so that it can be called from any graph.
 
 Where XLA does not serve, the rule runs op by op, with the same numbers up to
 round-off: with `jit_compile=False`; on a device that XLA cannot compile for; for a
-variable whose shape is not fully known; and for the rows of a sparse gradient, whose
-number changes from batch to batch.
+variable whose slots lie on another device; for a variable whose shape is not fully
+known; and for the rows of a sparse gradient, whose number changes from batch to batch.
 """
 
 from __future__ import annotations
@@ -109,9 +109,10 @@ def _tf_variables(variables):
 
 def _update_all(kernel, variables, gradient, scalars):
     jit_compile = kernel.jit_compile
-    if jit_compile is True or (jit_compile == "auto" and _xla_serves(variables[0])):
+    if jit_compile is True or (jit_compile == "auto" and _xla_serves(variables)):
         compiled = _compiled(kernel, variables, gradient, scalars)
-        compiled([v.handle for v in variables], gradient, scalars)
+        with tf.device(variables[0].device):
+            compiled([v.handle for v in variables], gradient, scalars)
         return
     gradient = tf.broadcast_to(gradient, tf.shape(variables[0]))
     for variable, value in zip(variables, kernel.rule(gradient, scalars, *variables)):
@@ -175,10 +176,14 @@ def _compile(rule, shape, dtypes, specs):
         return function.get_concrete_function(handles, *specs)
 
 
-def _xla_serves(variable):
-    """Whether XLA compiles for the device of a variable, and its shape is known."""
-    device = tf.DeviceSpec.from_string(variable.device).device_type
-    return variable.shape.is_fully_defined() and _xla_compiles_for(device or "CPU")
+def _xla_serves(variables):
+    """Whether XLA can compile the update of a variable and its slots."""
+    device = variables[0].device
+    return (
+        all(v.device == device for v in variables)
+        and variables[0].shape.is_fully_defined()
+        and _xla_compiles_for(tf.DeviceSpec.from_string(device).device_type or "CPU")
+    )
 
 
 @functools.cache

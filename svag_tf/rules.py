@@ -44,11 +44,13 @@ def saturating_square(x):
 def moving_average(average, value, beta):
     """beta * average + (1 - beta) * value.
 
-    As a correction of the average: rounding beta to float32 would cost digits when
-    beta is close to 1. The difference of products cannot overflow.
+    For beta from 0.5 as a correction of the average: rounding beta to float32 would
+    cost digits when it is close to 1. Neither form can overflow.
     """
     if beta == 0.0:
         return value
+    if beta < 0.5:
+        return beta * average + (1.0 - beta) * value
     return average + ((1.0 - beta) * value - (1.0 - beta) * average)
 
 
@@ -123,7 +125,8 @@ def signal_and_noise(m, v, factor):
     scale = ops.where(size > 2.0 ** (exponent // 4), 2.0 ** -(exponent // 2 + 2), 1.0)
     scale = ops.where(size < 2.0 ** -(exponent // 4), 2.0 ** (exponent // 2), scale)
     scale = ops.cast(scale, m.dtype)
-    return ops.square(m * scale), factor * excess(m, v) * scale * scale
+    # In this order: factor * excess may underflow.
+    return ops.square(m * scale), factor * (excess(m, v) * scale * scale)
 
 
 def gamma_gradient(signal, noise):

@@ -137,6 +137,41 @@ def test_a_kernel_keeps_no_optimizer_alive():
     assert [ref() for ref in alive] == [None, None]
 
 
+class Scaled(svag_tf.MSVAG):
+    """A user's own method, with an argument that the package knows nothing of."""
+
+    def __init__(self, scale, **arguments):
+        super().__init__(**arguments)
+        self.scale = scale
+
+    def direction(self, g, m, v, factor):
+        return self.scale * m
+
+
+def test_a_subclass_shares_no_kernel_with_another_instance():
+    for scale in (1.0, 2.0):
+        theta = keras.Variable([1.0])
+        Scaled(scale, learning_rate=0.25).apply([tf.ones(1)], [theta])
+        np.testing.assert_allclose(theta.numpy(), 1 - 0.25 * scale)
+
+
+@pytest.mark.parametrize("jit_compile", ["auto", False])
+@pytest.mark.parametrize("beta", [0.5, 0.9])
+def test_an_old_gradient_is_forgotten(beta, jit_compile):
+    """v~ must not underflow before m~ does, or the sign of m~ would count fully."""
+    optimizer = svag_tf.MSVAS(1.0, beta=beta, jit_compile=jit_compile)
+    theta = keras.Variable(np.zeros(6, "float32"))
+    optimizer.build([theta])
+    step = tf.function(lambda gradient: optimizer.apply([gradient], [theta]))
+    step(tf.constant([1e-15, 1e-8, 1e-4, 1.0, 1e4, 1e15]))
+    for _ in range(400):
+        step(tf.zeros(6))
+    before = theta.numpy()
+    for _ in range(1600):
+        step(tf.zeros(6))
+    np.testing.assert_allclose(theta.numpy(), before, rtol=1e-5)
+
+
 def test_where_xla_does_not_compile_the_rule_runs_op_by_op(monkeypatch):
     results = []
     for serves in (True, False):
@@ -202,6 +237,32 @@ def run_python(code):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_variables_on_another_device():
+    """Kernels run where the variable is; with slots elsewhere, op by op."""
+    code = """
+        import keras, numpy as np, svag_tf, tensorflow as tf
+
+        tf.config.set_logical_device_configuration(
+            tf.config.list_physical_devices("CPU")[0],
+            [tf.config.LogicalDeviceConfiguration()] * 2,
+        )
+        sparse = tf.IndexedSlices(tf.ones((1, 2)), tf.constant([1]), tf.constant([4, 2]))
+        for together in (True, False):
+            for gradient in (tf.ones((4, 2)), sparse):
+                for wrap in (lambda f: f, tf.function):
+                    with tf.device("CPU:1"):
+                        theta = keras.Variable(np.ones((4, 2), "float32"))
+                        optimizer = svag_tf.MSVAG(0.25)
+                        if together:
+                            optimizer.build([theta])
+                    optimizer.build([theta])
+                    wrap(lambda: optimizer.apply([gradient], [theta]))()
+                    expected = 1 - 0.25 * tf.convert_to_tensor(gradient).numpy()
+                    np.testing.assert_allclose(theta.numpy(), expected)
+    """
+    run_python(code)
 
 
 # Sparse gradients.

@@ -80,15 +80,17 @@ def _check_number(name, value, interval, contains):
     return number
 
 
+def _is_size(number):
+    return 0.0 <= number < math.inf
+
+
 def _check_learning_rate(value):
     if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
         return value
     if callable(value):
         return value
     try:
-        return _check_number(
-            "learning_rate", value, "[0, inf)", lambda x: 0.0 <= x < math.inf
-        )
+        return _check_number("learning_rate", value, "[0, inf)", _is_size)
     except TypeError as error:
         raise TypeError(
             f"{error}. A `keras.optimizers.schedules.LearningRateSchedule` or a "
@@ -121,6 +123,22 @@ def check_choice(name, value, choices):
         f"Argument `{name}` must be one of {', '.join(map(repr, choices))}. "
         f"Received: {name}={value!r} of type {type(value).__name__}"
     )
+
+
+def _check_shape(gradient, variable):
+    """Raises an error if a gradient is not of its variable's shape, as far as known."""
+    shape = getattr(gradient, "shape", None)
+    if shape is None or getattr(shape, "rank", 0) is None:
+        return
+    shape, expected = tuple(shape), tuple(variable.shape)
+    fits = len(shape) == len(expected) and all(
+        a == b or a is None or b is None for a, b in zip(shape, expected)
+    )
+    if not fits:
+        raise ValueError(
+            f"The gradient of variable {variable.name} must have its shape, "
+            f"{expected}. Received: a gradient of shape {shape}"
+        )
 
 
 def _densified(gradient, variable):
@@ -164,6 +182,10 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         v_tilde: The v~ of every variable, likewise.
     """
 
+    # Keras has no public name for these, which its own optimizers build on as well:
+    # the hooks _clip_gradients, _apply_weight_decay and _backend_update_step, and
+    # _trainable_variables, _get_variable_index, _use_weight_decay and
+    # _get_current_learning_rate. They are used in this class and nowhere else.
     slots: tuple[str, ...] = ()
     # Whether the direction depends on the update count t.
     counts_updates = False
@@ -180,7 +202,7 @@ class MomentOptimizer(keras.optimizers.Optimizer):
     ):
         for name in ("weight_decay", "clipnorm", "clipvalue", "global_clipnorm"):
             if kwargs[name] is not None:
-                _check_number(name, kwargs[name], "[0, inf)", lambda x: x >= 0.0)
+                _check_number(name, kwargs[name], "[0, inf)", _is_size)
         learning_rate = _check_learning_rate(learning_rate)
         beta = _check_number("beta", beta, "[0, 1)", lambda x: 0.0 <= x < 1.0)
         state_dtype = _check_state_dtype(state_dtype)
@@ -191,6 +213,7 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         self.state_dtype = state_dtype
         self.jit_compile = jit_compile
         self.sparse_updates = sparse_updates
+        self._own_rule = object()
 
     @property
     def learning_rate(self):
@@ -273,19 +296,23 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         grads = list(grads)
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
-        elif not self.built:
-            return super().apply(grads)  # Raises Keras' error.
-        variables = trainable_variables or self._trainable_variables
+        if not grads or (trainable_variables is None and not self.built):
+            return super().apply(grads, trainable_variables)  # Nothing, or an error.
+        variables = trainable_variables
+        if variables is None:
+            variables = self._trainable_variables
         if len(grads) != len(variables):
             raise ValueError(
                 "Arguments `grads` and `trainable_variables` must have the same "
                 f"length. Received: {len(grads)} gradients, {len(variables)} variables"
             )
+        for gradient, variable in zip(grads, variables):
+            _check_shape(gradient, variable)
         if not self._takes_sparse_gradients():
             grads = [_densified(g, v) for g, v in zip(grads, variables)]
         iterations = self.iterations + 0  # A copy, on every backend.
         super().apply(grads, trainable_variables)
-        if self.counts_updates and grads:
+        if self.counts_updates:
             self._count_missed_updates(grads, variables, self.iterations - iterations)
 
     def _takes_sparse_gradients(self):
@@ -309,13 +336,14 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             self.assign_add(self._missed_updates, ops.cast(missed, "int") * updates)
 
     def _clip_gradients(self, grads):
-        # The sum of squares of a float16 gradient overflows at a norm of 256.
-        grads = [
-            ops.cast(g, "float32")
-            if keras.backend.standardize_dtype(g.dtype) in ("float16", "bfloat16")
-            else g
-            for g in grads
-        ]
+        if self.clipnorm or self.clipvalue or self.global_clipnorm:
+            # The sum of squares of a float16 gradient overflows at a norm of 256.
+            grads = [
+                ops.cast(g, "float32")
+                if keras.backend.standardize_dtype(g.dtype) in ("float16", "bfloat16")
+                else g
+                for g in grads
+            ]
         return super()._clip_gradients(grads)
 
     def _apply_weight_decay(self, variables):
@@ -355,7 +383,7 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         decay = learning_rate * (self.weight_decay or 0.0)
         if not self.counts_updates:
             return learning_rate, decay, ops.ones((), dtype), ops.zeros((), dtype)
-        t = ops.cast(t, dtype)
+        t = ops.cast(ops.maximum(t, 1), dtype)
         return (
             learning_rate,
             decay,
@@ -385,9 +413,8 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             for part, value in zip(stored, rule(gradient, scalars, *stored)):
                 self.assign(part, value)
             return
-        kernel = kernels.Kernel(
-            rule, (type(self), *self.rule_key(), dtype, decays), self.jit_compile
-        )
+        key = (*self._rule_identity(), dtype, decays)
+        kernel = kernels.Kernel(rule, key, self.jit_compile)
         # Without slots and weight decay, a row without gradient stays as it is.
         lazy = self.sparse_updates == "lazy" or not (self.slots or decays)
         if lazy and len(variable.shape) >= 2:
@@ -399,8 +426,14 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         else:
             kernels.update(kernel, stored, gradient, scalars)
 
-    def rule_key(self):
-        """What distinguishes the rules of two optimizers of this class: a tuple."""
+    def _rule_identity(self):
+        """What distinguishes this optimizer's rule from those of all others."""
+        if type(self).__module__.startswith("svag_tf."):
+            return (type(self), *self._rule_arguments())
+        return (self._own_rule,)  # Who knows what a subclass depends on.
+
+    def _rule_arguments(self):
+        """The arguments on which the rule depends: a tuple."""
         return (self.beta,)
 
     def _new_stored_values(self, gradient, scalars, theta, *slots, dtype, decays):

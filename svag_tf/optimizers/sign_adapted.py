@@ -18,9 +18,8 @@ class SignAdaptedOptimizer(MomentOptimizer):
         """The factor of the chosen adaptation."""
         return _GAMMAS[self.adaptation](signal, noise)
 
-    def rule_key(self):
-        """What distinguishes the rules of two optimizers of this class: a tuple."""
-        return (*super().rule_key(), self.adaptation)
+    def _rule_arguments(self):
+        return (*super()._rule_arguments(), self.adaptation)
 
     def get_config(self):
         """The arguments that make an equal optimizer, for `from_config`."""

@@ -90,6 +90,9 @@ class SSD(MomentOptimizer):
             name=name,
         )
 
+    def _rule_arguments(self):
+        return ()
+
     def direction(self, g, m, v, factor):
         """sign(g); see the class."""
         return ops.sign(g)

@@ -215,3 +215,12 @@ def test_any_finite_gradient_makes_a_finite_update(variant, gradients, beta):
         assert np.isfinite(update).all()
         bound = 1.0 if variant in SIGN_METHODS else largest
         assert (np.abs(update) <= rate * bound * (1 + 1e-4)).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("beta", [0.1, 0.9])
+@pytest.mark.parametrize("variant", table.VARIANTS)
+def test_the_largest_gradients_of_both_signs(variant, beta, mode):
+    _, _, step = stepper(variant, (1,), mode, beta)
+    for g in (3e38, -3e38, 1.0):
+        assert np.isfinite(step(np.array([g]))).all()
