@@ -63,7 +63,7 @@ setup(
         "torch": ["torch"],
         "experiments": EXPERIMENTS,
         "test": TEST,
-        "dev": [*TEST, "build>=1.0", "mypy>=1.15", "pre-commit>=3.5", "ruff>=0.9"],
+        "dev": [*TEST, "build>=1.0", "mypy~=2.4", "pre-commit>=3.5", "ruff~=0.17.0"],
     },
     zip_safe=False,
 )

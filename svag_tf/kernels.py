@@ -5,57 +5,126 @@ slots. XLA compiles it into loops over the memory of the variables themselves: n
 of a variable's size is allocated. It is compiled once for each shape, dtype and rule
 and shared by all variables and optimizers of the process: it takes the variables as
 arguments and captures none, so that it can be called from any graph.
+
+Where XLA does not serve, the rule runs op by op, with the same numbers up to
+round-off: with `jit_compile=False`; on a device that XLA cannot compile for; for a
+variable whose shape is not fully known; and for the rows of a sparse gradient, whose
+number changes from batch to batch.
 """
+
+from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-_KERNELS: dict = {}
+_COMPILED: dict[Any, Callable] = {}
 _LOCK = threading.RLock()
 
 
-def update(rule, key, variables, gradient, scalars, jit_compile):
+class Kernel(NamedTuple):
+    """A rule, and how it is run.
+
+    Attributes:
+        rule: Function of the gradient, scalars and the values of a variable and its
+            slots; returns their new values, element-wise and in their dtypes.
+        key: Hashable; rules with the same key are the same.
+        jit_compile: `True`, `False`, or `"auto"`: `True` where XLA serves.
+    """
+
+    rule: Callable
+    key: tuple
+    jit_compile: bool | str
+
+
+def update(kernel, variables, gradient, scalars):
     """Gives a variable and its slots the values that a rule computes from them.
 
+    A sparse gradient has the effect of the dense one that it stands for, without
+    making it: the rows that it touches are computed apart, and all others as if they
+    had the gradient 0.
+
     Args:
-        rule: Function of the gradient, the scalars and the variables' values; returns
-            their new values, element-wise and in their dtypes.
-        key: Hashable; rules with the same key are the same.
+        kernel: `Kernel`.
         variables: List of the variable and its slots, all of one shape.
         gradient: Dense tensor of that shape, or `tf.IndexedSlices`.
         scalars: Tensor, passed on to the rule.
-        jit_compile: `True`, `False`, or `"auto"`: `True` where XLA serves.
     """
-    variables = [v.value if isinstance(v, keras.Variable) else v for v in variables]
-    if isinstance(gradient, tf.IndexedSlices):
-        _update_sparse(rule, key, variables, gradient, scalars, jit_compile)
+    variables = _tf_variables(variables)
+    if not isinstance(gradient, tf.IndexedSlices):
+        _update_all(kernel, variables, gradient, scalars)
+        return
+    rows, values = _summed_rows(gradient)
+    new_values = _of_rows(kernel, variables, rows, values, scalars)
+    _update_all(kernel, variables, tf.zeros((), values.dtype), scalars)
+    _write_rows(variables, rows, new_values)
+
+
+def update_lazily(kernel, variables, gradient, counts, scalars):
+    """The same, but of the rows that a sparse gradient touches, and of no others.
+
+    Args:
+        kernel: `Kernel`.
+        variables: List of the variable and its slots, all of one shape (n, ...).
+        gradient: Dense tensor of that shape, or `tf.IndexedSlices`.
+        counts: Integer variable of shape (n,), the updates made to each row, or `None`
+            for a rule that does not depend on them.
+        scalars: Function of the count of the update that is being made to each row,
+            shape (k,), or of `None`: the rule's scalars, a tuple.
+    """
+    variables = _tf_variables(variables)
+    sparse = isinstance(gradient, tf.IndexedSlices)
+    t = None
+    if sparse:
+        rows, gradient = _summed_rows(gradient)
+    if counts is not None:
+        (counts,) = _tf_variables([counts])
+        t = (tf.gather(counts, rows) if sparse else tf.convert_to_tensor(counts)) + 1
+    numbers = scalars(t)
+    if t is not None:  # One for each row: shape (4, k, 1, ...).
+        inner = [1] * (variables[0].shape.rank - 1)
+        numbers = [tf.reshape(x + tf.zeros_like(t, x.dtype), [-1, *inner])
+                   for x in numbers]  # fmt: skip
+    numbers = tf.stack(numbers)
+    if sparse:
+        new_values = _of_rows(kernel, variables, rows, gradient, numbers)
+        _write_rows(variables, rows, new_values)
     else:
-        _update_dense(rule, key, variables, gradient, scalars, jit_compile)
+        _update_all(kernel, variables, gradient, numbers)
+    if t is None:
+        return
+    if sparse:
+        _write_rows([counts], rows, [t])
+    else:
+        counts.assign(t)
 
 
-def _update_dense(rule, key, variables, gradient, scalars, jit_compile):
+def _tf_variables(variables):
+    return [v.value if isinstance(v, keras.Variable) else v for v in variables]
+
+
+def _update_all(kernel, variables, gradient, scalars):
+    jit_compile = kernel.jit_compile
     if jit_compile is True or (jit_compile == "auto" and _xla_serves(variables[0])):
-        kernel = _kernel(rule, key, variables, gradient, scalars)
-        kernel([v.handle for v in variables], gradient, scalars)
+        compiled = _compiled(kernel, variables, gradient, scalars)
+        compiled([v.handle for v in variables], gradient, scalars)
         return
     gradient = tf.broadcast_to(gradient, tf.shape(variables[0]))
-    for variable, value in zip(variables, rule(gradient, scalars, *variables)):
+    for variable, value in zip(variables, kernel.rule(gradient, scalars, *variables)):
         variable.assign(value)
 
 
-def _update_sparse(rule, key, variables, gradient, scalars, jit_compile):
-    """The update of the dense gradient, without making it.
+def _of_rows(kernel, variables, rows, gradient, scalars):
+    """The new values of some rows of a variable and its slots."""
+    return kernel.rule(gradient, scalars, *(tf.gather(v, rows) for v in variables))
 
-    The rows that it touches are computed apart; all others have the gradient 0.
-    """
-    rows, values = _summed_rows(gradient)
-    new_values = rule(values, scalars, *(tf.gather(v, rows) for v in variables))
-    zero = tf.zeros((), values.dtype)
-    _update_dense(rule, key, variables, zero, scalars, jit_compile)
-    for variable, value in zip(variables, new_values):
+
+def _write_rows(variables, rows, values):
+    for variable, value in zip(variables, values):
         variable.scatter_update(tf.IndexedSlices(value, rows))
 
 
@@ -70,8 +139,8 @@ def _summed_rows(gradient):
     """
     order = tf.argsort(gradient.indices, stable=True)
     rows = tf.gather(gradient.indices, order)
-    is_first = tf.concat([tf.ones_like(rows[:1]), _differ(rows)], 0)
-    segment = tf.cumsum(is_first) - 1
+    changes = tf.cast(rows[1:] != rows[:-1], rows.dtype)
+    segment = tf.cumsum(tf.concat([tf.zeros_like(rows[:1]), changes], 0))
     n = tf.size(rows)
     sums = tf.math.unsorted_segment_sum(tf.gather(gradient.values, order), segment, n)
     last = tf.minimum(tf.range(n, dtype=segment.dtype), segment[-1:])
@@ -79,23 +148,18 @@ def _summed_rows(gradient):
     return rows, tf.gather(sums, last)
 
 
-def _differ(rows):
-    """1 where an element differs from the one before it, else 0; from the second on."""
-    return tf.cast(rows[1:] != rows[:-1], rows.dtype)
-
-
-def _kernel(rule, key, variables, gradient, scalars):
-    """The compiled update, from the process's store or new."""
+def _compiled(kernel, variables, gradient, scalars):
+    """The compiled update of all of a variable, from the process's store or new."""
     shape, dtypes = variables[0].shape, tuple(v.dtype for v in variables)
-    key = (key, tuple(shape), dtypes, gradient.dtype, gradient.shape.rank == 0,
-           tuple(scalars.shape), scalars.dtype)  # fmt: skip
+    specs = [tf.TensorSpec(x.shape, x.dtype) for x in (gradient, scalars)]
+    key = (*kernel.key, shape, dtypes, *specs)
     with _LOCK:
-        if key not in _KERNELS:
-            _KERNELS[key] = _traced(rule, shape, dtypes, gradient, scalars)
-        return _KERNELS[key]
+        if key not in _COMPILED:
+            _COMPILED[key] = _compile(kernel.rule, shape, dtypes, specs)
+        return _COMPILED[key]
 
 
-def _traced(rule, shape, dtypes, gradient, scalars):
+def _compile(rule, shape, dtypes, specs):
     def svag_kernel(handles, gradient, scalars):
         values = []
         for handle, dtype in zip(handles, dtypes):
@@ -105,20 +169,14 @@ def _traced(rule, shape, dtypes, gradient, scalars):
         for handle, value in zip(handles, rule(gradient, scalars, *values)):
             tf.raw_ops.AssignVariableOp(resource=handle, value=value)
 
+    function = tf.function(svag_kernel, jit_compile=True, autograph=False)
     handles = [tf.TensorSpec((), tf.resource)] * len(dtypes)
-    gradient_shape = () if gradient.shape.rank == 0 else shape
     with tf.init_scope():  # Outside the graph, cond or loop that is being traced.
-        return tf.function(
-            svag_kernel, jit_compile=True, autograph=False
-        ).get_concrete_function(
-            handles,
-            tf.TensorSpec(gradient_shape, gradient.dtype),
-            tf.TensorSpec(scalars.shape, scalars.dtype),
-        )
+        return function.get_concrete_function(handles, *specs)
 
 
 def _xla_serves(variable):
-    """Whether XLA compiles for the device of a variable of known shape."""
+    """Whether XLA compiles for the device of a variable, and its shape is known."""
     device = tf.DeviceSpec.from_string(variable.device).device_type
     return variable.shape.is_fully_defined() and _xla_compiles_for(device or "CPU")
 

@@ -17,9 +17,9 @@ factors that turn v - m^2 into s and into rho s are computed directly (with expm
 At t = 1, and always for beta = 0, the averages hold one observation, which says
 nothing of the noise: both factors are 0 there, and every gamma is 1.
 
-A float32 square overflows above 1.8e19 and underflows below 1e-19. Squares saturate
-at the largest finite float, and the ratio is formed of eta, not of eta^2, so that any
-finite gradient gives a finite update with gamma in [0, 1].
+A float32 square overflows above 1.8e19 and underflows below 1e-19. Averages of squares
+saturate at the largest finite float, and m^2 is scaled before it is compared with the
+noise, so that any finite gradient gives a finite update with gamma in [0, 1].
 
 Reference: L. Balles, P. Hennig, "Dissecting Adam: The Sign, Magnitude and Variance
 of Stochastic Gradients", ICML 2018, sections 2 to 4.
@@ -105,48 +105,49 @@ def excess(m, v):
     return ops.maximum(v - saturating_square(m), 0.0)
 
 
-def noise_to_signal(m, v, factor):
-    """eta = sqrt(factor (v - m^2)) / |m|, the root of the noise-to-signal ratio.
+def signal_and_noise(m, v, factor):
+    """m^2 and factor (v - m^2), whose quotient is eta^2, the noise-to-signal ratio.
+
+    Both are multiplied by the same power of two, so that m^2 is neither 0 where m is
+    not nor infinite; noise that is still infinite leaves no signal.
 
     Args:
         m: Average of g, corrected for its start.
         v: Average of g^2, likewise.
         factor: Scalar. `variance_factor` for the gradient's noise (s),
             `mean_variance_factor` for that of its average (rho s).
-
-    Returns:
-        eta, in [0, inf]; where m = 0 it has no meaning.
     """
-    size = ops.where(m == 0.0, ops.ones_like(m), ops.abs(m))
-    return ops.sqrt(factor) * ops.sqrt(excess(m, v)) / size
+    exponent = int(ml_dtypes.finfo(backend.standardize_dtype(m.dtype)).maxexp)
+    size = ops.abs(m)
+    # A quarter of the range around 1 is left alone; its squares are half the range.
+    scale = ops.where(size > 2.0 ** (exponent // 4), 2.0 ** -(exponent // 2 + 2), 1.0)
+    scale = ops.where(size < 2.0 ** -(exponent // 4), 2.0 ** (exponent // 2), scale)
+    scale = ops.cast(scale, m.dtype)
+    return ops.square(m * scale), factor * excess(m, v) * scale * scale
 
 
-def gamma_gradient(m, eta):
+def gamma_gradient(signal, noise):
     """gamma = 1 / (1 + eta^2), and 0 where m = 0.
 
     The factor that minimises E||gamma g - grad L||^2 (the paper's Lemma).
     """
-    return _zero_without_signal(m, 1.0 / (1.0 + ops.square(eta)))
+    return signal / ops.where(signal == 0.0, 1.0, signal + noise)
 
 
-def gamma_sign(m, eta):
+def gamma_sign(signal, noise):
     """gamma = erf(1 / (sqrt(2) eta)), and 0 where m = 0.
 
     The factor 2 P[sign(g) = sign(grad L)] - 1 that minimises
     E||gamma sign(g) - sign(grad L)||^2 for Gaussian noise (the paper's Lemma).
     """
-    # erf is 1 from 4 on: the lower bound saves 1/0.
-    factor = ops.erf(math.sqrt(0.5) / ops.maximum(eta, 1e-3))
-    return _zero_without_signal(m, factor)
+    # erf is 1 from 4 on: the lower bound saves the case without noise.
+    ratio = signal / ops.maximum(2.0 * noise, 0.01 * signal)
+    return ops.where(signal == 0.0, 0.0, ops.erf(ops.sqrt(ratio)))
 
 
-def gamma_sign_adam(m, eta):
+def gamma_sign_adam(signal, noise):
     """gamma = (1 + eta^2)^(-1/2), and 0 where m = 0.
 
     With eta^2 = (v - m^2)/m^2 it makes gamma * sign(m) = m / sqrt(v): Adam.
     """
-    return _zero_without_signal(m, 1.0 / ops.sqrt(1.0 + ops.square(eta)))
-
-
-def _zero_without_signal(m, gamma):
-    return ops.where(m == 0.0, ops.zeros_like(m), gamma)
+    return ops.sqrt(gamma_gradient(signal, noise))

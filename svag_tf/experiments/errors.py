@@ -1,4 +1,4 @@
-"""The one exception for what the user of an experiment can put right."""
+"""The exceptions for what the user of an experiment can put right."""
 
 
 class ExperimentError(Exception):
@@ -7,3 +7,7 @@ class ExperimentError(Exception):
     Its message is meant for the user: it says what is wrong, what would be right
     and what was found.
     """
+
+
+class DivergedError(ExperimentError):
+    """A training whose loss is no longer finite."""

@@ -30,6 +30,20 @@ OPTIMIZERS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
     "adam": keras.optimizers.Adam,
     "lion": keras.optimizers.Lion,
 }
+# How the papers write the names.
+TITLES = {
+    "msvag": "M-SVAG",
+    "svag": "SVAG",
+    "mssd": "M-SSD",
+    "ssd": "SSD",
+    "msvas": "M-SVAS",
+    "svas": "SVAS",
+    "msgd": "M-SGD",
+    "sgd": "SGD",
+    "momentum": "SGD, momentum",
+    "adam": "Adam",
+    "lion": "Lion",
+}
 SCHEDULES = ("constant", "cosine", "step")
 DEFAULT_STEP_FACTOR = 0.1
 

@@ -45,6 +45,7 @@ COLUMNS = (
     "test_accuracy",
 )
 CHECKPOINTS = "epoch_*.keras"
+TIMES = ("train_seconds", "seconds")
 START_AGAIN = "Delete the folder to start afresh, or name another --workdir."
 
 Row = dict[str, Any]
@@ -56,7 +57,7 @@ class State:
 
     Attributes:
         backend: Keras' backend that made it.
-        rows: one dict for epoch 0 (before training), 1, 2, ...: `COLUMNS`, `seconds`.
+        rows: one dict for epoch 0 (before training), 1, 2, ...: `COLUMNS`, `TIMES`.
         checkpoint: name of the file in `checkpoints/`.
         checkpoint_sha256: its SHA-256.
         random: state of the model's random generators (Keras does not save it).
@@ -254,7 +255,7 @@ class RunFolder:
             state = State(**read_json(self.state))
             epochs = [row["epoch"] for row in state.rows]
             complete = all(
-                row.keys() == {*COLUMNS, "seconds"}
+                row.keys() == {*COLUMNS, *TIMES}
                 and all(isinstance(value, int | float) for value in row.values())
                 for row in state.rows
             )

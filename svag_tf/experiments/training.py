@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from rich.table import Table
 
 from svag_tf.experiments.config import JIT_COMPILE, checked
 from svag_tf.experiments.data import Data
-from svag_tf.experiments.errors import ExperimentError
+from svag_tf.experiments.errors import DivergedError, ExperimentError
 from svag_tf.experiments.optimizers import build_optimizer
 from svag_tf.experiments.plots import save_curves
 from svag_tf.experiments.problems import PROBLEMS
@@ -31,7 +31,11 @@ except ImportError:
 EVALUATION_BATCH = 500
 
 
-def train(config: Any, workdir: str | os.PathLike[str]) -> list[Row]:
+def train(
+    config: Any,
+    workdir: str | os.PathLike[str],
+    report: Callable[[Row], None] | None = None,
+) -> list[Row]:
     """Trains as `config` says, or goes on with the run in `workdir`.
 
     Evaluates before training (epoch 0) and after each epoch, on the test set and on as
@@ -45,15 +49,19 @@ def train(config: Any, workdir: str | os.PathLike[str]) -> list[Row]:
         workdir: folder for the results: `config.json`, `metrics.csv`, `train.log`,
             `curves.png`, `model.keras`, `tensorboard/`, and `state.json` and
             `checkpoints/`, from which an interrupted run goes on.
+        report: called with the row of every epoch, those of an earlier start first.
+            Then nothing is printed. Defaults to `None`: a progress bar, a line an
+            epoch and a table of results are printed.
 
     Returns:
         One dict an epoch: `epoch`, `step` (batches so far), `learning_rate` (of the
         epoch's first batch), `train_loss`, `train_accuracy`, `test_loss`,
-        `test_accuracy`, `seconds`.
+        `test_accuracy`, `train_seconds` (the batches alone), `seconds` (all).
 
     Raises:
         ExperimentError: if the config, the data or the workdir cannot be used, before
-            anything is written; if the training diverges.
+            anything is written.
+        DivergedError: if the training diverges.
     """
     config = checked(config)
     folder = RunFolder(workdir)
@@ -63,7 +71,7 @@ def train(config: Any, workdir: str | os.PathLike[str]) -> list[Row]:
     with folder.opened(config) as state:
         if state.epoch >= 0:
             folder.restore(state, model)
-        _train_on(config, folder, state, model, data)
+        _train_on(config, folder, state, model, data, report)
     return state.rows
 
 
@@ -73,17 +81,25 @@ def _train_on(
     state: State,
     model: keras.Model,
     data: Data,
+    report: Callable[[Row], None] | None,
 ) -> None:
     epochs = config["epochs"]
     trained = state.epoch < epochs and not state.diverged
-    if state.diverged:
-        print(f"The run in {folder.path} has ended.")
-    elif not trained:
-        print(f"The run in {folder.path} is complete.")
-    elif state.epoch >= 0:
-        print(f"Going on with the run in {folder.path} after epoch {state.epoch}.")
+    if report is None:
+        _print_start(folder, state, trained)
+    else:
+        for row in state.rows:
+            report(row)
     with _tensorboard(folder.tensorboard, state.rows) as show:
-        recorder = _Recorder(config, folder, state, data, show)
+
+        def tell(row: Row) -> None:
+            show(row)
+            if report is None:
+                print(log_line(state.rows, epochs), flush=True)
+            else:
+                report(row)
+
+        recorder = _Recorder(config, folder, state, data, tell)
         if state.epoch < 0:
             recorder.record(model)
         if trained and not state.diverged:
@@ -92,11 +108,13 @@ def _train_on(
                 initial_epoch=state.epoch,
                 epochs=epochs,
                 shuffle=False,  # else Keras shuffles the batches a second time
+                # The progress bar comes first, so that its line ends before ours.
                 callbacks=[
-                    keras.callbacks.ProgbarLogger(),
+                    *([keras.callbacks.ProgbarLogger()] if report is None else []),
                     keras.callbacks.TerminateOnNaN(),
                     recorder,
                 ],
+                verbose=1 if report is None else 0,
             )
     folder.write_tables(state, epochs)
     if trained or not folder.curves.exists():
@@ -104,7 +122,7 @@ def _train_on(
         title = f"{_title(config)} (learning rate {rate:g})"
         save_curves(state.rows, title, folder.curves)
     if state.diverged:
-        raise ExperimentError(
+        raise DivergedError(
             f"The training diverged in epoch {state.epoch}: the loss is not finite. "
             "Try a lower optimizer.learning_rate (it was "
             f"{state.rows[-1]['learning_rate']:g}). The epochs so far are in "
@@ -114,7 +132,21 @@ def _train_on(
         if config["optimizer"]["use_ema"]:
             model.optimizer.finalize_variable_values(model.trainable_variables)
         folder.save_model(model, folder.model)
-    _print_results(config, folder, state.rows, model.count_params())
+    if report is None:
+        _print_results(config, folder, state.rows, model.count_params())
+
+
+def _print_start(folder: RunFolder, state: State, trained: bool) -> None:
+    if state.diverged:
+        print(f"The run in {folder.path} has ended.")
+    elif not trained:
+        print(f"The run in {folder.path} is complete.")
+    elif state.epoch >= 0:
+        print(f"Going on with the run in {folder.path} after epoch {state.epoch}.")
+    if summary is None:
+        print(
+            "No TensorBoard files: they need the packages tensorflow and tensorboard."
+        )
 
 
 class Batches(keras.utils.PyDataset):
@@ -160,11 +192,11 @@ class _Recorder(keras.callbacks.Callback):
         folder: RunFolder,
         state: State,
         data: Data,
-        show: Any,
+        tell: Callable[[Row], None],
     ):
         super().__init__()
         self._config, self._folder, self._state = config, folder, state
-        self._show = show
+        self._tell = tell
         self.batches = Batches(
             data.x_train, data.y_train, config["batch_size"], config["seed"]
         )
@@ -193,6 +225,7 @@ class _Recorder(keras.callbacks.Callback):
 
     def record(self, model: keras.Model) -> None:
         """Evaluates the model as it is and commits the epoch."""
+        trained = time.monotonic() - self._start
         first = not self._state.rows
         with _averaged(model, self._config["optimizer"]["use_ema"] and not first):
             train_part = model.evaluate(self._train_part, verbose=0, return_dict=True)
@@ -205,13 +238,12 @@ class _Recorder(keras.callbacks.Callback):
             "train_accuracy": float(train_part["accuracy"]),
             "test_loss": float(test_part["loss"]),
             "test_accuracy": float(test_part["accuracy"]),
+            "train_seconds": round(0.0 if first else trained, 3),
             "seconds": round(time.monotonic() - self._start, 3),
         }
         self._state.rows.append(row)
-        epochs = self._config["epochs"]
-        self._folder.commit(self._state, model, epochs)
-        self._show(row)
-        print(log_line(self._state.rows, epochs), flush=True)
+        self._folder.commit(self._state, model, self._config["epochs"])
+        self._tell(row)
 
 
 def _load_data(config: dict[str, Any]) -> Data:
@@ -292,9 +324,6 @@ def _averaged(model: keras.Model, averaged: Any) -> Iterator[None]:
 def _tensorboard(folder: Path, rows: list[Row]) -> Iterator[Any]:
     """Event files of all epochs, those in `rows` and those shown later."""
     if summary is None:
-        print(
-            "No TensorBoard files: they need the packages tensorflow and tensorboard."
-        )
         yield lambda row: None
         return
     for old in folder.glob("*/events.out.tfevents.*"):

@@ -3,16 +3,16 @@
 import functools
 import math
 import numbers
+from typing import Any
 
 import keras
 from keras import ops
 
 from svag_tf import rules
 
+kernels: Any = None
 if keras.backend.backend() == "tensorflow":
     from svag_tf import kernels
-else:
-    kernels = None
 
 _STATE_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -28,6 +28,17 @@ state_dtype: Dtype of the slots: `"float16"`, `"bfloat16"`, `"float32"`,
             the same rule op by op. Whether the training step around it is compiled is
             the affair of `model.compile`. Without effect on other backends. Defaults
             to `"auto"`.
+        sparse_updates: `"exact"` or `"lazy"`: what a sparse gradient does, a
+            `tf.IndexedSlices`, which is what an embedding has on the TensorFlow
+            backend. `"exact"`: the same as the dense gradient that it stands for,
+            which is 0 in the other rows: their averages decay and they move on.
+            `"lazy"`: only the rows that it touches are read and written, at a cost
+            that does not grow with the table. Each row then counts its own updates,
+            for a bias correction and a rho that are right for it. That is a different
+            algorithm: a row's averages run over the batches in which it occurs, not
+            over all. Dense gradients update all rows. Ignored where gradients are
+            made dense: on other backends, and with clipping, gradient accumulation or
+            `loss_scale_factor`. Defaults to `"exact"`.
         weight_decay: Float >= 0 or `None`. Decoupled weight decay: before the
             update, theta <- theta - learning_rate * weight_decay * theta. Defaults
             to `None`.
@@ -101,13 +112,14 @@ def _check_state_dtype(value):
     )
 
 
-def _check_jit_compile(value):
-    if value is True or value is False or value == "auto":
+def check_choice(name, value, choices):
+    """Returns `value` if it is one of `choices`, strings and bools, or raises."""
+    if isinstance(value, str | bool) and value in choices:
         return value
     error = ValueError if isinstance(value, str) else TypeError
     raise error(
-        "Argument `jit_compile` must be 'auto', True or False. "
-        f"Received: jit_compile={value!r}"
+        f"Argument `{name}` must be one of {', '.join(map(repr, choices))}. "
+        f"Received: {name}={value!r} of type {type(value).__name__}"
     )
 
 
@@ -124,6 +136,12 @@ def _densified(gradient, variable):
     return ops.segment_sum(
         gradient.values, gradient.indices, num_segments=variable.shape[0]
     )
+
+
+def _flat_path(variable):
+    """A variable's path as a part of a name."""
+    path = getattr(variable, "path", variable.name)
+    return path.replace("/", "_").replace(":", "_")
 
 
 class MomentOptimizer(keras.optimizers.Optimizer):
@@ -157,18 +175,22 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         if cls.__doc__:
             cls.__doc__ = cls.__doc__.replace("{{keras_arguments}}", _KERAS_ARGUMENTS)
 
-    def __init__(self, learning_rate, beta, state_dtype, jit_compile, **kwargs):
+    def __init__(
+        self, learning_rate, beta, state_dtype, jit_compile, sparse_updates, **kwargs
+    ):
         for name in ("weight_decay", "clipnorm", "clipvalue", "global_clipnorm"):
             if kwargs[name] is not None:
                 _check_number(name, kwargs[name], "[0, inf)", lambda x: x >= 0.0)
         learning_rate = _check_learning_rate(learning_rate)
         beta = _check_number("beta", beta, "[0, 1)", lambda x: 0.0 <= x < 1.0)
         state_dtype = _check_state_dtype(state_dtype)
-        jit_compile = _check_jit_compile(jit_compile)
+        check_choice("jit_compile", jit_compile, ("auto", True, False))
+        check_choice("sparse_updates", sparse_updates, ("exact", "lazy"))
         super().__init__(learning_rate=learning_rate, **kwargs)
         self.beta = beta
         self.state_dtype = state_dtype
         self.jit_compile = jit_compile
+        self.sparse_updates = sparse_updates
 
     @property
     def learning_rate(self):
@@ -206,17 +228,30 @@ class MomentOptimizer(keras.optimizers.Optimizer):
                 name="missed_updates",
             )
 
+        if self.counts_updates and self.sparse_updates == "lazy" and kernels:
+            self._row_updates = [self._new_row_counts(v) for v in variables]
+
+    def _new_row_counts(self, variable):
+        """The count of the updates made to each row; None for a variable without."""
+        if len(variable.shape) < 2:
+            return None
+        return self.add_variable(
+            shape=variable.shape[:1],
+            dtype="int",
+            aggregation="only_first_replica",
+            name=f"{_flat_path(variable)}_row_updates",
+        )
+
     def _new_slot(self, variable, name):
         if getattr(variable, "overwrite_with_gradient", False):
             return None  # As in Keras: such a variable takes no optimizer step.
         slot_dtype = self._slot_dtype(variable)
         if slot_dtype == keras.backend.standardize_dtype(variable.dtype):
             return self.add_variable_from_reference(variable, name=name)
-        path = getattr(variable, "path", variable.name)
         return self.add_variable(
             shape=variable.shape,
             dtype=slot_dtype,
-            name=f"{path.replace('/', '_').replace(':', '_')}_{name}",
+            name=f"{_flat_path(variable)}_{name}",
             layout=getattr(variable, "_layout", None),
         )
 
@@ -284,7 +319,7 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         return super()._clip_gradients(grads)
 
     def _apply_weight_decay(self, variables):
-        """Does nothing: weight decay is a part of the update, which reads theta once."""
+        """Does nothing: weight decay is folded into the update."""
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
         # The scalars of all variables at once. Keras has no public hook for that;
@@ -346,12 +381,21 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         decays = bool(self.weight_decay) and self._use_weight_decay(variable)
         stored = [variable, *(getattr(self, name)[index] for name in self.slots)]
         rule = functools.partial(self._new_stored_values, dtype=dtype, decays=decays)
-        if kernels is not None:
-            key = (type(self), *self.rule_key(), dtype, decays)
-            kernels.update(rule, key, stored, gradient, scalars, self.jit_compile)
+        if kernels is None:
+            for part, value in zip(stored, rule(gradient, scalars, *stored)):
+                self.assign(part, value)
             return
-        for part, value in zip(stored, rule(gradient, scalars, *stored)):
-            self.assign(part, value)
+        kernel = kernels.Kernel(
+            rule, (type(self), *self.rule_key(), dtype, decays), self.jit_compile
+        )
+        if self.sparse_updates == "lazy" and len(variable.shape) >= 2:
+            scalars_of_rows = functools.partial(
+                self._scalars, learning_rate=scalars[0], dtype=dtype
+            )
+            counts = self._row_updates[index] if self.counts_updates else None
+            kernels.update_lazily(kernel, stored, gradient, counts, scalars_of_rows)
+        else:
+            kernels.update(kernel, stored, gradient, scalars)
 
     def rule_key(self):
         """What distinguishes the rules of two optimizers of this class: a tuple."""
@@ -359,21 +403,22 @@ class MomentOptimizer(keras.optimizers.Optimizer):
 
     def _new_stored_values(self, gradient, scalars, theta, *slots, dtype, decays):
         """`new_values` from and to the dtypes in which theta and the slots are kept."""
+        learning_rate, decay, correction, factor = ops.unstack(scalars)
         new = self.new_values(
             ops.cast(theta, dtype),
             ops.cast(gradient, dtype),
             [ops.cast(slot, dtype) for slot in slots],
-            *ops.unstack(scalars),
-            decays=decays,
+            learning_rate,
+            decay if decays else None,
+            correction,
+            factor,
         )
         return [
             ops.cast(new[0], theta.dtype),
             *(_saturating_cast(x, slot.dtype) for x, slot in zip(new[1:], slots)),
         ]
 
-    def new_values(
-        self, theta, g, slots, learning_rate, decay, correction, factor, decays
-    ):
+    def new_values(self, theta, g, slots, learning_rate, decay, correction, factor):
         """The update as a pure function.
 
         Args:
@@ -381,10 +426,9 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             g: Its gradient, of the same shape and dtype, as all that follow.
             slots: List of the slots' values, in the order of `self.slots`.
             learning_rate: Scalar.
-            decay: Scalar, learning rate times weight decay.
+            decay: Scalar, learning rate times weight decay, or `None`.
             correction: Scalar, 1 / (1 - beta^t) for the count t of this update.
             factor: Scalar, what the method's `noise_factor` gives for t.
-            decays: Python bool, whether there is weight decay.
 
         Returns:
             The new theta, and the slots' new values: a list.
@@ -407,7 +451,7 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         step = learning_rate * self.direction(g, m, v, factor)
         # The sign of an infinite gradient is 1: say aloud that there was one.
         step = ops.where(finite, step, math.nan)
-        if decays:
+        if decay is not None:
             theta = theta - decay * theta
         return [theta - step, *(average[name] for name in self.slots)]
 
@@ -439,6 +483,7 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             "beta": self.beta,
             "state_dtype": self.state_dtype,
             "jit_compile": self.jit_compile,
+            "sparse_updates": self.sparse_updates,
         }
 
 

@@ -69,6 +69,7 @@ class MSVAG(MomentOptimizer):
         beta=0.9,
         state_dtype=None,
         jit_compile="auto",
+        sparse_updates="exact",
         weight_decay=None,
         clipnorm=None,
         clipvalue=None,
@@ -85,6 +86,7 @@ class MSVAG(MomentOptimizer):
             beta=beta,
             state_dtype=state_dtype,
             jit_compile=jit_compile,
+            sparse_updates=sparse_updates,
             weight_decay=weight_decay,
             clipnorm=clipnorm,
             clipvalue=clipvalue,
@@ -99,7 +101,7 @@ class MSVAG(MomentOptimizer):
 
     def direction(self, g, m, v, factor):
         """gamma * m; see the class."""
-        return rules.gamma_gradient(m, rules.noise_to_signal(m, v, factor)) * m
+        return rules.gamma_gradient(*rules.signal_and_noise(m, v, factor)) * m
 
     def noise_factor(self, t):
         """rho / (1 - rho): v - m^2 becomes rho s, the variance of m."""

@@ -79,6 +79,7 @@ class MSVAS(SignAdaptedOptimizer):
         adaptation="gaussian",
         state_dtype=None,
         jit_compile="auto",
+        sparse_updates="exact",
         weight_decay=None,
         clipnorm=None,
         clipvalue=None,
@@ -96,6 +97,7 @@ class MSVAS(SignAdaptedOptimizer):
             adaptation=adaptation,
             state_dtype=state_dtype,
             jit_compile=jit_compile,
+            sparse_updates=sparse_updates,
             weight_decay=weight_decay,
             clipnorm=clipnorm,
             clipvalue=clipvalue,
@@ -110,7 +112,7 @@ class MSVAS(SignAdaptedOptimizer):
 
     def direction(self, g, m, v, factor):
         """gamma * sign(m); see the class."""
-        gamma = self.gamma(m, rules.noise_to_signal(m, v, factor))
+        gamma = self.gamma(*rules.signal_and_noise(m, v, factor))
         # After a long run of zero gradients v~ underflows before m~ does: that is
         # the end of an old gradient, not the certainty of a noiseless one.
         forgotten = ops.logical_and(v == 0.0, g == 0.0)

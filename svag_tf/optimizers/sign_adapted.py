@@ -1,7 +1,7 @@
 """The two ways to damp a sign: the choice that SVAS and M-SVAS share."""
 
 from svag_tf import rules
-from svag_tf.optimizers.base import MomentOptimizer
+from svag_tf.optimizers.base import MomentOptimizer, check_choice
 
 _GAMMAS = {"gaussian": rules.gamma_sign, "adam": rules.gamma_sign_adam}
 
@@ -10,22 +10,13 @@ class SignAdaptedOptimizer(MomentOptimizer):
     """Base class of the variance-adapted sign methods: argument `adaptation`."""
 
     def __init__(self, adaptation, **kwargs):
-        if not isinstance(adaptation, str):
-            raise TypeError(
-                "Argument `adaptation` must be one of 'gaussian', 'adam'. Received: "
-                f"adaptation={adaptation!r} of type {type(adaptation).__name__}"
-            )
-        if adaptation not in _GAMMAS:
-            raise ValueError(
-                "Argument `adaptation` must be one of 'gaussian', 'adam'. Received: "
-                f"adaptation={adaptation!r}"
-            )
+        check_choice("adaptation", adaptation, tuple(_GAMMAS))
         super().__init__(**kwargs)
         self.adaptation = adaptation
 
-    def gamma(self, m, eta):
+    def gamma(self, signal, noise):
         """The factor of the chosen adaptation."""
-        return _GAMMAS[self.adaptation](m, eta)
+        return _GAMMAS[self.adaptation](signal, noise)
 
     def rule_key(self):
         """What distinguishes the rules of two optimizers of this class: a tuple."""

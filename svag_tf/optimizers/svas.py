@@ -77,6 +77,7 @@ class SVAS(SignAdaptedOptimizer):
         adaptation="gaussian",
         state_dtype=None,
         jit_compile="auto",
+        sparse_updates="exact",
         weight_decay=None,
         clipnorm=None,
         clipvalue=None,
@@ -94,6 +95,7 @@ class SVAS(SignAdaptedOptimizer):
             adaptation=adaptation,
             state_dtype=state_dtype,
             jit_compile=jit_compile,
+            sparse_updates=sparse_updates,
             weight_decay=weight_decay,
             clipnorm=clipnorm,
             clipvalue=clipvalue,
@@ -108,7 +110,7 @@ class SVAS(SignAdaptedOptimizer):
 
     def direction(self, g, m, v, factor):
         """gamma * sign(g); see the class."""
-        return self.gamma(m, rules.noise_to_signal(m, v, factor)) * ops.sign(g)
+        return self.gamma(*rules.signal_and_noise(m, v, factor)) * ops.sign(g)
 
     def noise_factor(self, t):
         """1 / (1 - rho): v - m^2 becomes s, the variance of g."""

@@ -3,7 +3,8 @@
 import matplotlib.image
 import pytest
 
-from svag_tf.experiments.plots import save_curves
+from svag_tf.experiments.optimizers import OPTIMIZERS, TITLES
+from svag_tf.experiments.plots import DIRECTIONS, save_comparison, save_curves
 
 
 def rows(losses):
@@ -15,10 +16,42 @@ def rows(losses):
 
 
 @pytest.mark.parametrize(
-    "losses", [[2.3], [2.3, 0.5, 0.1], [2.3, float("nan")], [2.0, float("inf")], [1, 0]]
+    "losses",
+    [
+        [2.3],
+        [2.3, 0.5, 0.1],
+        [2.3, float("nan")],
+        [2.0, float("inf")],
+        [float("inf")],
+        [1, 0],
+    ],
 )
 def test_curves(tmp_path, losses):
     save_curves(rows(losses), "a title", tmp_path / "curves.png")
     image = matplotlib.image.imread(tmp_path / "curves.png")
     assert image.shape[1] > image.shape[0] > 300
     assert image[..., :3].std() > 0.01  # something is drawn
+
+
+def test_every_optimizer_has_a_title_and_a_colour_of_its_own():
+    assert TITLES.keys() == OPTIMIZERS.keys()
+    assert sorted(n for names in DIRECTIONS.values() for n in names) == sorted(TITLES)
+    for colours in DIRECTIONS.values():
+        assert len(set(colours.values())) == len(colours)
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        {"ssd": [rows([2.3, 0.1])]},
+        {"msvag": [rows([2.3, 0.5]), rows([2.3, 0.2])], "adam": [rows([2.0, 1.0])]},
+        {"sgd": [rows([2.3, float("nan")]), rows([2.3])], "lion": [rows([2, 0])]},
+        {"sgd": [rows([float("inf")])]},
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_comparison(tmp_path, runs):
+    save_comparison(runs, "a title", tmp_path / "curves.png")
+    image = matplotlib.image.imread(tmp_path / "curves.png")
+    assert image.shape[1] > 300 < image.shape[0]
+    assert image[..., :3].std() > 0.01

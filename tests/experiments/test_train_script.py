@@ -14,10 +14,10 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--config.epochs=3", "--config.train_examples=320", "--config.test_examples=50")
 
 
-def start(*flags, cwd, **environment):
+def start(*flags, cwd, script="train.py", **environment):
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "scripts" / "train.py"), *flags],
+        [sys.executable, str(ROOT / "scripts" / script), *flags],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": path, **environment},
         stdout=subprocess.PIPE,
@@ -26,8 +26,8 @@ def start(*flags, cwd, **environment):
     )
 
 
-def run(*flags, cwd, **environment):
-    process = start(*flags, cwd=cwd, **environment)
+def run(*flags, cwd, script="train.py", **environment):
+    process = start(*flags, cwd=cwd, script=script, **environment)
     output, errors = process.communicate(timeout=300)
     return process.returncode, output, errors
 
@@ -66,10 +66,7 @@ def test_killed_twice_and_started_again(tmp_path):
     ]
     assert values[0] == values[1]
 
-    code, output, errors = run(*TINY, "--workdir=cut", cwd=tmp_path)
-    assert code == 0 and "is complete" in output
-
-    code, output, errors = run(*TINY, "--workdir=cut", "--config.seed=7", cwd=tmp_path)
+    code, _, errors = run(*TINY, "--workdir=cut", "--config.seed=7", cwd=tmp_path)
     assert code == 1
     assert "seed: 0 -> 7" in errors and "Traceback" not in errors
 
@@ -113,3 +110,24 @@ def test_other_backends(tmp_path, backend):
     assert "final (epoch 1)" in output
     state = json.loads((tmp_path / "run" / "state.json").read_text())
     assert state["backend"] == backend
+
+
+def test_compare(tmp_path):
+    flags = ("--optimizers=ssd,sgd", "--seeds=4", *TINY[1:], "--config.epochs=1")
+    code, output, errors = run(*flags, cwd=tmp_path, script="compare.py")
+    assert code == 0, errors
+    assert "2/2  SGD, seed 4" in output and "Traceback" not in errors
+    folder = tmp_path / "runs" / "compare-digits"
+    assert (folder / "ssd-seed4" / "model.keras").exists()
+    assert len((folder / "results.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    "flag, message",
+    [("--seeds=0,x", "--seeds=0,1,2"), ("--optimizers=sdg", "Received: sdg")],
+)
+def test_errors_of_compare(tmp_path, flag, message):
+    code, output, errors = run(flag, cwd=tmp_path, script="compare.py")
+    assert code == 1
+    assert message in output + errors and "Traceback" not in output + errors
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,72 @@
+"""What the commands share: the flag --config, quiet imports and short errors."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+DIGITS = Path(__file__).resolve().parent.parent / "configs" / "digits.py"
+
+
+def define_config() -> Callable[[], tuple[Any, str]]:
+    """Defines the flag --config.
+
+    Returns:
+        Gives, once the flags are parsed, the config and the stem of its file's name.
+    """
+    try:  # the fields of --config are parsed here, the other flags in app.run
+        holder = config_flags.DEFINE_config_file(
+            "config",
+            str(DIGITS),
+            "The config file. Any field can be overridden: --config.epochs=5.",
+            lock_config=True,
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        sys.exit(
+            f"Error: bad field in --config: {' '.join(str(error.args[0]).split())}"
+        )
+
+    def config() -> tuple[Any, str]:
+        path = config_flags.get_config_filename(flags.FLAGS["config"])
+        return holder.value, Path(path).stem
+
+    return config
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the flags and runs `main`. Exit code: 0 if it is done, else not 0."""
+
+    def parsed(argv: list[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}")
+        logging.set_verbosity(logging.WARNING)
+        with _quiet():
+            from svag_tf.experiments.errors import ExperimentError
+        try:
+            main()
+        except (ExperimentError, OSError) as error:
+            sys.exit(f"Error: {error}")
+        except KeyboardInterrupt:
+            sys.exit("Interrupted. The same command goes on from the last epoch.")
+
+    app.run(parsed)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Drops what native code writes to stderr: TensorFlow's greetings on import."""
+    stderr = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)

@@ -1,0 +1,212 @@
+"""Gradients of any finite size, and those that are not finite."""
+
+import keras
+import numpy as np
+import pytest
+import table
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from oracle import Oracle
+
+GRADIENT_METHODS = ("msgd", "svag", "msvag")
+SIGN_METHODS = tuple(v for v in table.VARIANTS if v not in GRADIENT_METHODS)
+# What each damped method is without its gamma. SVAG's is SGD, which is not here.
+PLAIN = {
+    "msvag": "msgd",
+    "svas_gaussian": "ssd",
+    "svas_adam": "ssd",
+    "msvas_gaussian": "mssd",
+    "msvas_adam": "mssd",
+}
+MODES = ("eager", "xla")
+
+
+def stepper(variant, size, mode="eager", beta=0.9, dtype="float32", learning_rate=1.0):
+    """theta, and a function of the gradient that resets theta to 0 and steps."""
+    theta = keras.Variable(np.zeros(size), dtype=dtype)
+    optimizer = table.make(variant, beta, learning_rate)
+    optimizer.build([theta])
+
+    def apply(g):
+        theta.assign(tf.zeros_like(theta.value))
+        optimizer.apply([g], [theta])
+
+    if mode != "eager":
+        apply = tf.function(apply, jit_compile=mode == "xla", autograph=False)
+
+    def step(g):
+        apply(tf.constant(np.broadcast_to(g, size), dtype))
+        return -theta.numpy()
+
+    return optimizer, theta, step
+
+
+# 1e-30, 1e-29, ... 1e30, times noise, a constant and an alternating sign.
+SIZES = 10.0 ** np.arange(-30, 31)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("beta", table.BETAS)
+@pytest.mark.parametrize("variant", table.VARIANTS)
+def test_updates_are_finite_and_damped(variant, beta, mode):
+    rng = np.random.default_rng(0)
+    _, _, step = stepper(variant, (3, len(SIZES)), mode, beta)
+    largest = np.zeros((3, len(SIZES)))
+    for t in range(12):
+        g = (
+            np.stack(
+                [
+                    rng.normal(size=len(SIZES)),
+                    np.ones(len(SIZES)),
+                    np.full(len(SIZES), (-1.0) ** t),
+                ]
+            )
+            * SIZES
+        )
+        largest = np.maximum(largest, np.abs(g))
+        update = step(g).astype(np.float64)
+        assert np.isfinite(update).all()
+        bound = 1.0 if variant in SIGN_METHODS else largest
+        assert (np.abs(update) <= bound * (1 + 1e-5)).all()
+        # Without noise gamma is 1. Where g^2 is about to underflow, near 1e-18, it
+        # loses digits, and never all of them.
+        gamma = update[1] / (1.0 if variant in SIGN_METHODS else SIZES)
+        np.testing.assert_allclose(gamma[SIZES > 1e-15], 1, 1e-5)
+        np.testing.assert_allclose(gamma, 1, 0.5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", [1e-25, 1e-15, 1e15, 1e25])
+@pytest.mark.parametrize("variant", SIGN_METHODS)
+def test_sign_methods_still_step(variant, size, mode):
+    _, _, step = stepper(variant, (2,), mode)
+    for _ in range(30):
+        np.testing.assert_allclose(step(np.array([size, -size])), [1, -1], 1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.5, 0.9])
+@pytest.mark.parametrize("variant", table.VARIANTS)
+def test_one_huge_gradient_does_not_freeze_a_weight(variant, beta):
+    """v~ must forget it. After 1e38 that takes 0.9^t 1e38 < 1e-3: t = 900."""
+    _, _, step = stepper(variant, (3,), "graph", beta)
+    step(np.array([1e12, 1e25, -1e38]))
+    for _ in range(1000):
+        update = step(np.ones(3))
+    np.testing.assert_allclose(update, np.ones(3), 1e-3)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("variant", table.VARIANTS)
+def test_gradient_that_is_not_finite_reaches_the_weight(variant, mode):
+    """As NaN, at once and in every dtype, and the weights beside it go on."""
+    thetas = [keras.Variable(np.zeros(4), dtype=dtype) for dtype in table.DTYPES]
+    optimizer = table.make(variant)
+    optimizer.build(thetas)
+
+    def apply(gradients):
+        optimizer.apply(gradients, thetas)
+
+    if mode == "xla":
+        apply = tf.function(apply, jit_compile=True, autograph=False)
+    for g in (np.ones(4), [np.nan, np.inf, -np.inf, 1.0]):
+        apply([tf.constant(g, dtype) for dtype in table.DTYPES])
+    for theta in thetas:
+        theta = table.to_numpy(theta)
+        assert np.isnan(theta[:3]).all(), theta
+        np.testing.assert_allclose(theta[3], -2 * table.LEARNING_RATE, 1e-3)
+
+
+@pytest.mark.parametrize("variant", table.VARIANTS)
+@pytest.mark.parametrize("gradient", [np.nan, np.inf, -np.inf])
+def test_not_finite_for_good_only_in_its_own_place(variant, gradient):
+    """At the first step too; afterwards m~ is not finite, and no step hides that."""
+    _, _, step = stepper(variant, (2,))
+    np.testing.assert_array_equal(
+        np.isnan(step(np.array([gradient, 1]))), [True, False]
+    )
+    later = np.isnan(step(np.ones(2)))
+    np.testing.assert_array_equal(later, [variant != "ssd", False])
+
+
+@pytest.mark.parametrize("variant", table.VARIANTS)
+def test_terminate_on_nan(variant):
+    """A loss that turns NaN is seen by the callback made for it."""
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(table.make(variant), "mse")
+    x = np.ones((8, 1))
+    y = np.where(np.arange(8) == 3, np.nan, 1.0)[:, None]
+    history = model.fit(
+        x,
+        y,
+        batch_size=1,
+        epochs=3,
+        shuffle=False,
+        verbose=0,
+        callbacks=[keras.callbacks.TerminateOnNaN()],
+    )
+    assert len(history.epoch) == 1
+    assert np.isnan(model.get_weights()[0]).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("beta", table.BETAS)
+@pytest.mark.parametrize("variant", PLAIN)
+def test_first_gradient_is_taken_whole(variant, beta, mode):
+    """gamma is exactly 1 in the first step: the step is that of the plain method."""
+    g = np.array([1.0, -0.3, 1e-25, -1e15, 1e25, 7e-4, 0.0], np.float32)
+    _, _, step = stepper(variant, g.shape, mode, beta)
+    _, _, plain = stepper(PLAIN[variant], g.shape, mode, beta)
+    np.testing.assert_array_equal(step(g), plain(g))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("beta", table.BETAS)
+def test_first_gradient_is_taken_whole_by_svag(beta, mode):
+    g = np.array([1.0, -0.3, 1e-25, -1e15, 1e25, 7e-4, 0.0], np.float32)
+    _, _, step = stepper("svag", g.shape, mode, beta)
+    np.testing.assert_array_equal(step(g), g)
+
+
+@pytest.mark.parametrize("beta", table.BETAS)
+@pytest.mark.parametrize("variant", ("svag", *PLAIN))
+def test_first_gradient_after_zeros_is_not_the_first_step(variant, beta):
+    """Zeros are observations. gamma is that of the oracle, and below 1."""
+    oracle = Oracle(variant, 1.0, beta, ())
+    _, _, step = stepper(variant, (), beta=beta)
+    for g in (0.0, 0.0, 0.0, 2.0):
+        update, expected = step(g), oracle.update(g)
+        np.testing.assert_allclose(update, expected, 1e-6)
+    plain = 1.0 if variant in SIGN_METHODS else oracle.m if "m" in variant else 2.0
+    assert beta == 0 or update < 0.99 * plain
+
+
+@pytest.mark.parametrize("variant", table.VARIANTS)
+def test_zero_gradients_make_no_update(variant):
+    _, _, step = stepper(variant, (2,))
+    for _ in range(3):
+        np.testing.assert_array_equal(step(np.array([0.0, -0.0])), [0.0, 0.0])
+
+
+FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@pytest.mark.parametrize("variant", table.VARIANTS)
+@settings(max_examples=25, deadline=None)
+@given(
+    gradients=hnp.arrays(np.float32, (6, 8), elements=FINITE),
+    beta=st.sampled_from([0.0, 1e-3, 0.5, 0.9, 0.999]),
+)
+def test_any_finite_gradient_makes_a_finite_update(variant, gradients, beta):
+    """And one no larger than without the damping: gamma is in [0, 1]."""
+    # A weight of 1e38 is finite, minus an update of 3e38 it is not: a small rate.
+    rate = 2.0**-10
+    _, _, step = stepper(variant, (8,), beta=beta, learning_rate=rate)
+    largest = np.zeros(8)
+    for g in gradients:
+        largest = np.maximum(largest, np.abs(g.astype(np.float64)))
+        update = step(g).astype(np.float64)
+        assert np.isfinite(update).all()
+        bound = 1.0 if variant in SIGN_METHODS else largest
+        assert (np.abs(update) <= rate * bound * (1 + 1e-4)).all()

@@ -1,0 +1,183 @@
+"""Each rule against its definition in the paper, in float32 and float64."""
+
+import math
+from fractions import Fraction
+from statistics import NormalDist
+
+import keras
+import numpy as np
+import oracle
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from keras import ops
+
+from svag_tf import rules
+
+BETAS = (0.0, 0.5, 0.9, 0.999)
+TIMES = (1, 2, 3, 10, 100, 2000, 1_000_000)
+RTOL = {"float32": 1e-6, "float64": 1e-12}
+SIGN_ADAPTATIONS = (rules.gamma_sign, rules.gamma_sign_adam)
+ADAPTATIONS = (rules.gamma_gradient, *SIGN_ADAPTATIONS)
+
+
+def scalar(x, dtype="float64"):
+    return ops.convert_to_tensor(x, dtype=dtype)
+
+
+def array(x, dtype="float64"):
+    return ops.convert_to_tensor(np.asarray(x, dtype))
+
+
+def exact_rho(t, beta):
+    """The closed form in rational numbers; beta^t of a huge t is as good as 0."""
+    beta = Fraction(beta)
+    power = beta**t if t <= 2000 else Fraction(0)
+    return (1 - beta) * (1 + power) / ((1 + beta) * (1 - power))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("t", TIMES)
+def test_factors_of_the_noise(beta, t, dtype):
+    """1/(1 - rho) and rho/(1 - rho); both 0 where one observation says nothing."""
+    factors = (
+        rules.variance_factor(scalar(t, dtype), beta),
+        rules.mean_variance_factor(scalar(t, dtype), beta),
+    )
+    if t == 1 or beta == 0.0:
+        expected = (0, 0)
+    else:
+        rho = exact_rho(t, beta)
+        expected = (1 / (1 - rho), rho / (1 - rho))
+    assert all(keras.backend.standardize_dtype(x.dtype) == dtype for x in factors)
+    np.testing.assert_allclose(
+        [float(x) for x in factors], [float(x) for x in expected], RTOL[dtype]
+    )
+
+
+@pytest.mark.parametrize("t", [2, 3, 100])
+@pytest.mark.parametrize("beta", [0.5, 0.9, 0.999])
+def test_factors_agree_with_the_sum_of_squared_weights(beta, t):
+    rho = oracle.rho(t, beta)
+    factor = float(rules.mean_variance_factor(scalar(t), beta))
+    np.testing.assert_allclose(factor / (1 + factor), rho, 1e-11)
+    one_over = float(rules.variance_factor(scalar(t), beta))
+    np.testing.assert_allclose(1 - 1 / one_over, rho, 1e-11)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("t", TIMES)
+def test_bias_correction(beta, t, dtype):
+    power = Fraction(beta) ** t if t <= 2000 else Fraction(0)
+    correction = rules.bias_correction(scalar(t, dtype), beta)
+    corrected = rules.bias_corrected(array([3.0, -2.0], dtype), correction)
+    expected = np.array([3.0, -2.0]) / float(1 - power)
+    np.testing.assert_allclose(ops.convert_to_numpy(corrected), expected, RTOL[dtype])
+
+
+def test_bias_correction_saturates():
+    """v~ at the largest float, 1 - beta^t < 1: v is no more than the largest float."""
+    largest = np.finfo("float32").max
+    corrected = rules.bias_corrected(
+        array([largest, -largest], "float32"),
+        rules.bias_correction(scalar(1, "float32"), 0.9),
+    )
+    np.testing.assert_array_equal(corrected, [largest, -largest])
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_moving_average(beta):
+    average = rules.moving_average(array([3.0, 0.0]), array([-1.0, 5.0]), beta)
+    expected = [beta * 3 - (1 - beta), (1 - beta) * 5]
+    np.testing.assert_allclose(ops.convert_to_numpy(average), expected, 1e-15, 1e-16)
+
+
+def test_noise_to_signal():
+    """eta^2 = factor (v - m^2) / m^2, with v - m^2 clipped at 0."""
+    m, v = array([2.0, -2.0, 2.0]), array([13.0, 5.0, 3.9])
+    eta = rules.noise_to_signal(m, v, scalar(4.0))
+    np.testing.assert_allclose(ops.convert_to_numpy(eta), [3.0, 1.0, 0.0], 1e-15)
+    np.testing.assert_allclose(rules.excess(m, v), [9.0, 1.0, 0.0], 1e-15)
+
+
+MEAN, SIGMA = 0.7, np.array([0.01, 0.1, 0.5, 1.0, 3.0, 100.0])
+
+
+def test_gamma_gradient_minimises_the_expected_error():
+    """The paper's Lemma: E||gamma g - mu||^2 = gamma^2 (mu^2 + sigma^2) - ..."""
+    gamma = rules.gamma_gradient(array(np.full(6, MEAN)), array(SIGMA / MEAN))
+    gamma = ops.convert_to_numpy(gamma)
+    np.testing.assert_allclose(gamma, MEAN**2 / (MEAN**2 + SIGMA**2), 1e-14)
+
+    def error(factor):
+        return factor**2 * (MEAN**2 + SIGMA**2) - 2 * factor * MEAN**2 + MEAN**2
+
+    for other in (0.99 * gamma, 1.01 * gamma):
+        assert (error(gamma) < error(other)).all()
+
+
+@pytest.mark.parametrize("mean", [MEAN, -MEAN])
+def test_gamma_sign_is_how_likely_the_sign_is_right(mean):
+    """2 P[sign(g) = sign(mu)] - 1 for g ~ N(mu, sigma^2)."""
+    gamma = rules.gamma_sign(array(np.full(6, mean)), array(SIGMA / abs(mean)))
+    wrong = [NormalDist(abs(mean), sigma).cdf(0) for sigma in SIGMA]
+    expected = 1 - 2 * np.array(wrong)
+    np.testing.assert_allclose(ops.convert_to_numpy(gamma), expected, 1e-12)
+
+
+def test_gamma_sign_adam_is_adam():
+    """gamma sign(m) = m / sqrt(v)."""
+    m, v = np.array([0.5, -2.0, 1.0, 1e-3]), np.array([1.0, 4.5, 1.0, 2.0])
+    eta = rules.noise_to_signal(array(m), array(v), scalar(1.0))
+    gamma = ops.convert_to_numpy(rules.gamma_sign_adam(array(m), eta))
+    np.testing.assert_allclose(gamma * np.sign(m), m / np.sqrt(v), 1e-13)
+
+
+@pytest.mark.parametrize("gamma", ADAPTATIONS)
+def test_gamma_of_no_noise_is_one_and_of_no_signal_is_zero(gamma):
+    m = array([1.0, -1e-30, 0.0, 0.0, 0.0], "float32")
+    eta = array([0.0, 0.0, 0.0, math.inf, 5.0], "float32")
+    np.testing.assert_array_equal(gamma(m, eta), [1, 1, 0, 0, 0])
+
+
+@pytest.mark.parametrize("gamma", ADAPTATIONS)
+@pytest.mark.parametrize("beta", BETAS)
+def test_gamma_is_exactly_one_at_the_first_step(gamma, beta):
+    """Whatever round-off has done to v - m^2."""
+    m = array([1.0, -0.3, 1e-25, -1e25, 0.0], "float32")
+    v = ops.minimum(rules.saturating_square(m) * (1 + 1e-6), np.finfo("float32").max)
+    t = scalar(1, "float32")
+    for factor in (rules.variance_factor, rules.mean_variance_factor):
+        eta = rules.noise_to_signal(m, v, factor(t, beta))
+        np.testing.assert_array_equal(gamma(m, eta), [1, 1, 1, 1, 0])
+
+
+FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    m=hnp.arrays(np.float32, 8, elements=FINITE),
+    v=hnp.arrays(np.float32, 8, elements=FINITE),
+    t=st.integers(1, 10**7),
+    beta=st.floats(0, 1, exclude_max=True),
+)
+def test_gamma_lies_between_zero_and_one(m, v, t, beta):
+    for factor in (rules.variance_factor, rules.mean_variance_factor):
+        k = factor(scalar(t, "float32"), beta)
+        eta = rules.noise_to_signal(array(m, "float32"), array(abs(v), "float32"), k)
+        for gamma in ADAPTATIONS:
+            values = ops.convert_to_numpy(gamma(array(m, "float32"), eta))
+            assert ((values >= 0) & (values <= 1)).all(), values
+            assert (values[m == 0] == 0).all()
+
+
+def test_squares_saturate():
+    square = rules.saturating_square(array([3.0, -1e25, np.inf, np.nan], "float32"))
+    largest = np.finfo("float32").max
+    np.testing.assert_array_equal(square, np.float32([9, largest, largest, np.nan]))
+    assert rules.largest("float16") == 65504
+    assert rules.largest("float32") == largest
