@@ -140,7 +140,8 @@ def jitted(apply: Callable[[Any, Any], Any], state: Any, gradients: Any) -> Step
     del state
 
     def step() -> None:
-        held[0] = jax.block_until_ready(apply(held.pop(), gradients))
+        # Nothing else may hold what is donated.
+        held.append(jax.block_until_ready(apply(held.pop(), gradients)))
 
     return timed(step)
 

@@ -72,7 +72,7 @@ class Options:
 def benchmark(
     options: Options, report: Callable[[float, float, str], None] = lambda *_: None
 ) -> dict[str, Any]:
-    """Measures, and writes the results into the workdir after every case.
+    """Measures, and writes the results into the workdir.
 
     Args:
         options: what to measure.
@@ -105,11 +105,12 @@ def benchmark(
                 rows = [row for row in rows if row.host != "c"]
         results |= {"compiler": compiled, "skipped": skipped}
         benchmarker = _Benchmarker(options, program, cases, rows, report)
-        for case in cases:
-            results["cases"][case.name] = benchmarker.case(case, rows)
-            write_report(results, options.workdir)
-        if options.scaling:
-            results["scaling"] = benchmarker.scaling(rows)
+        try:
+            for case in cases:
+                results["cases"][case.name] = benchmarker.case(case, rows)
+            if options.scaling:
+                results["scaling"] = benchmarker.scaling(rows)
+        finally:  # also what was measured before an interruption
             write_report(results, options.workdir)
     return results
 

@@ -24,11 +24,14 @@ class PlainMSVAG(keras.optimizers.Optimizer):
         beta = self.beta
         index = self._get_variable_index(variable)
         m_tilde, v_tilde = self._m[index], self._v[index]
-        g = ops.cast(ops.convert_to_tensor(gradient), variable.dtype)
+        g = ops.cast(gradient, variable.dtype)
         t = ops.cast(self.iterations + 1, variable.dtype)
         power = ops.power(ops.cast(beta, variable.dtype), t)
-        self.assign(m_tilde, beta * m_tilde + (1 - beta) * g)
-        self.assign(v_tilde, beta * v_tilde + (1 - beta) * ops.square(g))
+        # In functions, not operators: those take the sparse gradient of an embedding.
+        self.assign_add(m_tilde, ops.multiply(ops.subtract(g, m_tilde), 1 - beta))
+        self.assign_add(
+            v_tilde, ops.multiply(ops.subtract(ops.square(g), v_tilde), 1 - beta)
+        )
         m = m_tilde / (1 - power)
         v = v_tilde / (1 - power)
         rho = (1 - beta) * (1 + power) / ((1 + beta) * (1 - power))

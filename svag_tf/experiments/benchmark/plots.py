@@ -97,6 +97,8 @@ def _draw_bars(axes: Axes, case: dict[str, Any]) -> None:
             f"{seconds(row['median'])}  ({number(row['median'] / unit)})",
             va="center",
             fontsize=8,
+            zorder=4,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
         )
     axes.set_yticks(places, [row["title"] for row in rows], fontsize=8.5)
     axes.set_ylim(-0.7, len(rows) - 0.3)

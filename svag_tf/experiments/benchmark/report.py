@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from svag_tf.experiments.benchmark.plots import save_bars, save_scaling
-from svag_tf.experiments.benchmark.rows import LIMIT
+from svag_tf.experiments.benchmark.rows import LIMIT, all_rows
 from svag_tf.experiments.benchmark.targets import judged
 from svag_tf.experiments.benchmark.texts import (
     NOTHING,
@@ -87,14 +87,11 @@ def _provenance(results: Results) -> str:
 def _overview(results: Results) -> str:
     """Rows x cases: the median, and how many times the limit (or Adam) it is."""
     cases = [case for case in results["cases"].values() if case["rows"]]
-    titles: dict[str, str] = {}
-    for case in cases:
-        titles |= {name: row["title"] for name, row in case["rows"].items()}
     lines = []
-    for name, title in titles.items():
-        if name != "copy":
+    for name, row in all_rows(results["backend"]).items():
+        if name != "copy" and any(name in case["rows"] for case in cases):
             cells = [_overview_cell(case["rows"].get(name, {})) for case in cases]
-            lines.append([title, *cells])
+            lines.append([row.title, *cells])
     table = _table(["", *(case["title"] for case in cases)], lines)
     return (
         "Median; in brackets, how many times the limit that is; for `fit`, how many "

@@ -6,11 +6,16 @@ import importlib.metadata
 import importlib.util
 import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import svag_tf
 from svag_tf.experiments.benchmark.cases import Case
 
 OURS, KERAS, PEERS, LIMIT = "ours", "Keras", "peers", "limit"
+SPARSE = ("sparse",)
+UPDATES, MODELS = ("update", *SPARSE), ("cnn", "transformer")
+# Packages that may be missing: (name, oldest version).
+Needs = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -23,8 +28,8 @@ class Row:
         group: `OURS`, `KERAS`, `PEERS` or `LIMIT`.
         host: the kind of process: "tensorflow", "jax", "torch" or "c".
         state: bytes of its state for each parameter, all read and written.
-        needs: packages beside those of this project: (name, oldest version).
-        kinds: cases that it has: "update", "sparse" (an embedding), "fit".
+        needs: packages that may be missing.
+        kinds: cases that it has: "update", "sparse" (an embedding), or a model.
         sparse: "exact", "lazy" (touches only the rows of the batch) or "dense" (is
             given a dense gradient).
         fresh: how many new processes measure its first step and its memory.
@@ -35,14 +40,14 @@ class Row:
     group: str
     host: str
     state: int
-    needs: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    kinds: tuple[str, ...] = ("update", "sparse", "fit")
+    needs: Needs = ()
+    kinds: tuple[str, ...] = (*UPDATES, *MODELS)
     sparse: str = "exact"
     fresh: int = 0
 
     def serves(self, case: Case) -> bool:
         """Whether the row has this case."""
-        kind = "fit" if case.model else "sparse" if case.indices else "update"
+        kind = case.model or ("sparse" if case.indices else "update")
         return kind in self.kinds
 
     def moved_bytes(self, case: Case) -> int | None:
@@ -76,101 +81,94 @@ class Row:
         return None
 
 
-def _ours(host: str, sparse: str) -> list[Row]:
-    methods = (
-        ("msvag", "M-SVAG", 8),
-        ("svag", "SVAG", 8),
-        ("msvas", "M-SVAS", 8),
-        ("svas", "SVAS", 8),
-        ("msgd", "M-SGD", 4),
-        ("mssd", "M-SSD", 4),
-        ("ssd", "SSD", 0),
-    )
-    rows = [
-        Row(name, title, OURS, host, state, sparse=sparse, fresh=3 * (name == "msvag"))
-        for name, title, state in methods
-    ]
-    bfloat16 = "M-SVAG, bfloat16 state"
-    rows.append(Row("msvag-bfloat16", bfloat16, OURS, host, 4, sparse=sparse, fresh=1))
-    return rows
+_METHODS = (
+    ("msvag", "M-SVAG", 8),
+    ("svag", "SVAG", 8),
+    ("msvas", "M-SVAS", 8),
+    ("svas", "SVAS", 8),
+    ("msgd", "M-SGD", 4),
+    ("mssd", "M-SSD", 4),
+    ("ssd", "SSD", 0),
+)
+_KERAS = (
+    ("keras-adam", "Keras Adam", 8),
+    ("keras-sgd", "Keras SGD, momentum", 4),
+    ("keras-lion", "Keras Lion", 4),
+)
+_JAX: Needs = (("jax", ()),)
+_OPTAX: Needs = (*_JAX, ("optax", ()))
+_TORCH: Needs = (("torch", ()),)
+_PYTORCH_OPTIMIZER: Needs = (*_TORCH, ("pytorch_optimizer", (4, 1)))
 
 
-def _optax() -> list[Row]:
-    needs = (("jax", ()), ("optax", ()))
-    update = ("update", "sparse")
+def _peer(name: str, title: str, host: str, needs: Needs) -> Row:
+    return Row(name, title, PEERS, host, 8, needs, UPDATES, "dense", fresh=1)
+
+
+def _optax_rows() -> list[Row]:
     return [
-        Row("optax-adam", "optax Adam", PEERS, "jax", 8, needs, update, "dense", 1),
-        Row("optax-msvag", "M-SVAG in optax's style", PEERS, "jax", 8, needs, update,
-            "dense", 1),
-    ]  # fmt: skip
+        _peer("optax-adam", "optax Adam", "jax", _OPTAX),
+        _peer("optax-msvag", "M-SVAG in optax's style", "jax", _OPTAX),
+    ]
 
 
-def tensorflow_rows() -> list[Row]:
+def _tensorflow_rows() -> list[Row]:
     """The rows of the run on the TensorFlow backend: all on the CPU."""
-    tf, update, sparse = "tensorflow", ("update", "sparse"), ("sparse",)
-    torch = (("torch", ()),)
-    rows = [
-        *_ours(tf, "exact"),
-        Row("msvag-portable", "M-SVAG, jit_compile=False", OURS, tf, 8, fresh=1),
-        Row("msvag-compiled", "M-SVAG, compiled step", OURS, tf, 8, kinds=("fit",)),
-        Row("msvag-dense", "M-SVAG, dense gradient", OURS, tf, 8, (), sparse, "dense"),
+
+    def ours(name: str, title: str, state: int, **fields: Any) -> Row:
+        return Row(name, title, OURS, "tensorflow", state, **fields)
+
+    rows = [ours(*method, fresh=3 * (method[0] == "msvag")) for method in _METHODS]
+    rows += [
+        ours("msvag-bfloat16", "M-SVAG, bfloat16 state", 4, kinds=UPDATES, fresh=1),
+        ours("msvag-portable", "M-SVAG, jit_compile=False", 8, kinds=UPDATES, fresh=1),
+        ours("msvag-compiled", "M-SVAG, compiled step", 8, kinds=MODELS),
+        ours("msvag-dense", "M-SVAG, dense gradient", 8, kinds=SPARSE, sparse="dense"),
     ]
     if "sparse_updates" in inspect.signature(svag_tf.MSVAG).parameters:
-        rows.append(
-            Row("msvag-lazy", "M-SVAG, lazy", OURS, tf, 8, (), ("sparse", "fit"),
-                "lazy")
-        )  # fmt: skip
-    for name, title, state in (
-        ("keras-adam", "Keras Adam", 8),
-        ("keras-sgd", "Keras SGD, momentum", 4),
-        ("keras-lion", "Keras Lion", 4),
-    ):
-        rows.append(
-            Row(name, title, KERAS, tf, state, fresh=3 if "adam" in name else 1)
-        )
-        compiled = f"{title}, compiled step"
-        rows.append(
-            Row(
-                f"{name}-compiled",
-                compiled,
-                KERAS,
-                tf,
-                state,
-                fresh=int("adam" in name),
-            )
-        )
+        kinds = (*SPARSE, "transformer")
+        rows.append(ours("msvag-lazy", "M-SVAG, lazy", 8, kinds=kinds, sparse="lazy"))
+    for name, title, state in _KERAS:
+        adam = name == "keras-adam"
+        rows += [
+            Row(name, title, KERAS, "tensorflow", state, fresh=3 if adam else 1),
+            Row(f"{name}-compiled", f"{title}, compiled step", KERAS, "tensorflow",
+                state, fresh=int(adam)),
+        ]  # fmt: skip
+    loop = "C loop, M-SVAG's reads and writes"
     return [
         *rows,
-        Row("plain", "M-SVAG in plain keras.ops", PEERS, tf, 8, fresh=1),
-        Row("torch-adamw-fused", "torch AdamW, fused", PEERS, "torch", 8, torch,
-            update, "dense", 1),
-        Row("torch-adamw-foreach", "torch AdamW, foreach", PEERS, "torch", 8, torch,
-            update, "dense", 1),
-        Row("torch-msvag", "pytorch_optimizer M-SVAG, foreach", PEERS, "torch", 8,
-            (*torch, ("pytorch_optimizer", (4, 1))), update, "dense", 1),
-        *_optax(),
-        Row("msvag-jax", "M-SVAG on the JAX backend", OURS, "jax", 8, (("jax", ()),),
-            update, "dense", 1),
-        Row("limit", "C loop, M-SVAG's reads and writes", LIMIT, "c", 8, kinds=update),
-        Row("copy", "Memory copy", LIMIT, "c", 0, kinds=update),
+        Row("plain", "M-SVAG in plain keras.ops", PEERS, "tensorflow", 8, fresh=1),
+        _peer("torch-adamw-fused", "torch AdamW, fused", "torch", _TORCH),
+        _peer("torch-adamw-foreach", "torch AdamW, foreach", "torch", _TORCH),
+        _peer("torch-msvag", "pytorch_optimizer M-SVAG, foreach", "torch",
+              _PYTORCH_OPTIMIZER),
+        *_optax_rows(),
+        Row("msvag-jax", "M-SVAG on the JAX backend", OURS, "jax", 8, _JAX, UPDATES,
+            "dense", fresh=1),
+        Row("limit", loop, LIMIT, "c", 8, kinds=UPDATES),
+        Row("copy", "Memory copy", LIMIT, "c", 0, kinds=UPDATES),
     ]  # fmt: skip
 
 
-def jax_rows() -> list[Row]:
+def _jax_rows() -> list[Row]:
     """The rows of the run on Keras' JAX backend: on a GPU, if JAX sees one."""
+
+    def row(name: str, title: str, group: str, state: int, **fields: Any) -> Row:
+        return Row(name, title, group, "jax", state, _JAX, sparse="dense", **fields)
+
     return [
-        *_ours("jax", "dense"),
-        Row("keras-adam", "Keras Adam", KERAS, "jax", 8, sparse="dense", fresh=1),
-        Row("keras-sgd", "Keras SGD, momentum", KERAS, "jax", 4, sparse="dense"),
-        Row("keras-lion", "Keras Lion", KERAS, "jax", 4, sparse="dense"),
-        Row("plain", "M-SVAG in plain keras.ops", PEERS, "jax", 8, sparse="dense"),
-        *_optax(),
-        Row("limit", "x + 1 in place, as many bytes as M-SVAG", LIMIT, "jax", 8,
-            (), ("update", "sparse"), "dense"),
+        *(row(name, title, OURS, state) for name, title, state in _METHODS),
+        row("msvag-bfloat16", "M-SVAG, bfloat16 state", OURS, 4, kinds=UPDATES),
+        *(row(name, title, KERAS, state) for name, title, state in _KERAS),
+        row("plain", "M-SVAG in plain keras.ops", PEERS, 8),
+        *_optax_rows(),
+        row("limit", "x + 1 in place, as many bytes as M-SVAG", LIMIT, 8,
+            kinds=UPDATES),
     ]  # fmt: skip
 
 
 def all_rows(backend: str) -> dict[str, Row]:
     """The rows of a backend, "tensorflow" or "jax", by name."""
-    rows = jax_rows() if backend == "jax" else tensorflow_rows()
+    rows = _jax_rows() if backend == "jax" else _tensorflow_rows()
     return {row.name: row for row in rows}

@@ -68,9 +68,16 @@ def serve(build: Callable[[str], Step]) -> None:
                 answer = {"bytes": _extra_memory(steps[name])}
         except Exception as error:  # the next row goes on
             steps.pop(name, None)
-            text = " ".join(str(error).split())
-            answer = {"error": f"{type(error).__name__}: {text}"}
+            answer = {"error": f"{type(error).__name__}: {_cause(error)}"}
         print(json.dumps(answer), file=answers, flush=True)
+
+
+def _cause(error: Exception) -> str:
+    """The message in one line; of TensorFlow's tale of a trace, the end."""
+    text = str(error).strip()
+    if text.startswith("in user code"):
+        text = text.splitlines()[-1]
+    return " ".join(text.split())[:400]
 
 
 def _turn(step: Step, seconds: float) -> list[float]:

@@ -11,13 +11,9 @@ def number(value: float | None) -> str:
         return NOTHING
     if value >= 100:
         return f"{value:,.0f}"
-    return (
-        f"{value:.3g}"
-        if value >= 10
-        else f"{value:.2g}"
-        if value < 1
-        else (f"{value:.2f}")
-    )
+    if value >= 1:
+        return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    return f"{value:#.2g}" if value else "0"
 
 
 def seconds(value: float | None) -> str:
