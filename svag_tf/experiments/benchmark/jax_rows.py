@@ -13,6 +13,11 @@ from svag_tf.experiments.benchmark.keras_rows import UpdateRows, jitted
 from svag_tf.experiments.benchmark.serving import Step
 
 
+def jax_meter() -> Callable[[], int | None]:
+    """See `serving.Meter`. On the CPU memory goes back to the system."""
+    return lambda: 0 if jax.default_backend() == "cpu" else None
+
+
 class JaxRows:
     """Builds the rows by name; `keras_rows` builds those of Keras optimizers."""
 

@@ -146,6 +146,22 @@ def jitted(apply: Callable[[Any, Any], Any], state: Any, gradients: Any) -> Step
     return timed(step)
 
 
+def tensorflow_meter() -> Callable[[], int]:
+    """What the allocator of TensorFlow's CPU gives out: see `serving.Meter`.
+
+    With oneDNN it has a pool and counts; without, memory goes back to the system.
+    """
+    import tensorflow as tf
+
+    device = "CPU:0"
+    try:
+        tf.config.experimental.reset_memory_stats(device)
+        before = tf.config.experimental.get_memory_info(device)["current"]
+    except ValueError:  # no counts
+        return lambda: 0
+    return lambda: tf.config.experimental.get_memory_info(device)["peak"] - before
+
+
 class FitRows:
     """Whole steps of `fit`: forward, backward, update, metrics, all that Keras does.
 

@@ -324,7 +324,7 @@ class _Benchmarker:
     def _batches(self, case: Case, rows: list[Row]) -> list[list[Row]]:
         """The rows in batches whose memory stays below the limit."""
         references = [row for row in rows if row.name in REFERENCES]
-        batches = [references]
+        batches = [list(references)]
         for row in rows:
             if row in references:
                 continue
@@ -332,7 +332,7 @@ class _Benchmarker:
                 batches[-1].append(row)
             else:
                 batches.append([*references, row])
-        return [batch for batch in batches if batch != references] or [references]
+        return [batch for batch in batches if batch != references] or batches
 
     def _memory(self, case: Case, rows: list[Row]) -> float:
         """Bytes that rows are expected to take: see `Row.state`, `UpdateRows`."""

@@ -89,10 +89,11 @@ def _draw_bars(axes: Axes, case: dict[str, Any]) -> None:
         xerr=(medians - lows, highs - medians),
         error_kw={"elinewidth": 1.0, "ecolor": "#333333"},
     )
-    right = highs.max()
+    # A few slow steps must not squeeze all bars.
+    right = min(highs.max(), 1.5 * medians.max())
     for place, row, high, median in zip(places, rows, highs, medians):
         axes.text(
-            max(high, median) + 0.012 * right,
+            min(max(high, median), right) + 0.012 * right,
             place,
             f"{seconds(row['median'])}  ({number(row['median'] / unit)})",
             va="center",
@@ -149,7 +150,8 @@ def save_scaling(curves: dict[str, Any], path: Path) -> None:
         if not len(n):
             continue
         a, b = fixed_and_slope(n, t)
-        label = f"{curve['title']}: {seconds(a)} + {number(b * 1e9)} ns a parameter"
+        label = f"{curve['title']}: fixed cost {seconds(a)}, then "
+        label += f"{number(b * 1e9)} ns a parameter"
         axes.plot(n, t, "o", color=colours[name], markersize=5, label=label)
         dense = np.geomspace(n.min(), n.max(), 200)
         axes.plot(dense, a + b * dense, color=colours[name], linewidth=1.4)
@@ -166,7 +168,7 @@ def save_scaling(curves: dict[str, Any], path: Path) -> None:
             label="linear: time proportional to parameters",
         )
     axes.set(xscale="log", yscale="log", xlabel="parameters", ylabel="seconds a step")
-    axes.set_title("Fixed cost of a step + cost of a parameter", fontsize=12)
+    axes.set_title("Time of a step against parameters", fontsize=12)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -158,10 +158,11 @@ def _jax_rows() -> list[Row]:
         return Row(name, title, group, "jax", state, _JAX, sparse="dense", **fields)
 
     return [
-        *(row(name, title, OURS, state) for name, title, state in _METHODS),
+        *(row(*method[:2], OURS, method[2], fresh=int(method[0] == "msvag"))
+          for method in _METHODS),
         row("msvag-bfloat16", "M-SVAG, bfloat16 state", OURS, 4, kinds=UPDATES),
-        *(row(name, title, KERAS, state) for name, title, state in _KERAS),
-        row("plain", "M-SVAG in plain keras.ops", PEERS, 8),
+        *(row(name, title, KERAS, state, fresh=1) for name, title, state in _KERAS),
+        row("plain", "M-SVAG in plain keras.ops", PEERS, 8, fresh=1),
         *_optax_rows(),
         row("limit", "x + 1 in place, as many bytes as M-SVAG", LIMIT, 8,
             kinds=UPDATES),

@@ -30,6 +30,11 @@ from typing import Any
 Step = Callable[[], float]
 
 
+# Called before some steps, it returns what gives, after them, the bytes by which the
+# memory in use rose above that before; None if it cannot be told.
+Meter = Callable[[], Callable[[], int | None]]
+
+
 class RowError(Exception):
     """A row that cannot be measured. The message says why."""
 
@@ -45,11 +50,12 @@ def timed(step: Callable[[], object]) -> Step:
     return run
 
 
-def serve(build: Callable[[str], Step]) -> None:
+def serve(build: Callable[[str], Step], meter: Meter = lambda: lambda: 0) -> None:
     """Serves until the input ends.
 
     Args:
         build: returns the step of the row of that name.
+        meter: sees what the library's own allocator keeps from the system.
     """
     # What libraries print must not come between the answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
@@ -65,7 +71,7 @@ def serve(build: Callable[[str], Step]) -> None:
             elif verb == "turn":
                 answer = {"seconds": _turn(steps[name], float(rest[0]))}
             else:
-                answer = {"bytes": _extra_memory(steps[name])}
+                answer = {"bytes": _extra_memory(steps[name], meter)}
         except Exception as error:  # the next row goes on
             steps.pop(name, None)
             answer = {"error": f"{type(error).__name__}: {_cause(error)}"}
@@ -91,10 +97,12 @@ def _turn(step: Step, seconds: float) -> list[float]:
     return times
 
 
-def _extra_memory(step: Step) -> int | None:
-    """By how much the resident memory rises in three steps, above that between them.
+def _extra_memory(step: Step, meter: Meter) -> int | None:
+    """By how many bytes the memory rises in three steps, above that between them.
 
-    None where the operating system does not tell (it takes Linux and glibc).
+    Resident memory, or what the library's allocator gave out if that is more: what
+    is freed into a pool stays resident. None where the operating system does not tell
+    (it takes Linux and glibc), nor does the meter.
     """
     for _ in range(2):
         step()
@@ -104,12 +112,14 @@ def _extra_memory(step: Step) -> int | None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the peak becomes the present
         before = _status_kilobytes("VmRSS")
+        risen = meter()
         for _ in range(3):
             step()
+        given_out = risen()
         peak = _status_kilobytes("VmHWM")
     except (AttributeError, OSError):
         return None
-    return max(peak - before, 0) * 1024
+    return None if given_out is None else max((peak - before) * 1024, given_out)
 
 
 def _status_kilobytes(field: str) -> int:
