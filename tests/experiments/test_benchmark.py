@@ -29,6 +29,7 @@ from svag_tf.experiments.benchmark.cases import (
 )
 from svag_tf.experiments.benchmark.limit import build_limit
 from svag_tf.experiments.benchmark.measure import Options, benchmark
+from svag_tf.experiments.benchmark.memory import batches, footprint
 from svag_tf.experiments.benchmark.plots import fixed_and_slope
 from svag_tf.experiments.benchmark.report import page
 from svag_tf.experiments.benchmark.rows import Row, all_rows
@@ -317,8 +318,9 @@ def test_all_rows_take_turns(tmp_path):
 @pytest.mark.usefixtures("fake_servers")
 def test_rows_that_do_not_fit_take_turns_in_batches(tmp_path):
     names = ["msvag", "svag", "msvas", "keras-adam"]
-    # Two of the four fit: 12 bytes a parameter each, 16 and 0.8 GiB for all.
-    fits = 0.8 + (2 * 12 + 16) * 2 * 4096**2 / 2**30
+    # Two of the four fit: 12 bytes a parameter each, 4 for the gradients, 8 that Adam
+    # takes for itself, and the libraries.
+    fits = 0.8 + (2 * 12 + 4 + 8) * 2 * 4096**2 / 2**30
     results = benchmark(
         Options(tmp_path, cases=["matrices"], rows=names, rounds=2, fresh=False,
                 memory_limit=fits + 0.1)
@@ -328,6 +330,28 @@ def test_rows_that_do_not_fit_take_turns_in_batches(tmp_path):
         sorted([name, "keras-adam"]) for name in names[:3] for _ in range(2)
     ]
     assert "in 3 batches" in (tmp_path / "benchmark.md").read_text()
+
+
+def test_what_does_not_fit():
+    case, rows = all_cases()["matrices"], all_rows("tensorflow")
+    chosen = [rows[name] for name in ("msvag", "ssd", "keras-adam", "limit")]
+    alone = {row.name: footprint(case, [row]) for row in chosen}
+    assert alone["limit"] < alone["ssd"] < alone["msvag"] < alone["keras-adam"]
+
+    def batched(limit):
+        found, errors = batches(case, chosen, limit)
+        return [[row.name for row in batch] for batch in found], list(errors)
+
+    assert batched(math.inf) == ([["keras-adam", "limit", "msvag", "ssd"]], [])
+    references = footprint(case, chosen[2:])
+    assert batched(references) == ([["keras-adam", "limit"], ["msvag", "ssd"]], [])
+    assert batched(alone["keras-adam"] - 1)[1] == ["keras-adam"]
+    assert batched(alone["limit"] - 1) == ([], ["msvag", "ssd", "keras-adam", "limit"])
+    for limit in np.linspace(0.3, 4.0, 38) * 2**30:
+        found, errors = batches(case, chosen, limit)
+        assert all(footprint(case, batch) <= limit for batch in found)
+        measured = {row.name for batch in found for row in batch}
+        assert measured | set(errors) == set(alone) and not measured & set(errors)
 
 
 @pytest.mark.usefixtures("fake_servers")
@@ -425,7 +449,7 @@ def test_the_fixed_cost_and_the_slope():
 @needs_tensorflow
 @needs_compiler
 def test_the_command(tmp_path):
-    rows = "msvag,msvag-bfloat16,plain,keras-adam,keras-adam-compiled,limit,copy"
+    rows = "msvag,msvag-bfloat16,keras-adam,keras-adam-compiled,plain,limit,copy"
     result = command(
         "--quick", "--rounds=1", "--cases=matrices,embedding", f"--rows={rows}",
         "--nofresh", "--scaling", "--workdir=out", cwd=tmp_path,
@@ -506,7 +530,7 @@ def test_the_plain_row_is_msvag():
     theta = keras.Variable(np.zeros(50, np.float32))
     for gradient in GRADIENTS:
         optimizer.apply([keras.ops.convert_to_tensor(gradient, "float32")], [theta])
-    np.testing.assert_allclose(theta, steps_of_msvag(GRADIENTS), rtol=2e-3, atol=1e-7)
+    np.testing.assert_allclose(theta, steps_of_msvag(GRADIENTS), rtol=2e-3, atol=5e-6)
 
 
 def test_the_optax_row_is_msvag():
@@ -519,4 +543,4 @@ def test_the_optax_row_is_msvag():
     for gradient in GRADIENTS:
         updates, state = method.update(gradient.astype(np.float32), state)
         theta = optax.apply_updates(theta, updates)
-    np.testing.assert_allclose(theta, steps_of_msvag(GRADIENTS), rtol=2e-3, atol=1e-7)
+    np.testing.assert_allclose(theta, steps_of_msvag(GRADIENTS), rtol=2e-3, atol=5e-6)

@@ -22,21 +22,17 @@ from svag_tf.experiments.benchmark.cases import (
     scaling_sizes,
 )
 from svag_tf.experiments.benchmark.limit import build_limit
+from svag_tf.experiments.benchmark.memory import GIB, REFERENCES, batches
 from svag_tf.experiments.benchmark.report import write_report
 from svag_tf.experiments.benchmark.rows import Row, all_rows
 from svag_tf.experiments.benchmark.serving import RowError, Server, closing_all
 from svag_tf.experiments.errors import ExperimentError
 
 BACKENDS = ("tensorflow", "jax")
-# What ratios refer to; measured beside all others, also where those take turns.
-REFERENCES = ("limit", "keras-adam")
 SCALING_ROWS = ("msvag", "keras-adam", "limit")
-GIB = 2**30
 # After a parallel loop the threads of a library spin for a few milliseconds.
 PAUSE = 0.01
 TURN, QUICK_TURN = 0.03, 0.002
-# Memory of a process for its libraries, and of a model that is fitted.
-LIBRARIES, MODEL = 0.8 * GIB, 0.25 * GIB
 
 
 @dataclass(frozen=True)
@@ -192,10 +188,9 @@ class _Benchmarker:
         results: dict[str, dict[str, Any]] = {
             row.name: {"title": row.title, "group": row.group} for row in rows
         }
-        errors: dict[str, str] = {}
+        groups, errors = batches(case, rows, self.memory_limit)
         times: dict[str, list[float]] = {row.name: [] for row in rows}
-        batches = self._batches(case, rows)
-        for batch in batches:
+        for batch in groups:
             measured = self._interleaved(case, batch, errors)
             medians = {name: statistics.median(s) for name, s in measured.items() if s}
             for name, seconds in measured.items():
@@ -216,7 +211,7 @@ class _Benchmarker:
             "title": case.title,
             "parameters": case.parameters or None,
             "largest_variable": 4 * case.largest or None,
-            "batches": len(batches),
+            "batches": len(groups),
             "rows": results,
         }
 
@@ -321,41 +316,12 @@ class _Benchmarker:
             command = [sys.executable, "-m", module, *arguments]
         return Server(command, environment)
 
-    def _batches(self, case: Case, rows: list[Row]) -> list[list[Row]]:
-        """The rows in batches whose memory stays below the limit."""
-        references = [row for row in rows if row.name in REFERENCES]
-        batches = [list(references)]
-        for row in rows:
-            if row in references:
-                continue
-            if self._memory(case, [*batches[-1], row]) <= self.memory_limit:
-                batches[-1].append(row)
-            else:
-                batches.append([*references, row])
-        return [batch for batch in batches if batch != references] or batches
-
-    def _memory(self, case: Case, rows: list[Row]) -> float:
-        """Bytes that rows are expected to take: see `Row.state`, `UpdateRows`."""
-        hosts = {row.host for row in rows}
-        if case.model:
-            return LIBRARIES + MODEL * len(rows)
-        each = sum(
-            4 + row.state + 4 * (row.name == "msvag-dense")
-            for row in rows
-            if row.host != "c"
-        )
-        gradients = 4 * len(hosts - {"c"})
-        temporary = 12  # of the one row that makes a step
-        limit = 16 * ("c" in hosts)
-        per_parameter = each + gradients + temporary + limit
-        return LIBRARIES * len(hosts) + per_parameter * case.parameters
-
     # Seconds that things are expected to take, for the progress.
 
     def _case_work(self, case: Case, rows: list[Row]) -> float:
         rows = [row for row in rows if row.serves(case)]
-        batches = self._batches(case, rows)
-        built = sum(len(batch) for batch in batches)
+        groups, _ = batches(case, rows, self.memory_limit)
+        built = sum(map(len, groups))
         turns = built * self.options.rounds * self._turn_work(case)
         fresh = sum(row.fresh for row in rows) if case.fresh else 0
         fresh *= self.options.fresh
