@@ -18,7 +18,7 @@ from absl import flags
 _CASES = flags.DEFINE_list("cases", [], "Names of cases. Default: all.")
 _ROWS = flags.DEFINE_list("rows", [], "Names of rows, the methods. Default: all.")
 _BACKEND = flags.DEFINE_string("backend", "tensorflow", "tensorflow or jax.")
-_ROUNDS = flags.DEFINE_integer("rounds", None, "Turns of every row. Default: 11.")
+_ROUNDS = flags.DEFINE_integer("rounds", None, "Turns of every row. Default: 7.")
 _MEMORY_LIMIT = flags.DEFINE_float(
     "memory_limit",
     None,
@@ -37,7 +37,7 @@ def main() -> None:
     from svag_tf.experiments.benchmark.console import benchmark_with_progress
     from svag_tf.experiments.benchmark.measure import Options
 
-    rounds = (2 if _QUICK.value else 11) if _ROUNDS.value is None else _ROUNDS.value
+    rounds = (2 if _QUICK.value else 7) if _ROUNDS.value is None else _ROUNDS.value
     benchmark_with_progress(
         Options(
             workdir=Path(_WORKDIR.value),

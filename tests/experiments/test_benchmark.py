@@ -437,10 +437,14 @@ def test_the_fixed_cost_and_the_slope():
     n = np.array([1e4, 1e5, 1e6, 1e7])
     a, b = fixed_and_slope(n, 2e-4 + 3e-9 * n)
     assert a == pytest.approx(2e-4) and b == pytest.approx(3e-9)
-    assert fixed_and_slope(n, 1e-9 * n - 5e-6)[0] == 0.0  # no negative cost
+    # Too long and too short by the same factor: neither counts more.
+    a, b = fixed_and_slope(n, 3e-9 * n * [0.5, 2.0, 2.0, 0.5])
+    assert a == 0.0 and b == pytest.approx(3e-9, rel=1e-3)
+    assert fixed_and_slope(n, 1e-9 * n)[0] == 0.0
     a, b = fixed_and_slope(n, [5.0, 4.0, 3.0, 2.0])
-    assert 2.0 < a < 5.0 and b == 0.0
-    assert fixed_and_slope([100.0], [2.0]) == (0.0, pytest.approx(0.02))
+    assert 2.0 < a < 5.0 and b * 1e7 < 0.1
+    a, b = fixed_and_slope([100.0], [2.0])
+    assert a + 100.0 * b == pytest.approx(2.0)
 
 
 # The whole.

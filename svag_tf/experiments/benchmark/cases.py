@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 
 Shape = tuple[int, ...]
+# Groups of rows.
+ALL = OURS, KERAS, PEERS, LIMIT = "ours", "Keras", "peers", "limit"
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,8 @@ class Case:
         shapes: of the variables; empty where a model is fitted.
         indices: rows that the sparse gradient of the one variable touches; 0: dense.
         model: "cnn" or "transformer" where whole steps of `fit` are measured.
-        fresh: whether first step and memory are measured, in a process for each row.
+        fresh: groups of rows whose first step and memory are measured, in a process
+            for each row.
         quick: whether this is the shrunken case of a trial.
     """
 
@@ -27,8 +30,13 @@ class Case:
     shapes: tuple[Shape, ...] = ()
     indices: int = 0
     model: str = ""
-    fresh: bool = False
+    fresh: tuple[str, ...] = ()
     quick: bool = False
+
+    @property
+    def fit_steps(self) -> int:
+        """Steps of the short epoch that is timed where a model is fitted."""
+        return 2 if self.quick else 5
 
     @property
     def parameters(self) -> int:
@@ -105,8 +113,13 @@ def all_cases(quick: bool = False) -> dict[str, Case]:
     matrix = (64, 64) if quick else (4096, 4096)
     table, indices = ((1000, 8), 16) if quick else ((1_000_000, 64), 1024)
     cases = (
-        Case("matrices", f"2 x {matrix}", (matrix,) * 2, fresh=True),
-        Case("resnet50", "ResNet-50", resnet50_shapes(8 if quick else 1), fresh=True),
+        Case("matrices", f"2 x {matrix}", (matrix,) * 2, fresh=ALL),
+        Case(
+            "resnet50",
+            "ResNet-50",
+            resnet50_shapes(8 if quick else 1),
+            fresh=(OURS, KERAS),
+        ),
         Case("bert", "BERT-base", bert_base_shapes(12 if quick else 1)),
         Case("tiny", "60 tiny variables", TINY_SHAPES),
         Case("embedding", f"Embedding {table}, {indices} indices", (table,), indices),

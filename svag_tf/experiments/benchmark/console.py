@@ -28,7 +28,7 @@ def benchmark_with_progress(options: Options) -> dict[str, Any]:
         TaskProgressColumn(),
         TimeElapsedColumn(),
         TextColumn("elapsed, left:"),
-        TimeRemainingColumn(elapsed_when_finished=True),
+        TimeRemainingColumn(),
         console=console,
     )
     try:

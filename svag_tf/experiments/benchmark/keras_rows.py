@@ -169,7 +169,7 @@ class FitRows:
     """
 
     def __init__(self, case: Case):
-        self.steps = 2 if case.quick else 8
+        self.steps = case.fit_steps
         rng = np.random.default_rng(0)
         build, batch = _MODELS[case.model]
         self.batch = 8 if case.quick else batch

@@ -57,7 +57,7 @@ class Options:
     backend: str = "tensorflow"
     cases: Sequence[str] = ()
     rows: Sequence[str] = ()
-    rounds: int = 11
+    rounds: int = 7
     memory_limit: float | None = None
     fresh: bool = True
     scaling: bool = False
@@ -205,7 +205,7 @@ class _Benchmarker:
                 result["error"] = errors[row.name]
             elif times[row.name]:
                 result |= _statistics(times[row.name], row.moved_bytes(case))
-                if case.fresh and row.fresh and self.options.fresh:
+                if row.processes(case) and self.options.fresh:
                     result |= self._fresh(case, row)
         return {
             "title": case.title,
@@ -270,7 +270,7 @@ class _Benchmarker:
         """First step (median) and extra memory (least), each in a new process."""
         first: list[float] = []
         memory: list[int] = []
-        for _ in range(row.fresh):
+        for _ in range(row.processes(case)):
             self._progress(f"{case.title}: first step of {row.title}", 0.0)
             server = self._start(row.host, case)
             with closing_all({row.host: server}):
@@ -323,7 +323,7 @@ class _Benchmarker:
         groups, _ = batches(case, rows, self.memory_limit)
         built = sum(map(len, groups))
         turns = built * self.options.rounds * self._turn_work(case)
-        fresh = sum(row.fresh for row in rows) if case.fresh else 0
+        fresh = sum(row.processes(case) for row in rows)
         fresh *= self.options.fresh
         return built * self._build_work(case) + turns + fresh * self._fresh_work(case)
 
@@ -331,14 +331,11 @@ class _Benchmarker:
         return 1.0 + 0.02 * len(case.shapes) + 2.0 * bool(case.model)
 
     def _turn_work(self, case: Case) -> float:
-        step = 0.1 * self._fit_steps(case) if case.model else 5e-9 * case.parameters
+        step = 0.1 * case.fit_steps if case.model else 5e-9 * case.parameters
         return PAUSE + max(self.turn, step)
 
     def _fresh_work(self, case: Case) -> float:
         return 4.0 + 2 * self._build_work(case) + 30e-9 * case.parameters
-
-    def _fit_steps(self, case: Case) -> int:
-        return 2 if case.quick else 8
 
     def _progress(self, what: str, work: float) -> None:
         self.done += work

@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from scipy.optimize import least_squares
 
-from svag_tf.experiments.benchmark.rows import KERAS, LIMIT, OURS, PEERS
+from svag_tf.experiments.benchmark.cases import KERAS, LIMIT, OURS, PEERS
 from svag_tf.experiments.benchmark.texts import number, seconds
 from svag_tf.experiments.files import replacing
 
@@ -115,21 +116,24 @@ def _draw_bars(axes: Axes, case: dict[str, Any]) -> None:
 def fixed_and_slope(
     parameters: npt.ArrayLike, times: npt.ArrayLike
 ) -> tuple[float, float]:
-    """a, b >= 0 of the line a + b n with the least squares of relative errors.
+    """a, b >= 0 for which a + b n is closest to the times, in the logarithm.
 
     Args:
         parameters: n, at least one.
-        times: what is to be fitted, above 0.
+        times: seconds, above 0.
+
+    Returns:
+        a in seconds, 0 where it is below a nanosecond, and b in seconds.
     """
     n, t = np.asarray(parameters, float), np.asarray(times, float)
-    ones = np.ones_like(t)
-    if len(n) > 1:
-        a, b = np.linalg.lstsq(np.stack([1 / t, n / t], 1), ones, rcond=None)[0]
-        if a >= 0 and b >= 0:
-            return float(a), float(b)
-        if b < 0:
-            return float((ones / t).sum() / (1 / t**2).sum()), 0.0
-    return 0.0, float((n / t).sum() / (n**2 / t**2).sum())
+
+    def residuals(logarithms: np.ndarray) -> np.ndarray:
+        a, b = np.exp(logarithms)
+        return np.log(a + b * n) - np.log(t)
+
+    start = np.log([t.min() / 2, t[-1] / n[-1] / 2])
+    a, b = np.exp(least_squares(residuals, start).x)
+    return (float(a) if a > 1e-9 else 0.0), float(b)
 
 
 def save_scaling(curves: dict[str, Any], path: Path) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from svag_tf.experiments.benchmark.cases import LIMIT
 from svag_tf.experiments.benchmark.plots import save_bars, save_scaling
-from svag_tf.experiments.benchmark.rows import LIMIT, all_rows
+from svag_tf.experiments.benchmark.rows import all_rows
 from svag_tf.experiments.benchmark.targets import judged
 from svag_tf.experiments.benchmark.texts import (
     NOTHING,

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import svag_tf
-from svag_tf.experiments.benchmark.cases import Case
+from svag_tf.experiments.benchmark.cases import KERAS, LIMIT, OURS, PEERS, Case
 
-OURS, KERAS, PEERS, LIMIT = "ours", "Keras", "peers", "limit"
 SPARSE = ("sparse",)
 UPDATES, MODELS = ("update", *SPARSE), ("cnn", "transformer")
 # Packages that may be missing: (name, oldest version).
@@ -49,6 +48,10 @@ class Row:
         """Whether the row has this case."""
         kind = case.model or ("sparse" if case.indices else "update")
         return kind in self.kinds
+
+    def processes(self, case: Case) -> int:
+        """How many new processes measure its first step and memory in a case."""
+        return self.fresh if self.group in case.fresh else 0
 
     def moved_bytes(self, case: Case) -> int | None:
         """Bytes that a step must read and write, however it is done.
