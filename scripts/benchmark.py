@@ -1,0 +1,58 @@
+"""Measures what an optimizer step costs, beside its peers and the memory's limit.
+
+    python scripts/benchmark.py
+    python scripts/benchmark.py --cases=matrices,tiny --rows=msvag,keras-adam,limit
+    python scripts/benchmark.py --backend=jax
+
+Writes benchmark.json, benchmark.md and pictures into the workdir; docs/benchmarks.md
+says how to read them. Exit code: 0 if all is measured, else not 0.
+"""
+
+import shlex
+import sys
+from pathlib import Path
+
+import command
+from absl import flags
+
+_CASES = flags.DEFINE_list("cases", [], "Names of cases. Default: all.")
+_ROWS = flags.DEFINE_list("rows", [], "Names of rows, the methods. Default: all.")
+_BACKEND = flags.DEFINE_string("backend", "tensorflow", "tensorflow or jax.")
+_ROUNDS = flags.DEFINE_integer("rounds", None, "Turns of every row. Default: 7.")
+_MEMORY_LIMIT = flags.DEFINE_float(
+    "memory_limit",
+    None,
+    "GiB that may be taken; rows that do not fit at once take turns in batches. "
+    "Default: 3/4 of what is available.",
+)
+_FRESH = flags.DEFINE_bool(
+    "fresh", True, "Measure first step and extra memory, in new processes."
+)
+_SCALING = flags.DEFINE_bool("scaling", False, "Measure time against parameters.")
+_QUICK = flags.DEFINE_bool("quick", False, "Small sizes: to try the command.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/benchmark", "Folder for the results.")
+
+
+def main() -> None:
+    from svag_tf.experiments.benchmark.console import benchmark_with_progress
+    from svag_tf.experiments.benchmark.measure import Options
+
+    rounds = (2 if _QUICK.value else 7) if _ROUNDS.value is None else _ROUNDS.value
+    benchmark_with_progress(
+        Options(
+            workdir=Path(_WORKDIR.value),
+            backend=_BACKEND.value,
+            cases=_CASES.value,
+            rows=_ROWS.value,
+            rounds=rounds,
+            memory_limit=_MEMORY_LIMIT.value,
+            fresh=_FRESH.value,
+            scaling=_SCALING.value,
+            quick=_QUICK.value,
+            command=shlex.join(["python", *sys.argv]),
+        )
+    )
+
+
+if __name__ == "__main__":
+    command.run(main)

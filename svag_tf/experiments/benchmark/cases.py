@@ -1,0 +1,150 @@
+"""The cases: the variables that are updated, or the model that is fitted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+Shape = tuple[int, ...]
+# Groups of rows.
+ALL = OURS, KERAS, PEERS, LIMIT = "ours", "Keras", "peers", "limit"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured.
+
+    Attributes:
+        name: for flags and files.
+        title: for tables and pictures.
+        shapes: of the variables; empty where a model is fitted.
+        indices: rows that the sparse gradient of the one variable touches; 0: dense.
+        model: "cnn" or "transformer" where whole steps of `fit` are measured.
+        fresh: groups of rows whose first step and memory are measured, in a process
+            for each row.
+        quick: whether this is the shrunken case of a trial.
+    """
+
+    name: str
+    title: str
+    shapes: tuple[Shape, ...] = ()
+    indices: int = 0
+    model: str = ""
+    fresh: tuple[str, ...] = ()
+    quick: bool = False
+
+    @property
+    def fit_steps(self) -> int:
+        """Steps of the short epoch that is timed where a model is fitted."""
+        return 2 if self.quick else 5
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    @property
+    def largest(self) -> int:
+        """Parameters of the largest variable."""
+        return max((math.prod(shape) for shape in self.shapes), default=0)
+
+
+def resnet50_shapes(divide: int = 1) -> tuple[Shape, ...]:
+    """The trainable variables of `keras.applications.ResNet50`, in their order.
+
+    Args:
+        divide: all widths are divided by it.
+    """
+    shapes: list[Shape] = []
+
+    def convolution(size: int, inputs: int, outputs: int) -> None:
+        shapes.extend([(size, size, inputs, outputs), (outputs,)])
+
+    def normalisation(width: int) -> None:
+        shapes.extend([(width,), (width,)])
+
+    inputs = 64 // divide
+    convolution(7, 3, inputs)
+    normalisation(inputs)
+    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        width //= divide
+        for block in range(blocks):
+            convolution(1, inputs, width)
+            normalisation(width)
+            convolution(3, width, width)
+            normalisation(width)
+            # Keras builds the two branches level by level.
+            if block == 0:
+                convolution(1, inputs, 4 * width)
+            convolution(1, width, 4 * width)
+            if block == 0:
+                normalisation(4 * width)
+            normalisation(4 * width)
+            inputs = 4 * width
+    shapes.extend([(inputs, 1000 // divide), (1000 // divide,)])
+    return tuple(shapes)
+
+
+def bert_base_shapes(divide: int = 1) -> tuple[Shape, ...]:
+    """The variables of BERT-base, uncased, with its pooler.
+
+    Args:
+        divide: width, vocabulary and depth are divided by it.
+    """
+    width, vocabulary, layers = 768 // divide, 30522 // divide, max(12 // divide, 1)
+
+    def dense(inputs: int, outputs: int) -> list[Shape]:
+        return [(inputs, outputs), (outputs,)]
+
+    norm: list[Shape] = [(width,), (width,)]
+    shapes: list[Shape] = [(vocabulary, width), (512, width), (2, width), *norm]
+    for _ in range(layers):
+        for _ in ("query", "key", "value", "output"):
+            shapes += dense(width, width)
+        shapes += norm
+        shapes += dense(width, 4 * width) + dense(4 * width, width) + norm
+    return (*shapes, *dense(width, width))
+
+
+TINY_SHAPES: tuple[Shape, ...] = ((16, 16), (16,)) * 30
+
+
+def all_cases(quick: bool = False) -> dict[str, Case]:
+    """The cases by name; `quick` shrinks them to a trial of a few seconds."""
+    matrix = (64, 64) if quick else (4096, 4096)
+    table, indices = ((1000, 8), 16) if quick else ((1_000_000, 64), 1024)
+    cases = (
+        Case("matrices", f"2 x {matrix}", (matrix,) * 2, fresh=ALL),
+        Case(
+            "resnet50",
+            "ResNet-50",
+            resnet50_shapes(8 if quick else 1),
+            fresh=(OURS, KERAS),
+        ),
+        Case("bert", "BERT-base", bert_base_shapes(12 if quick else 1)),
+        Case("tiny", "60 tiny variables", TINY_SHAPES),
+        Case("embedding", f"Embedding {table}, {indices} indices", (table,), indices),
+        Case("cnn", "fit: a CNN", model="cnn"),
+        Case("transformer", "fit: a transformer", model="transformer"),
+    )
+    return {case.name: Case(**{**vars(case), "quick": quick}) for case in cases}
+
+
+SCALING = "scaling-"
+
+
+def scaling_case(parameters: int) -> Case:
+    """One variable with so many parameters."""
+    return Case(f"{SCALING}{parameters}", f"{parameters:.0e}", ((parameters,),))
+
+
+def scaling_sizes(quick: bool = False) -> list[int]:
+    """From 1e4 to 3e8, half a decade each; `quick`: two small ones."""
+    decades = range(3, 4) if quick else range(4, 9)
+    return [digit * 10**decade for decade in decades for digit in (1, 3)]
+
+
+def case_named(name: str, quick: bool) -> Case:
+    """The case of a name that `all_cases` or `scaling_case` gave."""
+    if name.startswith(SCALING):
+        return scaling_case(int(name.removeprefix(SCALING)))
+    return all_cases(quick)[name]

@@ -1,0 +1,58 @@
+"""The benchmark on a terminal: its progress, and where the results are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from svag_tf.experiments.benchmark.measure import Options, benchmark
+from svag_tf.experiments.benchmark.texts import number
+from svag_tf.experiments.errors import ExperimentError
+
+
+def benchmark_with_progress(options: Options) -> dict[str, Any]:
+    """`benchmark` with a progress bar; at its end the targets and the files."""
+    console = Console()
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("elapsed, left:"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    try:
+        with progress:
+            task = progress.add_task("starts", total=None)
+
+            def report(done: float, work: float, what: str) -> None:
+                progress.update(
+                    task, completed=done, total=work, description=what or None
+                )
+
+            results = benchmark(options, report)
+            progress.update(task, description="done")
+    except KeyboardInterrupt:
+        raise ExperimentError(
+            f"Interrupted. {options.workdir} holds the cases that were finished."
+        ) from None
+    words = {True: "met", False: "missed"}
+    for target in results.get("targets", []):
+        if target["met"] is not None:
+            console.print(
+                f"{words[target['met']]:7}{target['text']}: "
+                f"{number(target['value'])} ({target['target']})",
+                highlight=False,
+            )
+    console.print(f"Results: {options.workdir / 'benchmark.md'}", highlight=False)
+    return results

@@ -1,0 +1,181 @@
+"""Pictures of the benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from scipy.optimize import least_squares
+
+from svag_tf.experiments.benchmark.cases import KERAS, LIMIT, OURS, PEERS
+from svag_tf.experiments.benchmark.texts import number, seconds
+from svag_tf.experiments.files import replacing
+
+# Okabe and Ito's palette, told apart by the colour-blind.
+COLOURS = {OURS: "#0072B2", KERAS: "#D55E00", PEERS: "#8c8c8c", LIMIT: "#000000"}
+LABELS = {OURS: "svag_tf", KERAS: "Keras", PEERS: "others"}
+COLUMNS = 2
+BAR, MARGIN = 0.235, 1.15  # inches
+
+
+def save_bars(cases: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draws bars, for each case one picture: time a step over the limit's.
+
+    Args:
+        cases: entries of "cases" in the results, with at least one measured row.
+        path: the PNG to write.
+    """
+    columns = min(COLUMNS, len(cases))
+    lines = [cases[i : i + columns] for i in range(0, len(cases), columns)]
+    heights = [max(len(_bars(case)) for case in line) * BAR + MARGIN for line in lines]
+    figure = Figure(
+        figsize=(7.5 * columns, sum(heights) + 0.5), layout="constrained", dpi=130
+    )
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(len(lines), columns, height_ratios=heights)
+    for i, case in enumerate(cases):
+        _draw_bars(figure.add_subplot(grid[i // columns, i % columns]), case)
+    groups = {row["group"] for case in cases for row in _bars(case)}
+    figure.legend(
+        handles=[
+            Patch(color=COLOURS[group], label=label)
+            for group, label in LABELS.items()
+            if group in groups
+        ],
+        loc="outside upper center",
+        ncols=len(LABELS),
+        frameon=False,
+    )
+    with replacing(path) as temporary:
+        figure.savefig(temporary)
+
+
+def _bars(case: dict[str, Any]) -> list[dict[str, Any]]:
+    """The measured rows, the slowest first; the limit is a line."""
+    rows = [
+        row
+        for row in case["rows"].values()
+        if "median" in row and row["group"] != LIMIT
+    ]
+    return sorted(rows, key=lambda row: -row["median"])
+
+
+def _draw_bars(axes: Axes, case: dict[str, Any]) -> None:
+    rows = _bars(case)
+    unit, of_unit = 1.0, "time a step, seconds"
+    for name, text in (
+        ("limit", "time a step over the limit's"),
+        ("keras-adam", "time a step over Keras Adam's"),
+    ):
+        if "median" in case["rows"].get(name, {}):
+            unit, of_unit = case["rows"][name]["median"], text
+            axes.axvline(1.0, color="black", linewidth=1.2, linestyle="--", zorder=3)
+            break
+    medians = np.array([row["median"] for row in rows]) / unit
+    lows = np.array([row["low"] for row in rows]) / unit
+    highs = np.array([row["high"] for row in rows]) / unit
+    places = [float(i) for i in range(len(rows))]
+    axes.barh(
+        places,
+        medians,
+        height=0.74,
+        color=[COLOURS[row["group"]] for row in rows],
+        xerr=(medians - lows, highs - medians),
+        error_kw={"elinewidth": 1.0, "ecolor": "#333333"},
+    )
+    # A few slow steps must not squeeze all bars.
+    right = min(highs.max(), 1.5 * medians.max())
+    for place, row, high, median in zip(places, rows, highs, medians):
+        axes.text(
+            min(max(high, median), right) + 0.012 * right,
+            place,
+            f"{seconds(row['median'])}  ({number(row['median'] / unit)})",
+            va="center",
+            fontsize=8,
+            zorder=4,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
+        )
+    axes.set_yticks(places, [row["title"] for row in rows], fontsize=8.5)
+    axes.set_ylim(-0.7, len(rows) - 0.3)
+    axes.set_xlim(0, 1.28 * right)
+    axes.set_title(case["title"], fontsize=11, fontweight="bold", loc="left")
+    axes.set_xlabel(of_unit, fontsize=9)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def fixed_and_slope(
+    parameters: npt.ArrayLike, times: npt.ArrayLike
+) -> tuple[float, float]:
+    """a, b >= 0 for which a + b n is closest to the times, in the logarithm.
+
+    Args:
+        parameters: n, at least one.
+        times: seconds, above 0.
+
+    Returns:
+        a in seconds, 0 where it is below a nanosecond, and b in seconds.
+    """
+    n, t = np.asarray(parameters, float), np.asarray(times, float)
+
+    def residuals(logarithms: np.ndarray) -> np.ndarray:
+        a, b = np.exp(logarithms)
+        return np.log(a + b * n) - np.log(t)
+
+    start = np.log([t.min() / 2, t[-1] / n[-1] / 2])
+    a, b = np.exp(least_squares(residuals, start).x)
+    return (float(a) if a > 1e-9 else 0.0), float(b)
+
+
+def save_scaling(curves: dict[str, Any], path: Path) -> None:
+    """Draws time a step against parameters, both logarithmic.
+
+    Args:
+        curves: "scaling" of the results: for each row its title, `parameters` and
+            `median`.
+        path: the PNG to write.
+    """
+    figure = Figure(figsize=(8, 5), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    colours = {"msvag": COLOURS[OURS], "keras-adam": COLOURS[KERAS], "limit": "black"}
+    highest = None
+    for name, curve in curves.items():
+        n, t = np.array(curve["parameters"], float), np.array(curve["median"])
+        if not len(n):
+            continue
+        a, b = fixed_and_slope(n, t)
+        label = f"{curve['title']}: fixed cost {seconds(a)}, then "
+        label += f"{number(b * 1e9)} ns a parameter"
+        axes.plot(n, t, "o", color=colours[name], markersize=5, label=label)
+        dense = np.geomspace(n.min(), n.max(), 200)
+        axes.plot(dense, a + b * dense, color=colours[name], linewidth=1.4)
+        if highest is None or t[-1] > highest[1]:
+            highest = (n, t[-1])
+    if highest is not None:
+        n, top = highest
+        guide = 2.0 * top * np.array([n.min(), n.max()]) / n.max()
+        axes.plot(
+            [n.min(), n.max()],
+            guide,
+            color="#8c8c8c",
+            linestyle=":",
+            label="linear: time proportional to parameters",
+        )
+    axes.set(xscale="log", yscale="log", xlabel="parameters", ylabel="seconds a step")
+    axes.set_title("Time of a step against parameters", fontsize=12)
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="upper left", fontsize=9)
+    with replacing(path) as temporary:
+        figure.savefig(temporary)

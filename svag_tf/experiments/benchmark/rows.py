@@ -1,0 +1,178 @@
+"""The rows: the methods that are measured, and in which process each one runs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import svag_tf
+from svag_tf.experiments.benchmark.cases import KERAS, LIMIT, OURS, PEERS, Case
+
+SPARSE = ("sparse",)
+UPDATES, MODELS = ("update", *SPARSE), ("cnn", "transformer")
+# Packages that may be missing: (name, oldest version).
+Needs = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method.
+
+    Attributes:
+        name: for flags and files.
+        title: for tables and pictures.
+        group: `OURS`, `KERAS`, `PEERS` or `LIMIT`.
+        host: the kind of process: "tensorflow", "jax", "torch" or "c".
+        state: bytes of its state for each parameter, all read and written.
+        needs: packages that may be missing.
+        kinds: cases that it has: "update", "sparse" (an embedding), or a model.
+        sparse: "exact", "lazy" (touches only the rows of the batch) or "dense" (is
+            given a dense gradient).
+        fresh: how many new processes measure its first step and its memory.
+    """
+
+    name: str
+    title: str
+    group: str
+    host: str
+    state: int
+    needs: Needs = ()
+    kinds: tuple[str, ...] = (*UPDATES, *MODELS)
+    sparse: str = "exact"
+    fresh: int = 0
+
+    def serves(self, case: Case) -> bool:
+        """Whether the row has this case."""
+        kind = case.model or ("sparse" if case.indices else "update")
+        return kind in self.kinds
+
+    def processes(self, case: Case) -> int:
+        """How many new processes measure its first step and memory in a case."""
+        return self.fresh if self.group in case.fresh else 0
+
+    def moved_bytes(self, case: Case) -> int | None:
+        """Bytes that a step must read and write, however it is done.
+
+        The variable is read and written, so is the state, and the gradient is read.
+        None where a model is fitted.
+        """
+        if case.model:
+            return None
+        if self.name == "copy":
+            return 8 * case.parameters
+        touched = case.parameters
+        if case.indices:
+            touched = case.indices * case.shapes[0][1]
+        # Without averages a row that has no gradient stays as it is.
+        few = self.sparse == "lazy" or (self.sparse == "exact" and self.state == 0)
+        updated = touched if few else case.parameters
+        gradient = case.parameters if self.sparse == "dense" else touched
+        return updated * (8 + 2 * self.state) + 4 * gradient
+
+    def missing(self) -> str | None:
+        """What is not installed that this row needs, or None."""
+        for package, oldest in self.needs:
+            wanted = package + (f" {'.'.join(map(str, oldest))}" if oldest else "")
+            if importlib.util.find_spec(package) is None:
+                return f"{wanted} is not installed"
+            version = importlib.metadata.version(package)
+            if tuple(int(part) for part in version.split(".")[: len(oldest)]) < oldest:
+                return f"{wanted} or later is not installed, but {version}"
+        return None
+
+
+_METHODS = (
+    ("msvag", "M-SVAG", 8),
+    ("svag", "SVAG", 8),
+    ("msvas", "M-SVAS", 8),
+    ("svas", "SVAS", 8),
+    ("msgd", "M-SGD", 4),
+    ("mssd", "M-SSD", 4),
+    ("ssd", "SSD", 0),
+)
+_KERAS = (
+    ("keras-adam", "Keras Adam", 8),
+    ("keras-sgd", "Keras SGD, momentum", 4),
+    ("keras-lion", "Keras Lion", 4),
+)
+_JAX: Needs = (("jax", ()),)
+_OPTAX: Needs = (*_JAX, ("optax", ()))
+_TORCH: Needs = (("torch", ()),)
+_PYTORCH_OPTIMIZER: Needs = (*_TORCH, ("pytorch_optimizer", (4, 1)))
+
+
+def _peer(name: str, title: str, host: str, needs: Needs) -> Row:
+    return Row(name, title, PEERS, host, 8, needs, UPDATES, "dense", fresh=1)
+
+
+def _optax_rows() -> list[Row]:
+    return [
+        _peer("optax-adam", "optax Adam", "jax", _OPTAX),
+        _peer("optax-msvag", "M-SVAG in optax's style", "jax", _OPTAX),
+    ]
+
+
+def _tensorflow_rows() -> list[Row]:
+    """The rows of the run on the TensorFlow backend: all on the CPU."""
+
+    def ours(name: str, title: str, state: int, **fields: Any) -> Row:
+        return Row(name, title, OURS, "tensorflow", state, **fields)
+
+    rows = [ours(*method, fresh=3 * (method[0] == "msvag")) for method in _METHODS]
+    rows += [
+        ours("msvag-bfloat16", "M-SVAG, bfloat16 state", 4, kinds=UPDATES, fresh=1),
+        ours("msvag-portable", "M-SVAG, jit_compile=False", 8, kinds=UPDATES, fresh=1),
+        ours("msvag-compiled", "M-SVAG, compiled step", 8, kinds=MODELS),
+        ours("msvag-dense", "M-SVAG, dense gradient", 8, kinds=SPARSE, sparse="dense"),
+    ]
+    if "sparse_updates" in inspect.signature(svag_tf.MSVAG).parameters:
+        kinds = (*SPARSE, "transformer")
+        rows.append(ours("msvag-lazy", "M-SVAG, lazy", 8, kinds=kinds, sparse="lazy"))
+    for name, title, state in _KERAS:
+        adam = name == "keras-adam"
+        rows += [
+            Row(name, title, KERAS, "tensorflow", state, fresh=3 if adam else 1),
+            Row(f"{name}-compiled", f"{title}, compiled step", KERAS, "tensorflow",
+                state, fresh=int(adam)),
+        ]  # fmt: skip
+    loop = "C loop, M-SVAG's reads and writes"
+    return [
+        *rows,
+        Row("plain", "M-SVAG in plain keras.ops", PEERS, "tensorflow", 8, fresh=1),
+        _peer("torch-adamw-fused", "torch AdamW, fused", "torch", _TORCH),
+        _peer("torch-adamw-foreach", "torch AdamW, foreach", "torch", _TORCH),
+        _peer("torch-msvag", "pytorch_optimizer M-SVAG, foreach", "torch",
+              _PYTORCH_OPTIMIZER),
+        *_optax_rows(),
+        Row("msvag-jax", "M-SVAG on the JAX backend", OURS, "jax", 8, _JAX, UPDATES,
+            "dense", fresh=1),
+        Row("limit", loop, LIMIT, "c", 8, kinds=UPDATES),
+        Row("copy", "Memory copy", LIMIT, "c", 0, kinds=UPDATES),
+    ]  # fmt: skip
+
+
+def _jax_rows() -> list[Row]:
+    """The rows of the run on Keras' JAX backend: on a GPU, if JAX sees one."""
+
+    def row(name: str, title: str, group: str, state: int, **fields: Any) -> Row:
+        return Row(name, title, group, "jax", state, _JAX, sparse="dense", **fields)
+
+    return [
+        *(row(*method[:2], OURS, method[2], fresh=int(method[0] == "msvag"))
+          for method in _METHODS),
+        row("msvag-bfloat16", "M-SVAG, bfloat16 state", OURS, 4, kinds=UPDATES),
+        *(row(name, title, KERAS, state, fresh=1) for name, title, state in _KERAS),
+        row("plain", "M-SVAG in plain keras.ops", PEERS, 8, fresh=1),
+        *_optax_rows(),
+        row("limit", "x + 1 in place, as many bytes as M-SVAG", LIMIT, 8,
+            kinds=UPDATES),
+    ]  # fmt: skip
+
+
+def all_rows(backend: str) -> dict[str, Row]:
+    """The rows of a backend, "tensorflow" or "jax", by name."""
+    rows = _jax_rows() if backend == "jax" else _tensorflow_rows()
+    return {row.name: row for row in rows}
