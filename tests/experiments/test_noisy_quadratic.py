@@ -163,6 +163,18 @@ def test_results(small):
     assert "edge of the grid" not in page
 
 
+def test_losses_that_underflow_are_equal(small):
+    config = {**make_config().to_dict(), "noise_levels": [0.0, 0.1]}
+    outcomes = {
+        key: dataclasses.replace(outcome, finals=np.zeros_like(outcome.finals))
+        if key[1] == 0.0
+        else outcome
+        for key, outcome in small[0]["outcomes"].items()
+    }
+    *_, rotation = noisy_quadratic._against_sign_descent(config, outcomes)
+    assert rotation.agrees and rotation.numbers["mild"][0] == 1.0
+
+
 def test_findings_that_do_not_hold_are_told(small):
     config = {**make_config().to_dict(), "noise_levels": [0.0, 0.1]}
     outcomes = dict(small[0]["outcomes"])

@@ -40,6 +40,7 @@ METHODS = (
     "sgd", "msgd", "svag", "msvag", plots.IDEAL, "ssd", "mssd", "svas", "msvas",
 )  # fmt: skip
 MILD, ILL = "mild", "ill-conditioned"
+TINY = float(np.finfo(np.float32).tiny)
 
 
 def _positive(expected: str) -> Field:
@@ -324,11 +325,12 @@ def _against_sign_descent(
 
     def factors(over: tuple[str, str], under: tuple[str, str]) -> list[float]:
         """Final losses of one (problem, method) over another's, a noise level each."""
-        return [
-            outcomes[over[0], noise, over[1]].final
-            / max(outcomes[under[0], noise, under[1]].final, 1e-38)
-            for noise in levels
+        # Without noise a loss can underflow to 0.
+        finals = [
+            [max(outcomes[problem, noise, method].final, TINY) for noise in levels]
+            for problem, method in (over, under)
         ]
+        return [a / b for a, b in zip(*finals, strict=True)]
 
     def words(values: Sequence[float]) -> str:
         return ", ".join(f"{value:.3g}" for value in values)
@@ -510,7 +512,7 @@ def _draw_problems(
                 losses = outcomes[problem.name, noise, method].losses
                 if not np.isfinite(losses).all():
                     continue
-                shown = np.maximum(losses, np.finfo(np.float32).tiny)
+                shown = np.maximum(losses, TINY)
                 label = plots.NAMES[method]
                 plots.line_with_band(axes, steps, shown, colour, label)
                 limit[0] = min(limit[0], shown[-1].min())
