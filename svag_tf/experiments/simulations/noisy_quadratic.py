@@ -514,7 +514,8 @@ def _draw_problems(
                     continue
                 shown = np.maximum(losses, TINY)
                 label = plots.NAMES[method]
-                plots.line_with_band(axes, steps, shown, colour, label)
+                style = "--" if method == plots.IDEAL else "-"  # SGD's without noise
+                plots.line_with_band(axes, steps, shown, colour, label, style)
                 limit[0] = min(limit[0], shown[-1].min())
                 limit[1] = max(limit[1], shown[0].max())
             axes.set_yscale("log")
