@@ -1,4 +1,4 @@
-"""Least squares that sign methods fit without learning: half a minute on two cores.
+"""Least squares that sign methods fit without learning: 20 seconds on two cores.
 
     python scripts/generalization.py
 
@@ -19,6 +19,6 @@ def get_config() -> ConfigDict:
     config.steps = 500
     config.exact_steps = 150  # up to here sign methods must keep to sign(X'y)
     config.gradient_rate = 0.5  # learning rate of sgd, msgd, svag, msvag
-    config.sign_rate = 0.003  # of ssd, mssd, svas, msvas, adam: no divisor of 1/4
+    config.sign_rate = 0.003  # of ssd, mssd, svas, msvas, adam
     config.epsilon = 1e-30  # Adam's
     return config
