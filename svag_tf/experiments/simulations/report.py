@@ -26,6 +26,7 @@ from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.files import write_json, write_text
 
 Row = Mapping[str, Any]
+PACKAGES = ("svag_tf", "tensorflow", "keras", "numpy")  # that the numbers depend on
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,11 @@ def _verdict(finding: Finding) -> str:
 
 def _page(tables: str, findings: Sequence[Finding], about: Mapping[str, Any]) -> str:
     machine = about["machine"]
-    packages = ", ".join(f"{k} {v}" for k, v in machine["packages"].items())
+    packages = ", ".join(
+        f"{name} {version}"
+        for name, version in machine["packages"].items()
+        if name in PACKAGES
+    )
     lines = [[f.claim, f.measured, _verdict(f)] for f in findings]
     claims = table(["the paper's claim", "measured", "verdict"], lines)
     return (
@@ -180,5 +185,5 @@ def _page(tables: str, findings: Sequence[Finding], about: Mapping[str, Any]) ->
         f"    {about['command']}\n\n"
         f"Commit {machine['commit'] or 'unknown'}, {machine['date'][:10]}, "
         f"{about['seconds']:.0f} s on {machine['cpu']}, {machine['cores']} cores. "
-        f"{machine['system']}, Python {machine['python']}, {packages}.\n"
+        f"Python {machine['python']}, {packages}.\n"
     )
