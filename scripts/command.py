@@ -16,11 +16,14 @@ try:
 except ImportError as error:
     sys.exit(MISSING.format(error))
 
-DIGITS = Path(__file__).resolve().parent.parent / "configs" / "digits.py"
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
-def define_config() -> Callable[[], tuple[Any, str]]:
+def define_config(default: str = "digits.py") -> Callable[[], tuple[Any, str]]:
     """Defines the flag --config.
+
+    Args:
+        default: the name of a file in configs/.
 
     Returns:
         Gives, once the flags are parsed, the config and the stem of its file's name.
@@ -28,7 +31,7 @@ def define_config() -> Callable[[], tuple[Any, str]]:
     try:  # the fields of --config are parsed here, the other flags in app.run
         holder = config_flags.DEFINE_config_file(
             "config",
-            str(DIGITS),
+            str(CONFIGS / default),
             "The config file. Any field can be overridden: --config.epochs=5.",
             lock_config=True,
         )

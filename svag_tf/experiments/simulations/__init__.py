@@ -1,0 +1,1 @@
+"""The paper's simulations: small problems in which everything is known."""

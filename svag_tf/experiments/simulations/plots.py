@@ -1,0 +1,76 @@
+"""What the simulations' pictures share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from svag_tf.experiments.files import replacing
+from svag_tf.experiments.optimizers import TITLES
+from svag_tf.experiments.plots import DIRECTIONS
+
+IDEAL = "ideal"
+NAMES = {**TITLES, IDEAL: "SVAG, ideal"}
+GRADIENT = {**DIRECTIONS["along the gradient"], IDEAL: "#CC79A7"}
+SIGN = DIRECTIONS["along its sign"]
+OTHERS = "#c8c8c8"
+GUIDE = "#555555"
+
+
+def new_figure(title: str, width: float, height: float) -> Figure:
+    """An empty figure, sizes in inches, to be written by `save`."""
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=12, fontweight="bold")
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure as a PNG, whole or not at all."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary)
+
+
+def tidy(axes: Axes) -> None:
+    """A light grid behind the data, and no frame."""
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def legend_below(figure: Figure, axes: Axes, columns: int) -> None:
+    """One legend for a whole figure, below its panels."""
+    figure.legend(
+        *axes.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+    )
+
+
+def line_with_band(
+    axes: Axes,
+    x: Sequence[float] | np.ndarray,
+    values: np.ndarray,
+    colour: str,
+    label: str,
+    style: str = "-",
+) -> None:
+    """The median over the seeds, and a band from their 5th to their 95th percentile.
+
+    Args:
+        axes: where to draw.
+        x: shape (points,).
+        values: shape (points, seeds).
+        colour: of line and band.
+        label: for the legend.
+        style: of the line.
+    """
+    low, middle, high = np.percentile(values, [5, 50, 95], axis=1)
+    axes.plot(x, middle, style, color=colour, linewidth=1.8, label=label)
+    axes.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)

@@ -1,0 +1,286 @@
+"""The factors of variance adaptation, and a Monte-Carlo test of the paper's Lemma.
+
+For a gradient g with mean G and standard deviation eta |G| the Lemma says that
+E (gamma g - G)^2 is least for gamma = 1/(1 + eta^2), and
+E (gamma sign(g) - sign(G))^2 for gamma = 2 P[sign(g) = sign(G)] - 1, which for normal
+noise is erf(1/(sqrt(2) eta)).
+"""
+
+# ruff: noqa: RUF001 (the paper's Greek letters in figures and tables)
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from svag_tf import rules
+from svag_tf.experiments import machine
+from svag_tf.experiments.plots import DIRECTIONS
+from svag_tf.experiments.simulations import plots
+from svag_tf.experiments.simulations.report import (
+    Finding,
+    checked,
+    progress,
+    several,
+    table,
+    whole,
+    write_results,
+)
+
+Array = NDArray[Any]
+
+FIELDS = {
+    "seed": whole(0),
+    "etas": several(
+        lambda v: isinstance(v, int | float) and 0 < v < math.inf,
+        "finite numbers > 0, at least one and none twice, such as (0.5, 1.0)",
+    ),
+    "batches": whole(10),
+    "samples": whole(10),
+}
+KINDS = {"gradient": "γ g against ∇L", "sign": "γ sign(g) against sign(∇L)"}
+FACTORS = {
+    "gradient": rules.gamma_gradient,
+    "sign": rules.gamma_sign,
+    "adam": rules.gamma_sign_adam,
+}
+GAMMAS = np.linspace(0.0, 1.0, 21)
+STANDARD_ERRORS = 4  # a true statement strays farther once in 16,000 times
+
+
+def factor(name: str, eta: Any) -> Array:
+    """One of svag_tf's own gammas, for a noise-to-signal ratio of any shape."""
+    noise = keras.ops.convert_to_tensor(np.square(np.asarray(eta, np.float32)))
+    gamma = FACTORS[name](keras.ops.ones_like(noise), noise)
+    return keras.ops.convert_to_numpy(gamma).astype(np.float64)
+
+
+def squared_errors(
+    kind: str, eta: float, batches: int, samples: int, rng: np.random.Generator
+) -> Array:
+    """Measured mean squared errors of gamma g, or gamma sign(g), for G = 1.
+
+    Args:
+        kind: "gradient" or "sign".
+        eta: standard deviation of the gradient.
+        batches: number of means.
+        samples: gradients in each of them.
+        rng: draws the gradients.
+
+    Returns:
+        Shape (batches, len(GAMMAS)).
+    """
+    errors = np.empty((batches, len(GAMMAS)))
+    for batch in errors:
+        g = 1.0 + eta * rng.standard_normal(samples)
+        if kind == "sign":
+            g = np.sign(g)
+        batch[:] = [np.mean(np.square(gamma * g - 1.0)) for gamma in GAMMAS]
+    return errors
+
+
+def minimiser(errors: Array) -> Array:
+    """Where measured errors are least: the vertex of the parabola that they form.
+
+    Args:
+        errors: shape (batches, len(GAMMAS)).
+
+    Returns:
+        Shape (batches,).
+    """
+    a, b, _ = np.polyfit(GAMMAS, errors.T, 2)
+    return -b / (2.0 * a)
+
+
+def simulate(
+    config: Any, workdir: str | os.PathLike[str], command: str = ""
+) -> dict[str, Any]:
+    """Draws the factors, tests the Lemma, and writes figures, tables and findings.
+
+    Args:
+        config: see configs/variance_adaptation.py.
+        workdir: folder for the results.
+        command: the command line, for the report.
+
+    Returns:
+        `results`, one dict for each kind and eta, and `findings`.
+
+    Raises:
+        ExperimentError: before any work, if the config cannot be used.
+    """
+    config = checked(config, FIELDS)
+    workdir = Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    about = {
+        "title": "Variance adaptation: the factors and the Lemma",
+        "command": command,
+        "config": config,
+        "machine": machine.description(),
+    }
+    begin = time.monotonic()
+    rng = np.random.default_rng(config["seed"])
+    results, curves = [], {}
+    with progress(len(KINDS) * len(config["etas"])) as report:
+        for kind in KINDS:
+            for eta in config["etas"]:
+                report(f"{kind}, eta = {eta:g}")
+                errors = squared_errors(
+                    kind, eta, config["batches"], config["samples"], rng
+                )
+                curves[kind, eta] = errors
+                results.append(_result(kind, eta, errors))
+    findings = _findings(results)
+    _draw_factors(workdir / "factors.png")
+    _draw_errors(config["etas"], curves, results, workdir / "lemma.png")
+    about["seconds"] = time.monotonic() - begin
+    write_results(workdir, results, _table(results, config), findings, about)
+    return {"results": results, "findings": findings}
+
+
+def _result(kind: str, eta: float, errors: Array) -> dict[str, Any]:
+    least = minimiser(errors)
+    theory = float(factor(kind, eta))
+    error = float(least.std(ddof=1) / math.sqrt(len(least)))
+    return {
+        "kind": kind,
+        "eta": eta,
+        "measured": float(least.mean()),
+        "standard_error": error,
+        "theory": theory,
+        "standard_errors_off": (float(least.mean()) - theory) / error,
+        "adam": float(factor("adam", eta)),
+    }
+
+
+def _findings(results: list[dict[str, Any]]) -> list[Finding]:
+    findings = []
+    for kind, formula in (
+        ("gradient", "1/(1 + η²)"),
+        ("sign", "2 P[sign(g) is right] - 1 = erf(1/(√2 η))"),
+    ):
+        rows = [row for row in results if row["kind"] == kind]
+        off = [row["standard_errors_off"] for row in rows]
+        findings.append(
+            Finding(
+                f"Lemma: the best factor for the {kind} is {formula}.",
+                "The measured error is least at "
+                + ", ".join(
+                    f"{row['measured']:.4f} ± {row['standard_error']:.4f} "
+                    f"(Lemma {row['theory']:.4f})"
+                    for row in rows
+                )
+                + " for η = "
+                + ", ".join(f"{row['eta']:g}" for row in rows)
+                + f": at most {np.abs(off).max():.1f} standard errors away.",
+                bool(np.abs(off).max() < STANDARD_ERRORS),
+                {"standard_errors_off": off},
+            )
+        )
+    eta = np.geomspace(1e-3, 1e3, 100_001)
+    difference = factor("adam", eta) - factor("sign", eta)
+    worst = int(np.abs(difference).argmax())
+    numbers = {"difference": float(difference[worst]), "eta": float(eta[worst])}
+    findings.append(
+        Finding(
+            "Adam's factor (1 + η²)^(-1/2) is close to the best one for the sign.",
+            f"They differ by at most {abs(numbers['difference']):.4f}, at "
+            f"η = {numbers['eta']:.2f}.",
+            abs(numbers["difference"]) < 0.15,
+            numbers,
+        )
+    )
+    return findings
+
+
+def _table(results: list[dict[str, Any]], config: Mapping[str, Any]) -> str:
+    lines = [
+        [
+            KINDS[row["kind"]],
+            f"{row['eta']:g}",
+            f"{row['measured']:.5f} ± {row['standard_error']:.5f}",
+            f"{row['theory']:.5f}",
+            f"{row['standard_errors_off']:+.1f}",
+        ]
+        for row in results
+    ]
+    headings = ["", "η", "measured best γ", "the Lemma's γ", "standard errors off"]
+    return (
+        f"{table(headings, lines)}\n"
+        f"Measured: mean and standard error of {config['batches']} batches of "
+        f"{config['samples']} gradients. The error is a parabola in γ; its vertex is "
+        "the best γ.\n"
+    )
+
+
+def _draw_factors(path: Path) -> None:
+    figure = plots.new_figure("Factors of variance adaptation", 9, 3.8)
+    factors, differences = figure.subplots(1, 2, width_ratios=(1.3, 1))
+    eta = np.geomspace(0.05, 50, 500)
+    for name, label, colour, style in (
+        ("gradient", "gradient: 1/(1 + η²)", plots.GRADIENT["svag"], "-"),
+        ("sign", "sign: erf(1/(√2 η))", plots.SIGN["msvas"], "-"),
+        ("adam", "Adam: 1/√(1 + η²)", plots.SIGN["adam"], "--"),
+    ):
+        gamma = factor(name, eta)
+        factors.plot(eta, gamma, style, color=colour, linewidth=1.8, label=label)
+    differences.plot(
+        eta,
+        factor("adam", eta) - factor("sign", eta),
+        color=plots.SIGN["adam"],
+        linewidth=1.8,
+    )
+    differences.axhline(0, color=plots.GUIDE, linewidth=1)
+    factors.set(ylabel="γ", ylim=(0, 1.02))
+    differences.set(title="Adam's minus the best for the sign", ylim=(-0.16, 0.16))
+    for axes in (factors, differences):
+        axes.set(xscale="log", xlabel="η, noise over signal", xlim=(eta[0], eta[-1]))
+        plots.tidy(axes)
+    plots.legend_below(figure, factors, 3)
+    plots.save(figure, path)
+
+
+def _draw_errors(
+    etas: list[float],
+    curves: Mapping[tuple[str, float], Array],
+    results: list[dict[str, Any]],
+    path: Path,
+) -> None:
+    figure = plots.new_figure("The Lemma: expected squared error of a factor γ", 9, 4.4)
+    palette = [*DIRECTIONS["along the gradient"].values(), *plots.SIGN.values()]
+    all_axes = figure.subplots(1, 2)
+    for kind, axes in zip(KINDS, all_axes, strict=True):
+        for eta, colour in zip(etas, palette, strict=False):
+            errors = curves[kind, eta]
+            mean = errors.mean(0)
+            bars = errors.std(0, ddof=1) / math.sqrt(len(errors))
+            label = f"η = {eta:g}"
+            axes.errorbar(
+                GAMMAS, mean, bars,
+                color=colour, marker=".", markersize=4, linewidth=1.4, label=label,
+            )  # fmt: skip
+            row = next(r for r in results if (r["kind"], r["eta"]) == (kind, eta))
+            least = np.polyval(np.polyfit(GAMMAS, mean, 2), row["measured"])
+            axes.plot(
+                row["measured"], least, "o",
+                color=colour, markersize=9, fillstyle="none", markeredgewidth=1.8,
+            )  # fmt: skip
+            axes.plot([row["theory"]] * 2, [0, least], ":", color=colour, linewidth=1.4)
+        axes.set(title=KINDS[kind], xlabel="γ", xlim=(-0.03, 1.03), ylim=(-0.06, 2.2))
+        plots.tidy(axes)
+    all_axes[0].set_ylabel("mean squared error")
+    marks = {"color": plots.GUIDE}
+    all_axes[0].plot(
+        [], [], "o",
+        markersize=9, fillstyle="none", markeredgewidth=1.8, label="measured minimum",
+        **marks,
+    )  # fmt: skip
+    all_axes[0].plot([], [], ":", label="the Lemma's γ", **marks)
+    plots.legend_below(figure, all_axes[0], 4)
+    plots.save(figure, path)
