@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,11 @@ import numpy as np
 from svag_tf.experiments.data import Data
 
 Prepare = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+def cross_entropy() -> keras.Loss:
+    """Of logits and whole-numbered labels."""
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,7 @@ class Problem:
 
     load: Callable[[str | None], Data]
     build: Callable[[], keras.Model]
-    loss: Callable[[], Any] = functools.partial(
-        keras.losses.SparseCategoricalCrossentropy, from_logits=True
-    )
+    loss: Callable[[], Any] = cross_entropy
     accuracy: bool = True
     prepare_train: Prepare | None = None
     prepare_test: Prepare | None = None
