@@ -157,6 +157,13 @@ def checked(config: Any) -> dict[str, Any]:
 
 
 def _check_together(flat: Mapping[str, Any]) -> None:
+    streams = PROBLEMS[flat["problem"]].streams
+    _require(
+        streams in (None, flat["batch_size"]),
+        f"batch_size must be {streams} for this problem, whose text is cut into so "
+        "many streams",
+        flat, "problem", "batch_size",
+    )  # fmt: skip
     schedule, epochs = flat["schedule.name"], flat["epochs"]
     boundaries = flat["schedule.boundaries"]
     _require(

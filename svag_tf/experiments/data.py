@@ -23,8 +23,11 @@ _FASHION_MNIST_FILES = (
 
 
 class Data(NamedTuple):
-    """Images, float32 in [0, 1], shape (n, height, width, channels), and labels, int32,
-    shape (n,)."""
+    """Inputs and labels, examples along the first axis.
+
+    Images have the shape (n, height, width, channels) and are float32 in [0, 1] where
+    the problem says nothing else, their labels are int32 of shape (n,).
+    """
 
     x_train: np.ndarray
     y_train: np.ndarray

@@ -25,6 +25,7 @@ from svag_tf.experiments.optimizers import TITLES
 
 # Okabe and Ito's palette, told apart by the colour-blind.
 TRAIN_COLOUR, TEST_COLOUR = "#0072B2", "#D55E00"
+PARTS = ("train", "test")
 
 # One colour for each way to treat a direction: plain, averaged, variance-adapted,
 # both; and one for each method outside the grid.
@@ -52,16 +53,24 @@ def save_curves(rows: list[dict[str, Any]], title: str, path: Path) -> None:
 
     Args:
         rows: one dict an epoch with `epoch`, `train_loss`, `train_accuracy`,
-            `test_loss` and `test_accuracy`.
+            `test_loss` and `test_accuracy`. If no accuracy is a number, the loss is
+            drawn alone.
         title: of the whole figure.
         path: the PNG to write.
     """
-    figure = Figure(figsize=(9, 3.8), layout="constrained", dpi=150)
+    names = ["loss"]
+    if any(np.isfinite(row[f"{part}_accuracy"]) for row in rows for part in PARTS):
+        names.append("accuracy")
+    figure = Figure(
+        figsize=(4.5 * len(names) + (len(names) == 1), 3.8),
+        layout="constrained",
+        dpi=150,
+    )
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=12, fontweight="bold")
-    loss, accuracy = figure.subplots(1, 2)
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
     epochs = [row["epoch"] for row in rows]
-    for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
+    for axes, name in zip(panels, names, strict=True):
         for part, colour, style in (
             ("train", TRAIN_COLOUR, "--"),
             ("test", TEST_COLOUR, "-"),
@@ -79,10 +88,11 @@ def save_curves(rows: list[dict[str, Any]], title: str, path: Path) -> None:
         axes.set(xlabel="epoch", ylabel=name)
         _plain(axes)
         axes.legend(frameon=False)
-    if all(row[f"{part}_loss"] > 0 for row in rows for part in ("train", "test")):
-        _logarithmic(loss)
-        loss.set(ylabel="loss (log scale)")
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    if all(row[f"{part}_loss"] > 0 for row in rows for part in PARTS):
+        _logarithmic(panels[0])
+        panels[0].set(ylabel="loss (log scale)")
+    for axes in panels[1:]:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     with replacing(path) as temporary:
         figure.savefig(temporary)
 

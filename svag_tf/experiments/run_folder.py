@@ -312,9 +312,17 @@ def log_line(rows: list[Row], epochs: int) -> str:
     seconds = [r["seconds"] for r in rows[1:]] or [row["seconds"]]
     left = statistics.median(seconds) * (epochs - row["epoch"])
     eta = f"ETA {timedelta(seconds=round(left))}"
-    return (
-        f"epoch {row['epoch']:{len(str(epochs))}}/{epochs}  "
-        f"train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.4f}  "
-        f"test loss {row['test_loss']:.4f} accuracy {row['test_accuracy']:.4f}  "
-        f"{row['seconds']:.1f} s  {eta if len(rows) > 1 else 'before training'}"
-    )
+    parts = [f"epoch {row['epoch']:{len(str(epochs))}}/{epochs}"]
+    for part in ("train", "test"):
+        text = f"{part} loss {row[f'{part}_loss']:.4f}"
+        if has_accuracy(row):
+            text += f" accuracy {row[f'{part}_accuracy']:.4f}"
+        parts.append(text)
+    parts.append(f"{row['seconds']:.1f} s")
+    parts.append(eta if len(rows) > 1 else "before training")
+    return "  ".join(parts)
+
+
+def has_accuracy(row: Row) -> bool:
+    """Whether the row's problem has an accuracy: else it is NaN."""
+    return not math.isnan(row["test_accuracy"])

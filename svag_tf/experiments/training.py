@@ -19,8 +19,14 @@ from svag_tf.experiments.data import Data
 from svag_tf.experiments.errors import DivergedError, ExperimentError
 from svag_tf.experiments.optimizers import build_optimizer
 from svag_tf.experiments.plots import save_curves
-from svag_tf.experiments.problems import PROBLEMS
-from svag_tf.experiments.run_folder import Row, RunFolder, State, log_line
+from svag_tf.experiments.problems import PROBLEMS, Prepare
+from svag_tf.experiments.run_folder import (
+    Row,
+    RunFolder,
+    State,
+    has_accuracy,
+    log_line,
+)
 
 try:  # any backend can do without
     import tensorboard  # noqa: F401
@@ -56,7 +62,8 @@ def train(
     Returns:
         One dict an epoch: `epoch`, `step` (batches so far), `learning_rate` (of the
         epoch's first batch), `train_loss`, `train_accuracy`, `test_loss`,
-        `test_accuracy`, `train_seconds` (the batches alone), `seconds` (all).
+        `test_accuracy`, `train_seconds` (the batches alone), `seconds` (all). The
+        accuracies are NaN if the problem has none.
 
     Raises:
         ExperimentError: if the config, the data or the workdir cannot be used, before
@@ -133,7 +140,7 @@ def _train_on(
             model.optimizer.finalize_variable_values(model.trainable_variables)
         folder.save_model(model, folder.model)
     if report is None:
-        _print_results(config, folder, state.rows, model.count_params())
+        _print_results(config, folder, state.rows, _parameters(model))
 
 
 def _print_start(folder: RunFolder, state: State, trained: bool) -> None:
@@ -150,28 +157,38 @@ def _print_start(folder: RunFolder, state: State, trained: bool) -> None:
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of arrays, in an order that depends on a seed and the epoch only.
+    """Batches of arrays, which depend on a seed, the epoch and their number only.
 
     Args:
         x: inputs, shape (n, ...).
-        y: labels, shape (n,).
+        y: labels, shape (n, ...).
         batch_size: examples in a batch.
         seed: None for the given order and a last batch that may be smaller; a number
             for shuffled batches of equal size, the remainder left out.
+        prepare: takes the inputs of a batch and a random generator, returns what the
+            model gets; None: the inputs themselves.
     """
 
     def __init__(
-        self, x: np.ndarray, y: np.ndarray, batch_size: int, seed: int | None = None
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        batch_size: int,
+        seed: int | None = None,
+        prepare: Prepare | None = None,
     ):
         super().__init__()
         self._x, self._y, self._batch_size, self._seed = x, y, batch_size, seed
+        self._prepare = prepare
         self._order = np.arange(len(x))
+        self._epoch = 0
 
     def shuffle(self, epoch: int) -> None:
-        """Takes the order of epoch 0, 1, 2, ..."""
-        self._order = np.random.default_rng([self._seed or 0, epoch]).permutation(
-            len(self._x)
-        )
+        """Takes the order of epoch 0, 1, 2, ...; without a seed there is but one."""
+        self._epoch = epoch
+        if self._seed is not None:
+            rng = np.random.default_rng([self._seed, epoch])
+            self._order = rng.permutation(len(self._x))
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self._x), self._batch_size)
@@ -180,7 +197,12 @@ class Batches(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         start = index * self._batch_size
         chosen = self._order[start : start + self._batch_size]
-        return self._x[chosen], self._y[chosen]
+        x, y = self._x[chosen], self._y[chosen]
+        if self._prepare is not None:
+            # The last number: apart from other streams with the same seed and epoch.
+            key = [self._seed or 0, self._epoch, index, 2]
+            x = self._prepare(x, np.random.default_rng(key))
+        return x, y
 
 
 class _Recorder(keras.callbacks.Callback):
@@ -197,12 +219,22 @@ class _Recorder(keras.callbacks.Callback):
         super().__init__()
         self._config, self._folder, self._state = config, folder, state
         self._tell = tell
+        problem = PROBLEMS[config["problem"]]
         self.batches = Batches(
-            data.x_train, data.y_train, config["batch_size"], config["seed"]
+            data.x_train,
+            data.y_train,
+            config["batch_size"],
+            config["seed"] if problem.streams is None else None,
+            problem.prepare_train,
         )
         n = min(len(data.x_train), len(data.x_test))
-        self._train_part = Batches(data.x_train[:n], data.y_train[:n], EVALUATION_BATCH)
-        self._test_part = Batches(data.x_test, data.y_test, EVALUATION_BATCH)
+        size = problem.streams or EVALUATION_BATCH
+        self._train_part = Batches(
+            data.x_train[:n], data.y_train[:n], size, prepare=problem.prepare_train
+        )
+        self._test_part = Batches(
+            data.x_test, data.y_test, size, prepare=problem.prepare_test
+        )
         self._step = state.rows[-1]["step"] if state.rows else 0
         self._start = time.monotonic()
         self._learning_rate = float("nan")
@@ -228,16 +260,16 @@ class _Recorder(keras.callbacks.Callback):
         trained = time.monotonic() - self._start
         first = not self._state.rows
         with _averaged(model, self._config["optimizer"]["use_ema"] and not first):
-            train_part = model.evaluate(self._train_part, verbose=0, return_dict=True)
-            test_part = model.evaluate(self._test_part, verbose=0, return_dict=True)
+            train_part = _evaluated(model, self._train_part)
+            test_part = _evaluated(model, self._test_part)
         row: Row = {
             "epoch": len(self._state.rows),
             "step": self._step,
             "learning_rate": _learning_rate(model) if first else self._learning_rate,
             "train_loss": float(train_part["loss"]),
-            "train_accuracy": float(train_part["accuracy"]),
+            "train_accuracy": float(train_part.get("accuracy", np.nan)),
             "test_loss": float(test_part["loss"]),
-            "test_accuracy": float(test_part["accuracy"]),
+            "test_accuracy": float(test_part.get("accuracy", np.nan)),
             "train_seconds": round(0.0 if first else trained, 3),
             "seconds": round(time.monotonic() - self._start, 3),
         }
@@ -247,7 +279,8 @@ class _Recorder(keras.callbacks.Callback):
 
 
 def _load_data(config: dict[str, Any]) -> Data:
-    data = PROBLEMS[config["problem"]].load(config["data_dir"])
+    problem = PROBLEMS[config["problem"]]
+    data = problem.load(config["data_dir"])
     train, test = config["train_examples"], config["test_examples"]
     for name, limit, n in (
         ("train_examples", train, len(data.x_train)),
@@ -267,6 +300,21 @@ def _load_data(config: dict[str, Any]) -> Data:
             f"batch_size must be in [1, {len(data.x_train)}], the number of training "
             f"examples. Received: batch_size={config['batch_size']}"
         )
+    if problem.streams is not None:
+        train, test = (
+            len(x) // problem.streams * problem.streams
+            for x in (data.x_train, data.x_test)
+        )
+        if test == 0:
+            raise ExperimentError(
+                f"test_examples must be at least {problem.streams}, the batch size of "
+                f"'{config['problem']}'. Received: "
+                f"test_examples={config['test_examples']}"
+            )
+        data = Data(
+            data.x_train[:train], data.y_train[:train],
+            data.x_test[:test], data.y_test[:test],
+        )  # fmt: skip
     return data
 
 
@@ -277,10 +325,11 @@ def _build_model(config: dict[str, Any], steps_per_epoch: int) -> keras.Model:
         import tensorflow as tf
 
         tf.config.experimental.enable_op_determinism()
+    problem = PROBLEMS[config["problem"]]
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(config["dtype_policy"])
     try:
-        model = PROBLEMS[config["problem"]].build()
+        model = problem.build()
         model.compile(
             optimizer=build_optimizer(
                 config["optimizer"],
@@ -288,8 +337,8 @@ def _build_model(config: dict[str, Any], steps_per_epoch: int) -> keras.Model:
                 config["epochs"],
                 steps_per_epoch,
             ),
-            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            metrics=["accuracy"],
+            loss=problem.loss(),
+            metrics=["accuracy"] if problem.accuracy else [],
             jit_compile=jit_compile,
         )
     finally:
@@ -305,6 +354,24 @@ def _build_model(config: dict[str, Any], steps_per_epoch: int) -> keras.Model:
 
 def _learning_rate(model: keras.Model) -> float:
     return float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
+
+
+def _parameters(model: keras.Model) -> int:
+    return sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+
+
+def _evaluated(model: keras.Model, batches: Batches) -> dict[str, float]:
+    """Loss and metrics on the batches. Recurrent layers start and end at zero."""
+    _reset_state(model)
+    result = model.evaluate(batches, verbose=0, return_dict=True)
+    _reset_state(model)
+    return result
+
+
+def _reset_state(model: keras.Model) -> None:
+    for layer in model.layers:
+        if hasattr(layer, "reset_state"):
+            layer.reset_state()
 
 
 @contextlib.contextmanager
@@ -340,7 +407,8 @@ def _tensorboard(folder: Path, rows: list[Row]) -> Iterator[Any]:
             for part, writer in writers.items():
                 with writer.as_default(step=row["epoch"]):
                     summary.scalar("loss", row[f"{part}_loss"])
-                    summary.scalar("accuracy", row[f"{part}_accuracy"])
+                    if has_accuracy(row):
+                        summary.scalar("accuracy", row[f"{part}_accuracy"])
                     if part == "train":
                         summary.scalar("learning_rate", row["learning_rate"])
                 writer.flush()
@@ -357,22 +425,26 @@ def _title(config: Mapping[str, Any]) -> str:
 def _print_results(
     config: dict[str, Any], folder: RunFolder, rows: list[Row], parameters: int
 ) -> None:
+    measures = {"loss": ".4f"}
+    if has_accuracy(rows[0]):
+        measures["accuracy"] = ".2%"
+        best = max(rows, key=lambda row: (row["test_accuracy"], -row["test_loss"]))
+    else:
+        best = min(rows, key=lambda row: row["test_loss"])
+    columns = {
+        f"{part}_{measure}": form
+        for part in ("train", "test")
+        for measure, form in measures.items()
+    }
     table = Table(title=_title(config))
     table.add_column("")
-    for column in ("train loss", "train accuracy", "test loss", "test accuracy"):
-        table.add_column(column, justify="right")
-    best = max(rows, key=lambda row: (row["test_accuracy"], -row["test_loss"]))
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="right")
     for name, row in (
         (f"final (epoch {rows[-1]['epoch']})", rows[-1]),
         (f"best (epoch {best['epoch']})", best),
     ):
-        table.add_row(
-            name,
-            f"{row['train_loss']:.4f}",
-            f"{row['train_accuracy']:.2%}",
-            f"{row['test_loss']:.4f}",
-            f"{row['test_accuracy']:.2%}",
-        )
+        table.add_row(name, *(format(row[c], form) for c, form in columns.items()))
     seconds = sum(row["seconds"] for row in rows)
     console = Console(highlight=False, markup=False)
     console.print(table)
@@ -383,7 +455,7 @@ def _print_results(
     )
     console.print(f"Results in {folder.path}:")
     for path, what in (
-        (folder.curves, "loss and accuracy"),
+        (folder.curves, " and ".join(measures)),
         (folder.metrics, "the same as numbers"),
         (folder.model, "the trained model"),
         (folder.log, "one line an epoch"),

@@ -17,6 +17,16 @@ from svag_tf.experiments.data import Data
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.fixture(scope="session")
+def load_config() -> Callable[[str], ConfigDict]:
+    """The config of a file in configs/, by its name without `.py`."""
+
+    def load(name: str) -> ConfigDict:
+        return runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]()
+
+    return load
+
+
 @pytest.fixture(autouse=True)
 def _global_state_restored() -> Iterator[None]:
     """`train` makes TensorFlow deterministic for the process; other tests want XLA."""
@@ -29,7 +39,9 @@ def _global_state_restored() -> Iterator[None]:
 
 
 @pytest.fixture
-def make_config(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ConfigDict]:
+def make_config(
+    monkeypatch: pytest.MonkeyPatch, load_config: Callable[[str], ConfigDict]
+) -> Callable[..., ConfigDict]:
     """Makes the config of a tiny run with a dropout layer; any field overridden."""
 
     def load(data_dir: str | None) -> Data:
@@ -52,7 +64,7 @@ def make_config(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ConfigDict]:
     monkeypatch.setitem(problems.PROBLEMS, "tiny", problems.Problem(load, build))
 
     def make(**fields: object) -> ConfigDict:
-        config = runpy.run_path(str(ROOT / "configs" / "digits.py"))["get_config"]()
+        config = load_config("digits")
         config.problem, config.epochs, config.batch_size = "tiny", 3, 10
         config.update_from_flattened_dict(fields)
         return config

@@ -83,6 +83,15 @@ def test_fields_that_do_not_go_together(make_config, fields):
         assert f"{name}={value!r}" in str(error.value)
 
 
+def test_a_text_in_streams_has_its_batch_size(load_config):
+    config = load_config("tolstoi_char_rnn")
+    config.batch_size = 64
+    with pytest.raises(ExperimentError) as error:
+        checked(config)
+    assert "batch_size must be 50" in str(error.value)
+    assert "problem='tolstoi_char_rnn', batch_size=64" in str(error.value)
+
+
 def test_a_boundary_after_the_end(make_config):
     fields = {"schedule.name": "step", "schedule.boundaries": (3,)}
     with pytest.raises(ExperimentError, match=r"boundaries=\(3,\), epochs=3"):

@@ -33,6 +33,20 @@ def test_curves(tmp_path, losses):
     assert image[..., :3].std() > 0.01  # something is drawn
 
 
+@pytest.mark.filterwarnings("error")
+def test_curves_without_accuracy_show_the_loss_alone(tmp_path):
+    none = {"train_accuracy": float("nan"), "test_accuracy": float("nan")}
+    made = rows([2.3, 0.5])
+    save_curves(made, "a title", tmp_path / "both.png")
+    save_curves([row | none for row in made], "a title", tmp_path / "loss.png")
+    both, loss = (
+        matplotlib.image.imread(tmp_path / f"{name}.png") for name in ("both", "loss")
+    )
+    assert loss.shape[0] == both.shape[0]
+    assert loss.shape[1] < 0.7 * both.shape[1]
+    assert loss[..., :3].std() > 0.01
+
+
 def test_every_optimizer_has_a_title_and_a_colour_of_its_own():
     assert TITLES.keys() == OPTIMIZERS.keys()
     assert sorted(n for names in DIRECTIONS.values() for n in names) == sorted(TITLES)

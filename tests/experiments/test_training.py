@@ -1,6 +1,7 @@
 """Runs: their results, their repeatability, and what stops them."""
 
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import os
 import keras
 import numpy as np
 import pytest
+from resuming import Killed, kill_at_replacement, outcome
 
 from svag_tf.experiments import training
 from svag_tf.experiments.errors import ExperimentError
@@ -19,43 +21,12 @@ RESULTS = {"config.json", "metrics.csv", "train.log", "curves.png", "model.keras
            "state.json", "checkpoints", "tensorboard", ".lock"}  # fmt: skip
 
 
-class Killed(BaseException):
-    """Stands for the end of the process: nothing catches it."""
-
-
 def snapshot(folder):
     """Every path with its content and time of change."""
     return {
         str(p): (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else None)
         for p in (folder, *sorted(folder.rglob("*")))
     }
-
-
-def outcome(folder):
-    """What must be the same however often a run was interrupted."""
-    state = json.loads((folder / "state.json").read_text())
-    model = keras.models.load_model(folder / "model.keras", compile=False)
-    return (
-        (folder / "metrics.csv").read_bytes(),
-        state["values_sha256"],
-        state["random"],
-        [v.tobytes() for v in model.get_weights()],
-    )
-
-
-def kill_at_replacement(monkeypatch, number, after):
-    """Ends the run before or after its `number`-th file is put in place."""
-    replace, count = os.replace, iter(range(10**6))
-
-    def replacement(*arguments):
-        kill = next(count) == number
-        if kill and not after:
-            raise Killed
-        replace(*arguments)
-        if kill:
-            raise Killed
-
-    monkeypatch.setattr(os, "replace", replacement)
 
 
 def test_results(make_config, tmp_path, capsys):
@@ -445,6 +416,51 @@ def test_batches():
     assert [ordered[i][0].tolist() for i in range(len(ordered))] == [
         [0, 1, 2, 3], [4, 5, 6, 7], [8, 9]
     ]  # fmt: skip
+
+
+def test_without_a_seed_the_order_stays():
+    ordered = Batches(np.arange(4), np.arange(4), 2)
+    ordered.shuffle(3)
+    assert [ordered[i][1].tolist() for i in range(2)] == [[0, 1], [2, 3]]
+
+
+def test_batches_are_prepared_by_seed_epoch_and_number():
+    def prepare(x, rng):
+        return x + rng.random(len(x))
+
+    def made(seed, epoch):
+        batches = Batches(np.zeros(6), np.arange(6), 3, seed, prepare)
+        batches.shuffle(epoch)
+        return [batches[i][0].tolist() for i in (0, 1)]
+
+    assert made(1, 5) == made(1, 5)
+    seen = [*made(1, 5), *made(2, 5), *made(1, 6), *made(None, 5)]
+    assert len({tuple(batch) for batch in seen}) == 8
+
+
+def test_training_and_test_inputs_are_prepared_each_in_its_way(
+    make_config, tmp_path, monkeypatch
+):
+    config = make_config(epochs=1)
+    seen = {"train": 0, "test": 0}
+
+    def counted(name):
+        def prepare(x, rng):
+            seen[name] += len(x)
+            return x
+
+        return prepare
+
+    problem = training.PROBLEMS["tiny"]
+    changed = dataclasses.replace(
+        problem, prepare_train=counted("train"), prepare_test=counted("test")
+    )
+    monkeypatch.setitem(training.PROBLEMS, "tiny", changed)
+    train(config, tmp_path)
+    # 6 batches of 10; twice 32 test examples and as many training examples. Keras
+    # may ask for a batch once more, to learn its shape.
+    assert seen["test"] >= 64 and seen["train"] >= 60 + 64
+    assert seen["test"] % 32 == 0
 
 
 def test_each_epoch_trains_on_its_own_order(make_config, tmp_path, monkeypatch):

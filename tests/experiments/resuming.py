@@ -1,0 +1,37 @@
+"""Ends runs at a chosen moment, and says what must be the same afterwards."""
+
+import json
+import os
+
+import keras
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing catches it."""
+
+
+def kill_at_replacement(monkeypatch, number, after):
+    """Ends the run before or after its `number`-th file is put in place."""
+    replace, count = os.replace, iter(range(10**6))
+
+    def replacement(*arguments):
+        kill = next(count) == number
+        if kill and not after:
+            raise Killed
+        replace(*arguments)
+        if kill:
+            raise Killed
+
+    monkeypatch.setattr(os, "replace", replacement)
+
+
+def outcome(folder):
+    """What must be the same however often a run was interrupted."""
+    state = json.loads((folder / "state.json").read_text())
+    model = keras.models.load_model(folder / "model.keras", compile=False)
+    return (
+        (folder / "metrics.csv").read_bytes(),
+        state["values_sha256"],
+        state["random"],
+        [v.tobytes() for v in model.get_weights()],
+    )
