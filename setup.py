@@ -23,6 +23,7 @@ EXPERIMENTS = [
     "ml_collections>=1.0",
     "rich>=13.0",
     "scikit-learn>=1.5",
+    "scipy>=1.13",
     "tensorboard>=2.18",
 ]
 TEST = [*EXPERIMENTS, "hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.5"]
@@ -48,7 +49,11 @@ setup(
         "Typing :: Typed",
     ],
     packages=find_packages(include=["svag_tf", "svag_tf.*"]),
-    package_data={"svag_tf": ["py.typed"]},
+    package_data={
+        "svag_tf": ["py.typed"],
+        "svag_tf.experiments": ["*.json", "*.md"],
+        "svag_tf.experiments.benchmark": ["limit.c"],
+    },
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.0",
