@@ -248,7 +248,7 @@ def test_variables_on_another_device():
             tf.config.list_physical_devices("CPU")[0],
             [tf.config.LogicalDeviceConfiguration()] * 2,
         )
-        sparse = tf.IndexedSlices(tf.ones((1, 2)), tf.constant([1]), tf.constant([4, 2]))
+        sparse = tf.IndexedSlices(tf.ones((1, 2)), tf.constant([1]), [4, 2])
         for together in (True, False):
             for gradient in (tf.ones((4, 2)), sparse):
                 for wrap in (lambda f: f, tf.function):
