@@ -120,11 +120,14 @@ def signal_and_noise(m, v, factor):
             `mean_variance_factor` for that of its average (rho s).
     """
     exponent = int(ml_dtypes.finfo(backend.standardize_dtype(m.dtype)).maxexp)
+    down, one, up = (
+        ops.convert_to_tensor(scale, dtype=m.dtype)
+        for scale in (2.0 ** -(exponent // 2 + 2), 1.0, 2.0 ** (exponent // 2))
+    )
     size = ops.abs(m)
     # A quarter of the range around 1 is left alone; its squares are half the range.
-    scale = ops.where(size > 2.0 ** (exponent // 4), 2.0 ** -(exponent // 2 + 2), 1.0)
-    scale = ops.where(size < 2.0 ** -(exponent // 4), 2.0 ** (exponent // 2), scale)
-    scale = ops.cast(scale, m.dtype)
+    scale = ops.where(size > 2.0 ** (exponent // 4), down, one)
+    scale = ops.where(size < 2.0 ** -(exponent // 4), up, scale)
     # In this order: factor * excess may underflow.
     return ops.square(m * scale), factor * (excess(m, v) * scale * scale)
 

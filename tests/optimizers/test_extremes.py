@@ -224,3 +224,15 @@ def test_the_largest_gradients_of_both_signs(variant, beta, mode):
     _, _, step = stepper(variant, (1,), mode, beta)
     for g in (3e38, -3e38, 1.0):
         assert np.isfinite(step(np.array([g]))).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("variant", table.VARIANTS)
+def test_float64_keeps_its_range(variant, mode):
+    """Also where a constant of the rule has no float32."""
+    sizes = np.array([0, 1, 1e-90, 1e-200, 1e200])
+    _, _, step = stepper(variant, (5,), mode, dtype="float64")
+    signed = "svas" in variant or variant in ("ssd", "mssd")
+    for _ in range(3):
+        expected = np.sign(sizes) if signed else sizes
+        np.testing.assert_allclose(step(sizes), expected, 1e-12)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import svag_tf
-from svag_tf.experiments.benchmark import machine
+from svag_tf.experiments import machine
 from svag_tf.experiments.benchmark.cases import (
     Case,
     all_cases,

@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 
 from svag_tf.experiments.benchmark.cases import Case
-from svag_tf.experiments.benchmark.machine import cores
 from svag_tf.experiments.benchmark.rows import Row
+from svag_tf.experiments.machine import cores
 
 GIB = 2**30
 # What ratios refer to; measured in every batch, if it has room.

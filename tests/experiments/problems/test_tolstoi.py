@@ -102,6 +102,7 @@ def test_another_text_is_refused(tmp_path, expected):
 @pytest.mark.parametrize(
     "content",
     [b"<html>", gzip.compress(b"a" * 99)[:-9], gzip.compress(b"\xff\xfe\xff")],
+    ids=["no gzip", "cut", "no UTF-8"],  # A gzip file's bytes hold the time.
 )
 def test_a_corrupt_file_is_named(tmp_path, content):
     (tmp_path / "war_and_peace.txt.gz").write_bytes(content)
