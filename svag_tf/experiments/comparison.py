@@ -7,6 +7,7 @@ import csv
 import importlib.metadata
 import io
 import itertools
+import math
 import os
 import platform
 import statistics
@@ -166,8 +167,11 @@ def summary(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def mean_and_deviation(values: Sequence[float], form: str) -> str:
-    """`mean ± sample standard deviation`, each as `form` says; the mean of one."""
-    if not values:
+    """`mean ± sample standard deviation`, each as `form` says; the mean of one.
+
+    "-" if there is nothing to average: no values, or NaN for what a problem has not.
+    """
+    if not values or any(math.isnan(value) for value in values):
         return "-"
     mean = format(statistics.fmean(values), form)
     if len(values) == 1:
@@ -228,10 +232,9 @@ def _trained(runs: Sequence[Run]) -> dict[Path, list[Row]]:
                     run.config, run.folder, report=lambda row: progress.advance(task)
                 )
                 last = made[-1]
-                outcome = (
-                    f"test accuracy {last['test_accuracy']:.4f}  "
-                    f"loss {last['test_loss']:.4f}"
-                )
+                outcome = f"test loss {last['test_loss']:.4f}"
+                if not math.isnan(last["test_accuracy"]):
+                    outcome += f"  accuracy {last['test_accuracy']:.4f}"
             except DivergedError:
                 made = RunFolder(run.folder).check(run.config).rows
                 outcome = f"diverged in epoch {made[-1]['epoch']}"
@@ -341,7 +344,7 @@ def _print(results: Sequence[Mapping[str, Any]], workdir: Path) -> None:
     console.print(table)
     console.print(f"Results in {workdir}:")
     for name, what in (
-        ("curves.png", "test accuracy and training loss"),
+        ("curves.png", "test accuracy, or loss, and training loss"),
         ("results.md", "this table, with the training set"),
         ("results.csv", "one line a run"),
         ("results.json", "everything: configs, epochs, versions"),

@@ -100,7 +100,7 @@ def save_curves(rows: list[dict[str, Any]], title: str, path: Path) -> None:
 def save_comparison(
     runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], title: str, path: Path
 ) -> None:
-    """Draws the test accuracy and training loss of several optimizers.
+    """Draws the test accuracy (or loss) and training loss of several optimizers.
 
     One row of panels for the methods that step along the gradient, one for those that
     step along its sign; each shows the others' lines in grey. A line is the mean over
@@ -112,6 +112,10 @@ def save_comparison(
         title: of the whole figure.
         path: the PNG to write.
     """
+    accurate = any(
+        np.isfinite(_table(made, "test_accuracy")).any() for made in runs.values()
+    )
+    fields = ("test_accuracy" if accurate else "test_loss", "train_loss")
     groups = {
         title: {name: colour for name, colour in colours.items() if name in runs}
         for title, colours in DIRECTIONS.items()
@@ -122,7 +126,7 @@ def save_comparison(
     figure.suptitle(title, fontsize=12, fontweight="bold")
     panels = figure.subplots(len(groups), 2, sharex=True, sharey="col", squeeze=False)
     for (group, colours), row in zip(groups.items(), panels, strict=True):
-        for axes, field in zip(row, ("test_accuracy", "train_loss"), strict=True):
+        for axes, field in zip(row, fields, strict=True):
             for name in (name for name in runs if name not in colours):
                 values = _table(runs[name], field)
                 axes.plot(_mean(values), color="#dcdcdc", linewidth=1.0)
@@ -139,31 +143,43 @@ def save_comparison(
         row[0].legend(
             title=group,
             alignment="left",
-            loc="lower right",
+            loc="lower right" if accurate else "upper right",
             ncols=2,
             framealpha=0.8,
             edgecolor="none",
         )
-    for axes, name in zip(panels[0], ("test accuracy", "training loss"), strict=True):
+    for axes, field in zip(panels[0], fields, strict=True):
+        name = field.replace("_", " ").replace("train ", "training ")
         axes.set_title(name, fontsize=11)
     for axes in panels[-1]:
         axes.set_xlabel("epoch")
-    accuracy, loss = panels[0]
-    # Near 1 it is the error that counts: a scale that spreads it, and ends at 1.
-    for axes in panels[:, 0]:
+    first, loss = panels[0]
+    if accurate:
+        _spread_near_one(panels[:, 0])
+    else:
+        _logarithmic(first)
+    _logarithmic(loss)
+    with replacing(path) as temporary:
+        figure.savefig(temporary)
+
+
+def _spread_near_one(panels: np.ndarray) -> None:
+    """A scale of accuracy for the panels of a column that share it.
+
+    Near 1 it is the error that counts: it is spread there, and ends at 1.
+    """
+    for axes in panels:
         axes.set_yscale(
             "function",
             functions=(lambda a: -np.log(1.01 - a), lambda y: 1.01 - np.exp(-y)),
         )
-    accuracy.set_ylim(0, 1)
-    accuracy.yaxis.set_major_locator(
+    axes = panels[0]
+    axes.set_ylim(0, 1)
+    axes.yaxis.set_major_locator(
         FixedLocator([0, 0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 1])
     )
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, 0, symbol=" %"))
-    accuracy.yaxis.set_minor_locator(FixedLocator([]))
-    _logarithmic(loss)
-    with replacing(path) as temporary:
-        figure.savefig(temporary)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, 0, symbol=" %"))
+    axes.yaxis.set_minor_locator(FixedLocator([]))
 
 
 def _mean(values: np.ndarray) -> np.ndarray:

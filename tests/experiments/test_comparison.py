@@ -119,3 +119,12 @@ def test_summary_leaves_out_what_diverged():
     (row,) = rows
     assert row["runs"] == 2 and row["diverged"] == 1
     assert row["test_loss"] == [0.5]
+
+
+def test_a_problem_without_accuracy(make_config, tmp_path, capsys):
+    config = make_config(problem="quadratic_deep", epochs=1, batch_size=128)
+    compare(config, ["msvag", "ssd"], [0], tmp_path)
+    line = (tmp_path / "results.md").read_text().splitlines()[2]
+    assert line.startswith("| M-SVAG | 0.1 | - | - | ")
+    assert "accuracy nan" not in capsys.readouterr().out.lower()
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
