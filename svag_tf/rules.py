@@ -38,7 +38,15 @@ def largest(dtype):
 
 def saturating_square(x):
     """x^2, at most the largest finite float of x's dtype; NaN stays NaN."""
-    return ops.minimum(ops.square(x), largest(backend.standardize_dtype(x.dtype)))
+    return _at_least_zero(ops.square(x))
+
+
+def _at_least_zero(x):
+    """x, at least 0 and at most the largest finite float; NaN stays NaN.
+
+    Keras' `minimum` and `maximum` make float32 of float64 on PyTorch; `clip` does not.
+    """
+    return ops.clip(x, 0.0, largest(backend.standardize_dtype(x.dtype)))
 
 
 def moving_average(average, value, beta):
@@ -97,21 +105,21 @@ def mean_variance_factor(t, beta):
 
 def _over_decay(t, beta):
     """1 / (2 (beta - beta^t)), 0 at t = 1."""
-    decay = -ops.expm1(ops.maximum(t - 1.0, 1.0) * math.log(beta))
+    decay = -ops.expm1(ops.clip(t - 1.0, 1.0, math.inf) * math.log(beta))
     # A beta below 1e-30 averages nothing in float32, and 1/beta is no number there.
     return several(t, beta) / (2.0 * max(beta, 1e-30) * decay)
 
 
 def excess(m, v):
     """v - m^2, which is never negative in exact arithmetic: clipped at 0."""
-    return ops.maximum(v - saturating_square(m), 0.0)
+    return _at_least_zero(v - saturating_square(m))
 
 
 def signal_and_noise(m, v, factor):
     """m^2 and factor (v - m^2), whose quotient is eta^2, the noise-to-signal ratio.
 
     Both are multiplied by the same power of two, so that m^2 is neither 0 where m is
-    not nor infinite; noise that is still infinite leaves no signal.
+    not nor infinite; noise beyond the range of floats leaves no signal.
 
     Args:
         m: Average of g, corrected for its start.
@@ -128,8 +136,9 @@ def signal_and_noise(m, v, factor):
     # A quarter of the range around 1 is left alone; its squares are half the range.
     scale = ops.where(size > 2.0 ** (exponent // 4), down, one)
     scale = ops.where(size < 2.0 ** -(exponent // 4), up, scale)
-    # In this order: factor * excess may underflow.
-    return ops.square(m * scale), factor * (excess(m, v) * scale * scale)
+    # In this order, and finite: the factor may be 0, or make the product underflow.
+    noise = _at_least_zero(excess(m, v) * scale * scale)
+    return ops.square(m * scale), factor * noise
 
 
 def gamma_gradient(signal, noise):
@@ -146,9 +155,11 @@ def gamma_sign(signal, noise):
     The factor 2 P[sign(g) = sign(grad L)] - 1 that minimises
     E||gamma sign(g) - sign(grad L)||^2 for Gaussian noise (the paper's Lemma).
     """
-    # erf is 1 from 4 on: the lower bound saves the case without noise.
-    ratio = signal / ops.maximum(2.0 * noise, 0.01 * signal)
-    return ops.where(signal == 0.0, 0.0, ops.erf(ops.sqrt(ratio)))
+    # Above erf(6) it is 1 in float64 too, and said so: XLA's erf stops short of 1.
+    certain = signal >= 72.0 * noise
+    ratio = signal / ops.where(certain, 1.0, 2.0 * noise)
+    gamma = ops.where(certain, 1.0, ops.erf(ops.sqrt(ratio)))
+    return ops.where(signal == 0.0, 0.0, gamma)
 
 
 def gamma_sign_adam(signal, noise):

@@ -393,10 +393,11 @@ class MomentOptimizer(keras.optimizers.Optimizer):
 
     def _compute_dtype(self, variable):
         """The widest of float32, the variable's and its slots' dtype."""
-        dtypes = {"float32", keras.backend.standardize_dtype(variable.dtype)}
+        dtypes = [keras.backend.standardize_dtype(variable.dtype)]
         if self.slots:
-            dtypes.add(self._slot_dtype(variable))
-        return keras.backend.result_type(*dtypes)
+            dtypes.append(self._slot_dtype(variable))
+        # Keras' own result_type makes float32 of float64 on some backends.
+        return "float64" if "float64" in dtypes else "float32"
 
     def update_step(self, gradient, variable, learning_rate):
         """Updates one variable and its slots, given its gradient."""
