@@ -2,9 +2,10 @@
 
 A kernel reads a variable, its slots and its gradient and writes the variable and the
 slots. XLA compiles it into loops over the memory of the variables themselves: nothing
-of a variable's size is allocated. It is compiled once for each shape, dtype and rule
-and shared by all variables and optimizers of the process: it takes the variables as
-arguments and captures none, so that it can be called from any graph.
+of a variable's size is allocated, unless slots are narrower than the computation, whose
+averages are then held between two loops. It is compiled once for each shape, dtype and
+rule and shared by all variables and optimizers of the process: it takes the variables
+as arguments and captures none, so that it can be called from any graph.
 
 Where XLA does not serve, the rule runs op by op, with the same numbers up to
 round-off: with `jit_compile=False`; on a device that XLA cannot compile for; for a
