@@ -12,6 +12,8 @@ Each is a `keras.optimizers.Optimizer`:
 ```python
 model.compile(optimizer=svag_tf.MSVAG(learning_rate=0.1), loss="mse")
 ```
+
+`gradient_statistics` computes what they estimate: the exact gradient and its variance.
 """
 
 __version__ = "0.1.0"
@@ -44,6 +46,18 @@ if tuple(int(part) for part in _keras.__version__.split(".")[:2]) < _OLDEST_KERA
     )
 
 
+from svag_tf.gradients import GradientStatistics, gradient_statistics  # noqa: E402
 from svag_tf.optimizers import MSGD, MSSD, MSVAG, MSVAS, SSD, SVAG, SVAS  # noqa: E402
 
-__all__ = ["MSGD", "MSSD", "MSVAG", "MSVAS", "SSD", "SVAG", "SVAS", "__version__"]
+__all__ = [
+    "MSGD",
+    "MSSD",
+    "MSVAG",
+    "MSVAS",
+    "SSD",
+    "SVAG",
+    "SVAS",
+    "GradientStatistics",
+    "__version__",
+    "gradient_statistics",
+]
