@@ -2,10 +2,9 @@
 
 A kernel reads a variable, its slots and its gradient and writes the variable and the
 slots. XLA compiles it into loops over the memory of the variables themselves: nothing
-of a variable's size is allocated, unless slots are narrower than the computation, whose
-averages are then held between two loops. It is compiled once for each shape, dtype and
-rule and shared by all variables and optimizers of the process: it takes the variables
-as arguments and captures none, so that it can be called from any graph.
+of a variable's size is allocated. It is compiled once for each shape, dtype and rule and
+shared by all variables and optimizers of the process: it takes the variables as
+arguments and captures none, so that it can be called from any graph.
 
 Where XLA does not serve, the rule runs op by op, with the same numbers up to
 round-off: with `jit_compile=False`; on a device that XLA cannot compile for; for a
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-_COMPILED: dict[Any, Callable] = {}
+_COMPILED: dict[Any, list[Callable]] = {}
 _LOCK = threading.RLock()
 
 
@@ -31,15 +30,27 @@ class Kernel(NamedTuple):
     """A rule, and how it is run.
 
     Attributes:
-        rule: Function of the gradient, scalars and the values of a variable and its
-            slots; returns their new values, element-wise and in their dtypes.
-        key: Hashable; rules with the same key are the same.
+        steps: Functions of the gradient, scalars and the values of a variable and its
+            slots; each returns their new values, element-wise and in their dtypes,
+            `None` for those that it leaves, and sees those of the step before.
+        key: Hashable; steps with the same key are the same.
         jit_compile: `True`, `False`, or `"auto"`: `True` where XLA serves.
+        together: Whether the steps are compiled as one program. A step that needs
+            what is stored by the one before, in a narrower dtype, had better read it:
+            in one program XLA would hold it in the wider dtype as well.
     """
 
-    rule: Callable
+    steps: tuple[Callable, ...]
     key: tuple
     jit_compile: bool | str
+    together: bool
+
+    def rule(self, gradient, scalars, *values):
+        """The new values of a variable and its slots."""
+        for step in self.steps:
+            new = step(gradient, scalars, *values)
+            values = [x if y is None else y for x, y in zip(values, new)]
+        return values
 
 
 def update(kernel, variables, gradient, scalars):
@@ -111,9 +122,10 @@ def _tf_variables(variables):
 def _update_all(kernel, variables, gradient, scalars):
     jit_compile = kernel.jit_compile
     if jit_compile is True or (jit_compile == "auto" and _xla_serves(variables)):
-        compiled = _compiled(kernel, variables, gradient, scalars)
+        handles = [v.handle for v in variables]
         with tf.device(variables[0].device):
-            compiled([v.handle for v in variables], gradient, scalars)
+            for compiled in _compiled(kernel, variables, gradient, scalars):
+                compiled(handles, gradient, scalars)
         return
     gradient = tf.broadcast_to(gradient, tf.shape(variables[0]))
     for variable, value in zip(variables, kernel.rule(gradient, scalars, *variables)):
@@ -151,13 +163,14 @@ def _summed_rows(gradient):
 
 
 def _compiled(kernel, variables, gradient, scalars):
-    """The compiled update of all of a variable, from the process's store or new."""
+    """The compiled programs, from the process's store or new."""
     shape, dtypes = variables[0].shape, tuple(v.dtype for v in variables)
     specs = [tf.TensorSpec(x.shape, x.dtype) for x in (gradient, scalars)]
     key = (*kernel.key, shape, dtypes, *specs)
     with _LOCK:
         if key not in _COMPILED:
-            _COMPILED[key] = _compile(kernel.rule, shape, dtypes, specs)
+            programs = [kernel.rule] if kernel.together else kernel.steps
+            _COMPILED[key] = [_compile(p, shape, dtypes, specs) for p in programs]
         return _COMPILED[key]
 
 
@@ -168,8 +181,10 @@ def _compile(rule, shape, dtypes, specs):
             value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype)
             values.append(tf.ensure_shape(value, shape))
         gradient = tf.broadcast_to(gradient, shape)
-        for handle, value in zip(handles, rule(gradient, scalars, *values)):
-            tf.raw_ops.AssignVariableOp(resource=handle, value=value)
+        new_values = rule(gradient, scalars, *values)
+        for handle, old, new in zip(handles, values, new_values):
+            if new is not None and new is not old:
+                tf.raw_ops.AssignVariableOp(resource=handle, value=new)
 
     function = tf.function(svag_kernel, jit_compile=True, autograph=False)
     handles = [tf.TensorSpec((), tf.resource)] * len(dtypes)

@@ -17,9 +17,9 @@ factors that turn v - m^2 into s and into rho s are computed directly (with expm
 At t = 1, and always for beta = 0, the averages hold one observation, which says
 nothing of the noise: both factors are 0 there, and every gamma is 1.
 
-A float32 square overflows above 1.8e19 and underflows below 1e-19. Averages of squares
-saturate at the largest finite float, and m^2 is scaled before it is compared with the
-noise, so that any finite gradient gives a finite update with gamma in [0, 1].
+A float32 square overflows above 1.8e19 and underflows below 1e-19. Squares saturate,
+and a small m^2 is scaled before it is compared with the noise, so that any finite
+gradient gives a finite update with gamma in [0, 1].
 
 Reference: L. Balles, P. Hennig, "Dissecting Adam: The Sign, Magnitude and Variance
 of Stochastic Gradients", ICML 2018, sections 2 to 4.
@@ -37,16 +37,28 @@ def largest(dtype):
 
 
 def saturating_square(x):
-    """x^2, at most the largest finite float of x's dtype; NaN stays NaN."""
-    return _at_least_zero(ops.square(x))
+    """x^2, at most a quarter of the largest finite float of x's dtype; NaN stays NaN.
 
-
-def _at_least_zero(x):
-    """x, at least 0 and at most the largest finite float; NaN stays NaN.
-
-    Keras' `minimum` and `maximum` make float32 of float64 on PyTorch; `clip` does not.
+    So the sum of a squared signal and its noise is finite too (for beta >= 0.5).
     """
-    return ops.clip(x, 0.0, largest(backend.standardize_dtype(x.dtype)))
+    return _at_most(ops.square(x), 0.25 * _largest_like(x))
+
+
+# Bounds by a choice, which is one instruction of a processor where NaN may stay what
+# it is. `clip`, which promises that, costs M-SVAG's step a third of its time.
+
+
+def _at_most(x, bound):
+    return ops.where(x > bound, bound, x)
+
+
+def _at_least(x, bound):
+    return ops.where(x < bound, bound, x)
+
+
+def _largest_like(x):
+    dtype = backend.standardize_dtype(x.dtype)
+    return ops.convert_to_tensor(largest(dtype), dtype=dtype)
 
 
 def moving_average(average, value, beta):
@@ -74,8 +86,8 @@ def bias_corrected(average, correction):
 
     Equation: m = m~ / (1 - beta^t), v = v~ / (1 - beta^t).
     """
-    limit = largest(backend.standardize_dtype(average.dtype))
-    return ops.clip(average * correction, -limit, limit)
+    limit = _largest_like(average)
+    return _at_least(_at_most(average * correction, limit), -limit)
 
 
 def several(t, beta):
@@ -112,14 +124,14 @@ def _over_decay(t, beta):
 
 def excess(m, v):
     """v - m^2, which is never negative in exact arithmetic: clipped at 0."""
-    return _at_least_zero(v - saturating_square(m))
+    return _at_least(v - saturating_square(m), ops.zeros((), m.dtype))
 
 
 def signal_and_noise(m, v, factor):
     """m^2 and factor (v - m^2), whose quotient is eta^2, the noise-to-signal ratio.
 
-    Both are multiplied by the same power of two, so that m^2 is neither 0 where m is
-    not nor infinite; noise beyond the range of floats leaves no signal.
+    Both are multiplied by the same power of two, so that m^2 is not 0 where m is not;
+    both saturate.
 
     Args:
         m: Average of g, corrected for its start.
@@ -128,17 +140,14 @@ def signal_and_noise(m, v, factor):
             `mean_variance_factor` for that of its average (rho s).
     """
     exponent = int(ml_dtypes.finfo(backend.standardize_dtype(m.dtype)).maxexp)
-    down, one, up = (
+    one, up = (
         ops.convert_to_tensor(scale, dtype=m.dtype)
-        for scale in (2.0 ** -(exponent // 2 + 2), 1.0, 2.0 ** (exponent // 2))
+        for scale in (1.0, 2.0 ** (exponent // 2))
     )
-    size = ops.abs(m)
-    # A quarter of the range around 1 is left alone; its squares are half the range.
-    scale = ops.where(size > 2.0 ** (exponent // 4), down, one)
-    scale = ops.where(size < 2.0 ** -(exponent // 4), up, scale)
+    scale = ops.where(ops.abs(m) < 2.0 ** -(exponent // 4), up, one)
     # In this order, and finite: the factor may be 0, or make the product underflow.
-    noise = _at_least_zero(excess(m, v) * scale * scale)
-    return ops.square(m * scale), factor * noise
+    noise = _at_most(excess(m, v) * scale * scale, _largest_like(m))
+    return saturating_square(m * scale), factor * noise
 
 
 def gamma_gradient(signal, noise):

@@ -201,6 +201,7 @@ def test_gamma_lies_between_zero_and_one(m, v, t, beta):
 def test_squares_saturate():
     square = rules.saturating_square(array([3.0, -1e25, np.inf, np.nan], "float32"))
     largest = np.finfo("float32").max
-    np.testing.assert_array_equal(square, np.float32([9, largest, largest, np.nan]))
+    bound = largest / 4
+    np.testing.assert_array_equal(square, np.float32([9, bound, bound, np.nan]))
     assert rules.largest("float16") == 65504
     assert rules.largest("float32") == largest

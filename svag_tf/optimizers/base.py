@@ -409,13 +409,18 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             scalars = self._scalars_of_variables(learning_rate, dtype)[index]
         decays = bool(self.weight_decay) and self._use_weight_decay(variable)
         stored = [variable, *(getattr(self, name)[index] for name in self.slots)]
-        rule = functools.partial(self._new_stored_values, dtype=dtype, decays=decays)
+        steps = [functools.partial(self._theta_rule, dtype=dtype, decays=decays)]
+        if self.slots:
+            steps.insert(0, functools.partial(self._slots_rule, dtype=dtype))
         if kernels is None:
-            for part, value in zip(stored, rule(gradient, scalars, *stored)):
-                self.assign(part, value)
+            for rule in steps:
+                for part, value in zip(stored, rule(gradient, scalars, *stored)):
+                    if value is not None:
+                        self.assign(part, value)
             return
         key = (*self._rule_identity(), dtype, decays)
-        kernel = kernels.Kernel(rule, key, self.jit_compile)
+        together = not self.slots or self._slot_dtype(variable) == dtype
+        kernel = kernels.Kernel(tuple(steps), key, self.jit_compile, together)
         # Without slots and weight decay, a row without gradient stays as it is.
         lazy = self.sparse_updates == "lazy" or not (self.slots or decays)
         if lazy and len(variable.shape) >= 2:
@@ -437,10 +442,18 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         """The arguments on which the rule depends: a tuple."""
         return (self.beta,)
 
-    def _new_stored_values(self, gradient, scalars, theta, *slots, dtype, decays):
-        """`new_values` from and to the dtypes in which theta and the slots are kept."""
+    def _slots_rule(self, gradient, scalars, theta, *slots, dtype):
+        """The slots' new values, as they are stored."""
+        averages = self.new_averages(
+            ops.cast(gradient, dtype), [ops.cast(slot, dtype) for slot in slots]
+        )
+        stored = [_saturating_cast(x, s.dtype) for x, s in zip(averages, slots)]
+        return [None, *stored]
+
+    def _theta_rule(self, gradient, scalars, theta, *slots, dtype, decays):
+        """The variable's new value, from the slots as they are stored."""
         learning_rate, decay, correction, factor = ops.unstack(scalars)
-        new = self.new_values(
+        new = self.new_theta(
             ops.cast(theta, dtype),
             ops.cast(gradient, dtype),
             [ops.cast(slot, dtype) for slot in slots],
@@ -449,47 +462,48 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             correction,
             factor,
         )
+        return [ops.cast(new, theta.dtype), *[None] * len(slots)]
+
+    def new_averages(self, g, slots):
+        """The slots' new values as a pure function.
+
+        Args:
+            g: Gradient, a float32 or float64 tensor.
+            slots: List of the slots' values, in the order of `self.slots`.
+
+        Returns:
+            List of their new values.
+        """
+        observed = {"m_tilde": lambda: g, "v_tilde": lambda: rules.saturating_square(g)}
         return [
-            ops.cast(new[0], theta.dtype),
-            *(_saturating_cast(x, slot.dtype) for x, slot in zip(new[1:], slots)),
+            rules.moving_average(average, observed[name](), self.beta)
+            for name, average in zip(self.slots, slots)
         ]
 
-    def new_values(self, theta, g, slots, learning_rate, decay, correction, factor):
-        """The update as a pure function.
+    def new_theta(self, theta, g, slots, learning_rate, decay, correction, factor):
+        """The variable's new value as a pure function.
 
         Args:
             theta: Variable, a float32 or float64 tensor of any shape.
             g: Its gradient, of the same shape and dtype, as all that follow.
-            slots: List of the slots' values, in the order of `self.slots`.
+            slots: List of the slots' new values, in the order of `self.slots`.
             learning_rate: Scalar.
             decay: Scalar, learning rate times weight decay, or `None`.
             correction: Scalar, 1 / (1 - beta^t) for the count t of this update.
             factor: Scalar, what the method's `noise_factor` gives for t.
-
-        Returns:
-            The new theta, and the slots' new values: a list.
         """
         average = dict(zip(self.slots, slots))
-        m = v = None
-        finite = ops.isfinite(g)
-        if "m_tilde" in average:
-            average["m_tilde"] = m = rules.moving_average(
-                average["m_tilde"], g, self.beta
-            )
-            finite = ops.isfinite(m)
-        if "v_tilde" in average:
-            average["v_tilde"] = v = rules.moving_average(
-                average["v_tilde"], rules.saturating_square(g), self.beta
-            )
+        m, v = average.get("m_tilde"), average.get("v_tilde")
+        finite = ops.isfinite(g if m is None else m)
         if self.counts_updates:
             m = rules.bias_corrected(m, correction)
-            v = None if v is None else rules.bias_corrected(v, correction)
+            v = None if v is None else v * correction
         step = learning_rate * self.direction(g, m, v, factor)
         # The sign of an infinite gradient is 1: say aloud that there was one.
         step = ops.where(finite, step, math.nan)
         if decay is not None:
             theta = theta - decay * theta
-        return [theta - step, *(average[name] for name in self.slots)]
+        return theta - step
 
     def noise_factor(self, t):
         """The factor that makes v - m^2 the variance that the method adapts to.
@@ -524,9 +538,9 @@ class MomentOptimizer(keras.optimizers.Optimizer):
 
 
 def _saturating_cast(x, dtype):
-    """x cast to dtype, at most its largest finite number; NaN stays NaN."""
+    """x cast to dtype, if finite at most its largest finite number."""
     dtype = keras.backend.standardize_dtype(dtype)
     if keras.backend.standardize_dtype(x.dtype) == dtype:
         return x
     limit = rules.largest(dtype)
-    return ops.cast(ops.clip(x, -limit, limit), dtype)
+    return ops.cast(ops.where(ops.isfinite(x), ops.clip(x, -limit, limit), x), dtype)
