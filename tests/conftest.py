@@ -1,5 +1,7 @@
 """What all tests share: global state as it was, and caches of compiled code cleared."""
 
+import gc
+
 import keras
 import pytest
 
@@ -21,6 +23,14 @@ def forget_compiled_rules():
     A test that patches a rule must call it, or it may see the rule unpatched.
     """
     kernels._COMPILED.clear()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _memory_given_back():
+    """A compiled kernel takes a MB or so, and a module of tests makes hundreds."""
+    yield
+    forget_compiled_rules()
+    gc.collect()
 
 
 @pytest.fixture

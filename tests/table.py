@@ -27,6 +27,7 @@ BETAS = (0.0, 0.5, 0.9, 0.999)
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 MODES = ("eager", "graph", "xla")
 VARIANTS = METHODS
+SLOTS = ("m_tilde", "v_tilde")
 
 LEARNING_RATE = 0.25  # Exact in every dtype.
 STEPS = 200
@@ -120,9 +121,8 @@ def make(variant, beta=0.9, learning_rate=LEARNING_RATE, **kwargs):
 
 
 def to_numpy(variable):
-    import keras
-
-    return np.array(keras.ops.convert_to_numpy(variable.value), np.float64)
+    """A variable's value, in float64."""
+    return _float64(variable.value)
 
 
 def run(
@@ -151,13 +151,11 @@ def run(
         for i, (dtype, _) in enumerate(cases)
     ]
     optimizer.build(variables)
-    step = _step(optimizer, variables, mode)
-    records = [{"theta": [], "m_tilde": [], "v_tilde": []} for _ in cases]
+    step = _step(optimizer, variables, cases, mode)
     inputs = [gradients(dtype, sparse, steps) for dtype, sparse in cases]
+    records = [[] for _ in cases]
     for t in range(steps):
-        for (dtype, _), variable in zip(cases, variables):
-            variable.assign(start(dtype))
-        step(
+        state = step(
             [
                 (_tensor(values[t], dtype), rows[t].astype("int32"))
                 if sparse
@@ -165,13 +163,12 @@ def run(
                 for (dtype, sparse), (values, rows) in zip(cases, inputs)
             ]
         )
-        for i, (variable, record) in enumerate(zip(variables, records)):
-            record["theta"].append(to_numpy(variable))
-            for name in ("m_tilde", "v_tilde"):
-                if slots := getattr(optimizer, name):
-                    record[name].append(to_numpy(slots[i]))
+        for record, arrays in zip(records, state):
+            record.append([_float64(array) for array in arrays])
+    names = ["theta", *(n for n in SLOTS if getattr(optimizer, n))]
     return [
-        {name: np.array(a) for name, a in record.items() if a} for record in records
+        {name: np.array(a) for name, a in zip(names, zip(*record))}
+        for record in records
     ]
 
 
@@ -181,18 +178,33 @@ def _tensor(array, dtype):
     return keras.ops.convert_to_tensor(array, dtype=dtype)
 
 
-def _step(optimizer, variables, mode):
-    def apply(grads):
+def _float64(tensor):
+    import keras
+
+    return np.array(keras.ops.convert_to_numpy(tensor), np.float64)
+
+
+def _step(optimizer, variables, cases, mode):
+    """Function of the gradients: steps from `start`, returns the new state."""
+    import keras
+
+    slots = [getattr(optimizer, name) for name in SLOTS]
+    states = [*zip(variables, *(s for s in slots if s))]
+
+    def step(grads):
+        for (dtype, _), variable in zip(cases, variables):
+            variable.assign(start(dtype))
         optimizer.apply(
             [_indexed_slices(*g) if isinstance(g, tuple) else g for g in grads],
             variables,
         )
+        return [[keras.ops.convert_to_tensor(v) for v in state] for state in states]
 
     if mode == "eager":
-        return apply
+        return step
     import tensorflow as tf
 
-    return tf.function(apply, jit_compile=mode == "xla", autograph=False)
+    return tf.function(step, jit_compile=mode == "xla", autograph=False)
 
 
 def _indexed_slices(values, rows):
@@ -240,7 +252,7 @@ def compare(record, variant, beta, dtype="float32", sparse=False):
     """
     steps = len(record["theta"])
     want = expected(variant, beta, dtype, sparse, steps)
-    for name in ("m_tilde", "v_tilde"):
+    for name in SLOTS:
         if name in record:
             tolerance = want.get(
                 f"{name}_tolerance", RTOL[state_dtype(dtype)] * want["v_tilde"]
