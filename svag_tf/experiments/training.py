@@ -73,13 +73,25 @@ def train(
     config = checked(config)
     folder = RunFolder(workdir)
     folder.check(config)
-    data = _load_data(config)
-    model = _build_model(config, len(data.x_train) // config["batch_size"])
+    data, model = prepared(config)
     with folder.opened(config) as state:
         if state.epoch >= 0:
             folder.restore(state, model)
         _train_on(config, folder, state, model, data, report)
     return state.rows
+
+
+def prepared(config: dict[str, Any]) -> tuple[Data, keras.Model]:
+    """The data and the new, compiled model of a run. Sets the global random seeds.
+
+    Args:
+        config: as `config.checked` returns it.
+
+    Raises:
+        ExperimentError: if one of them cannot be had.
+    """
+    data = _load_data(config)
+    return data, _build_model(config, len(data.x_train) // config["batch_size"])
 
 
 def _train_on(

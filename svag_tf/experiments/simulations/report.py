@@ -90,11 +90,14 @@ def checked(config: Any, fields: Mapping[str, Field]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def progress(steps: int) -> Iterator[Callable[[str], None]]:
+def progress(
+    steps: int, interrupted: str = "Interrupted. Nothing was written."
+) -> Iterator[Callable[[str], None]]:
     """A progress bar with the time that is left.
 
     Args:
         steps: length of the work.
+        interrupted: the message of the error after an interruption.
 
     Yields:
         A function to call with the name of each step when that starts.
@@ -124,7 +127,7 @@ def progress(steps: int) -> Iterator[Callable[[str], None]]:
             yield start
             bar.update(task, description="done", completed=steps)
     except KeyboardInterrupt:
-        raise ExperimentError("Interrupted. Nothing was written.") from None
+        raise ExperimentError(interrupted) from None
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
