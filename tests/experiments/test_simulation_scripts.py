@@ -25,6 +25,11 @@ TINY = {
         "--config.exact_steps=2",
     ),
     "variance_adaptation": ("--config.batches=10", "--config.samples=20"),
+    "gradient_noise": (
+        "--config.steps=(2,)",
+        "--config.training.problem=quadratic_deep",
+        "--config.training.train_examples=128",
+    ),
 }
 
 

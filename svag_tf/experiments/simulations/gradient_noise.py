@@ -26,6 +26,14 @@ from typing import Any
 import filelock
 import keras
 import numpy as np
+from matplotlib.ticker import (
+    FixedLocator,
+    FormatStrFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+)
 from numpy.typing import NDArray
 
 from svag_tf import rules
@@ -375,7 +383,7 @@ def _simulate(
     data: Data,
     model: keras.Model,
 ) -> dict[str, Any]:
-    about = {
+    about: dict[str, Any] = {
         "title": "M-SVAG's estimates of gradient and noise against exact ones",
         "command": command,
         "config": config,
@@ -449,14 +457,13 @@ def _values(model: keras.Model) -> list[Any]:
 
 def _save_state(workdir: Path, model: keras.Model, step: int, seconds: float) -> None:
     """What a run goes on from; that file's replacement commits the measurement."""
-    values = [keras.ops.convert_to_numpy(v.value) for v in _values(model)]
+    arrays: dict[str, Any] = {
+        f"value_{i}": keras.ops.convert_to_numpy(v.value)
+        for i, v in enumerate(_values(model))
+    }
+    arrays |= {"step": step, "seconds": seconds}
     with replacing(workdir / "state.npz") as temporary:
-        np.savez(
-            temporary,
-            step=step,
-            seconds=seconds,
-            **{f"value_{i}": value for i, value in enumerate(values)},
-        )
+        np.savez(temporary, **arrays)
 
 
 def _restored(
@@ -713,9 +720,13 @@ def _draw_scatter(
     colours = np.array(_colours(labels))
     rng = np.random.default_rng(0)
     limits = {name: _limits(name, shown) for name in quantities}
+    for axes, title in zip(panels[0], titles, strict=True):
+        axes.set_title(title, fontsize=11)
+    for axes in panels[-1]:
+        axes.set_xlabel("exact")
     for (step, measurement), row in zip(shown.items(), panels, strict=True):
         order = rng.permutation(len(measurement.layers))  # no layer hides the others
-        for name, title, axes in zip(quantities, titles, row, strict=True):
+        for name, axes in zip(quantities, row, strict=True):
             estimate, exact = np.abs(measurement.sample[name])[:, order]
             axes.scatter(
                 exact,
@@ -731,10 +742,6 @@ def _draw_scatter(
                 axes.set(xscale="log", yscale="log")
             axes.set(xlim=limits[name], ylim=limits[name])
             plots.tidy(axes)
-            if row is panels[0]:
-                axes.set_title(title, fontsize=11)
-            if row is panels[-1]:
-                axes.set_xlabel("exact")
         row[0].set_ylabel(f"{step} updates\n\nestimate")
     for label, colour in zip(labels, colours, strict=True):
         panels[0, 0].plot([], [], "o", color=colour, label=_layer(label))
@@ -764,14 +771,16 @@ def _limits(name: str, shown: Mapping[int, Measurement]) -> tuple[float, float]:
 def _draw_calibration(measurements: Mapping[int, Measurement], path: Path) -> None:
     figure = plots.new_figure(
         "Calibration: mean exact value of elements with about the same estimate",
-        12,
+        15,
         3.6,
     )
-    panels = figure.subplots(1, 4)
+    figure.get_layout_engine().set(wspace=0.05)  # type: ignore[union-attr,call-arg]
+    panels = figure.subplots(1, 5)
     texts = {
         "m": ("m", "exact gradient G"),
         "s": ("s", "exact variance V"),
         "rho_s": ("ρ s", "squared error (m − G)²"),
+        "eta2": ("η², median", "ρ V / G², median"),
         "gamma": ("γ", "best factor"),
     }
     shades = np.linspace(0.25, 1.0, len(measurements))
@@ -801,6 +810,8 @@ def _draw_calibration(measurements: Mapping[int, Measurement], path: Path) -> No
         axes.plot(
             line, line, ":", color=plots.GUIDE, linewidth=1.2, label="as estimated"
         )
+        if name == "m":
+            axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set(xlabel=x, ylabel=y)
         plots.tidy(axes)
     plots.legend_below(figure, panels[0], 6)
@@ -846,10 +857,16 @@ def _draw_layers(
                     label="all elements" if label == EVERYTHING else label,
                 )
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(FixedLocator(steps))
+            axes.xaxis.set_major_formatter(FormatStrFormatter("%d"))
+            axes.xaxis.set_minor_locator(NullLocator())
             plots.tidy(axes)
         panels[0, column].set_title(QUANTITIES[name], fontsize=11)
         panels[0, column].axhline(1, color=plots.GUIDE, linewidth=1, linestyle=":")
         panels[0, column].set_yscale("log")
+        panels[0, column].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panels[0, column].yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        panels[0, column].yaxis.set_minor_formatter(NullFormatter())
         panels[1, column].set(xlabel="updates", ylim=(-0.25, 1.03))
     panels[0, 0].set_ylabel("estimate over exact value")
     panels[1, 0].set_ylabel("correlation")
