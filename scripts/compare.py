@@ -1,29 +1,73 @@
-"""Trains a problem with several optimizers and seeds, and compares them.
+"""Compares optimizers on a problem: each tuned, then run with several seeds.
 
-    python scripts/compare.py --config=configs/digits.py --seeds=0,1,2
+    python scripts/compare.py
+    python scripts/compare.py --config=configs/fmnist_2c2d.py --budget=full
+    python scripts/compare.py --notune --optimizers=msvag,adam:epsilon=1e-8
 
-Every optimizer has its default learning rate, unless --config.optimizer.learning_rate
-gives all of them the same. Run again with the same flags after an interruption, it
-goes on from the last finished epoch.
+Tunes the learning rate of each optimizer on DeepOBS' grid with Optuna, runs the best
+one with several seeds, and ranks the optimizers. Run again with the same flags after
+an interruption, it goes on where it was; several processes with the same --workdir,
+or machines with the same --storage, share the work. With --notune nothing is tuned.
 """
+
+import runpy
+import shlex
+import sys
+from typing import Any
 
 import command
 from absl import flags
+from ml_collections import config_flags
 
 _CONFIG = command.define_config()
 _OPTIMIZERS = flags.DEFINE_list(
     "optimizers",
-    ["msvag", "svag", "mssd", "ssd", "msvas", "svas", "msgd", "adam", "sgd"],
-    "Names of optimizers.",
+    ["msvag", "mssd", "msgd", "adam"],
+    "Names of optimizers, each followed, if need be, by arguments of its own: "
+    "adam:epsilon=1e-8,momentum:momentum=0.99. One with a learning_rate is not tuned.",
 )
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds: whole numbers.")
+_TUNE = flags.DEFINE_boolean(
+    "tune",
+    True,
+    "Whether to tune. Else every optimizer has its default learning rate, or all have "
+    "--config.optimizer.learning_rate, and the config's own epochs.",
+)
+_BUDGET = flags.DEFINE_enum(
+    "budget",
+    "quick",
+    ["quick", "standard", "full"],
+    "quick: 12 learning rates, 3 seeds, at most 4 epochs of 2,000 examples; standard: "
+    "18, 5, at most 20 epochs; full: the protocol of the paper and DeepOBS, 36 "
+    "learning rates, 10 seeds, all epochs. Fields of --config that are given stay.",
+)
+_SEEDS = flags.DEFINE_list(
+    "seeds", None, "Seeds: whole numbers. Default: as --budget, 0,1,2 with --notune."
+)
 flags.register_validator(
     "seeds",
-    lambda seeds: all(seed.isdecimal() for seed in seeds),
+    lambda seeds: all(seed.isdecimal() for seed in seeds or []),
     "must be whole numbers, such as --seeds=0,1,2",
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder for the results. Default: runs/compare-<config file>."
+    "workdir",
+    None,
+    "Folder for the results. Default: runs/compare-<config file>-<budget>, "
+    "runs/compare-<config file> with --notune.",
+)
+_STORAGE = flags.DEFINE_string(
+    "storage",
+    None,
+    "Where the runs are kept: a file, or the URL of an SQL database that several "
+    "machines share. Default: study.db in the workdir.",
+)
+_TARGET = flags.DEFINE_float(
+    "target",
+    None,
+    "Test accuracy in (0, 1] (or loss, where there is no accuracy) to which steps are "
+    "counted. Default: 95 % of the way from the untrained model to the best optimizer.",
+)
+_RETRY = flags.DEFINE_boolean(
+    "retry_failed", False, "Make runs that failed in an earlier start again."
 )
 
 
@@ -31,8 +75,30 @@ def main() -> None:
     from svag_tf.experiments.comparison import compare
 
     config, name = _CONFIG()
-    workdir = _WORKDIR.value or f"runs/compare-{name}"
-    compare(config, _OPTIMIZERS.value, [int(s) for s in _SEEDS.value], workdir)
+    budget = _BUDGET.value if _TUNE.value else None
+    workdir = "-".join(filter(None, ("runs/compare", name, budget)))
+    compare(
+        config,
+        _OPTIMIZERS.value,
+        _WORKDIR.value or workdir,
+        budget=budget,
+        seeds=None if _SEEDS.value is None else [int(s) for s in _SEEDS.value],
+        protocol=_protocol(),
+        kept=list(config_flags.get_override_values(flags.FLAGS["config"])),
+        storage=_STORAGE.value,
+        target=_TARGET.value,
+        retry_failed=_RETRY.value,
+        command=shlex.join(["python", *sys.argv]),
+    )
+
+
+def _protocol() -> Any:
+    """The config as its file has it; None if the file makes it of an argument."""
+    path = config_flags.get_config_filename(flags.FLAGS["config"])
+    try:
+        return runpy.run_path(path)["get_config"]()
+    except TypeError:
+        return None
 
 
 if __name__ == "__main__":

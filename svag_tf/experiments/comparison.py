@@ -1,352 +1,506 @@
-"""Several optimizers and seeds on one problem: their runs, a table and a figure."""
+"""Several optimizers on one problem: each tuned, then run with several seeds."""
 
 from __future__ import annotations
 
 import copy
-import csv
-import importlib.metadata
-import io
-import itertools
+import inspect
 import math
 import os
-import platform
-import statistics
+import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
-from rich.console import Console
+import optuna
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
-from rich.table import Table
 
-from svag_tf.experiments.config import checked
+from svag_tf.experiments import machine
+from svag_tf.experiments.comparison_report import (
+    Comparison,
+    Outcome,
+    best,
+    write_report,
+)
+from svag_tf.experiments.config import checked, differences
 from svag_tf.experiments.errors import DivergedError, ExperimentError
-from svag_tf.experiments.files import write_json, write_text
-from svag_tf.experiments.optimizers import OPTIMIZERS, TITLES, build_optimizer
-from svag_tf.experiments.plots import save_comparison
+from svag_tf.experiments.files import read_json, write_json
+from svag_tf.experiments.optimizers import OPTIMIZERS, build_optimizer
+from svag_tf.experiments.problems import PROBLEMS
 from svag_tf.experiments.run_folder import Row, RunFolder
 from svag_tf.experiments.training import train
-
-COLUMNS = (
-    "optimizer",
-    "seed",
-    "learning_rate",
-    "epochs",
-    "diverged",
-    "test_accuracy",
-    "train_accuracy",
-    "test_loss",
-    "train_loss",
-    "ms_per_step",
+from svag_tf.experiments.tuning import (
+    BUDGETS,
+    Queue,
+    Storage,
+    budgeted,
+    describe,
+    outwards,
 )
-PACKAGES = ("svag-tf", "keras", "tensorflow", "tensorflow-cpu", "jax", "torch", "numpy")
+from svag_tf.experiments.variants import Variant, parse_variant, titles
 
-
-@dataclass(frozen=True)
-class Run:
-    """One run of a comparison: its checked config and its folder."""
-
-    config: dict[str, Any]
-    folder: Path
-
-    @property
-    def optimizer(self) -> str:
-        return self.config["optimizer"]["name"]
-
-    @property
-    def seed(self) -> int:
-        return self.config["seed"]
+CONFIG = "config.json"
+DEFAULT_SEEDS = (0, 1, 2)  # without a budget
+# A run is stopped if it is in the worst quarter of those that went through, at an
+# epoch after the first quarter; the first runs always go through.
+KEPT_PERCENT = 75.0
+STARTUP_RUNS = 3
 
 
 def compare(
     config: Any,
     optimizers: Sequence[str],
-    seeds: Sequence[int],
     workdir: str | os.PathLike[str],
+    budget: str | None = None,
+    seeds: Sequence[int] | None = None,
+    protocol: Any = None,
+    kept: Sequence[str] = (),
+    storage: str | None = None,
+    target: float | None = None,
+    retry_failed: bool = False,
+    command: str = "",
 ) -> list[dict[str, Any]]:
-    """Trains a problem with each optimizer and seed, and compares the runs.
+    """Compares optimizers on a problem, each with its tuned learning rate.
 
-    Shows the progress of the whole. Runs that an earlier, interrupted start finished
-    are not made again. A run that diverges is noted as such, and the others go on.
+    Tries the budget's learning rates with the first seed, and stops those that are
+    hopeless; then runs the best one, by final test accuracy (or loss), with every
+    seed. Shows the progress of the whole. The same call goes on after an
+    interruption, and several processes with the same workdir or storage share the
+    work. A run that diverges or fails is noted as such, and the others go on.
 
     Args:
-        config: as for `train`; its `optimizer.name` and `seed` are replaced. A
-            `optimizer.learning_rate` of None leaves each optimizer its default.
-        optimizers: names, see `OPTIMIZERS`.
-        seeds: whole numbers.
+        config: as for `train`; its `optimizer.name` and `seed` are replaced.
+        optimizers: `name` or `name:argument=value:...`, see `parse_variant`. One with
+            a `learning_rate` of its own is not tuned.
         workdir: folder for the results: one folder a run, `results.csv` (one line a
-            run), `results.md` (mean and deviation over the seeds), `results.json`
-            (everything) and `curves.png`.
+            run), `tuning.csv` (one line a rate), `results.md` (the ranking),
+            `results.json` (everything), `curves.png` and `sensitivity.png`.
+        budget: a name in `BUDGETS`. Defaults to `None`: nothing is tuned; each
+            optimizer has `config.optimizer.learning_rate`, or its own default.
+        seeds: whole numbers. Defaults to `None`: as many as the budget says, or 3.
+        protocol: the config as its file has it, that is the problem's full length.
+            Defaults to `None`: `config`.
+        kept: names of the config's fields that the budget must not change.
+        storage: a file or an SQL database's URL for the runs. Defaults to `None`:
+            `study.db` in the workdir.
+        target: test accuracy (or loss) to which the steps are counted. Defaults to
+            `None`: 95 % of the way from the untrained model to the best optimizer.
+        retry_failed: make runs that failed in an earlier start again.
+        command: the command line, for the results.
 
     Returns:
-        One dict a run: `COLUMNS`.
+        One dict a run with a seed: `comparison_report.COLUMNS`; the best optimizer
+        first.
 
     Raises:
-        ExperimentError: before any training, if a run's config or folder cannot be
-            used.
+        ExperimentError: before any training, if a run's config or folder, or the
+            storage, cannot be used.
     """
     workdir = Path(workdir)
-    runs = _planned(config, optimizers, seeds, workdir)
-    rows = _trained(runs)
-    results = [_result(run, rows[run.folder]) for run in runs]
-    curves: dict[str, list[list[Row]]] = {}
-    for run in runs:
-        curves.setdefault(run.optimizer, []).append(rows[run.folder])
-    write_text(workdir / "results.csv", _csv(results))
-    write_text(workdir / "results.md", _markdown(results, runs[0].config, seeds))
-    write_json(
-        workdir / "results.json",
-        {
-            "environment": environment(),
-            "results": results,
-            "runs": [
-                {"config": run.config, "epochs": rows[run.folder]} for run in runs
-            ],
+    plan = _planned(config, optimizers, workdir, budget, seeds, protocol, kept)
+    _check_target(plan, target)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    workdir.mkdir(parents=True, exist_ok=True)
+    keep = Storage(storage or str(workdir / "study.db"), workdir)
+    if not (workdir / CONFIG).exists():
+        write_json(workdir / CONFIG, plan.common)
+    start = time.monotonic()
+    with keep.opened(), _Display(plan) as display:
+        outcomes = []
+        for variant in plan.variants:
+            rate, tuning = variant.learning_rate, []
+            if plan.tunes(variant):
+                tuning = _tune(plan, variant, keep, display, retry_failed)
+                chosen = best(tuning, plan.accuracy)
+                assert chosen is not None
+                rate = chosen.learning_rate
+            runs = _run_seeds(plan, variant, rate, keep, display, retry_failed)
+            outcomes.append((variant, tuning, runs))
+    shutil.rmtree(workdir / "tuning", ignore_errors=True)
+    comparison = Comparison(
+        config=plan.config,
+        titles=titles(plan.variants),
+        tuning={variant.label: tuning for variant, tuning, _ in outcomes},
+        runs={variant.label: runs for variant, _, runs in outcomes},
+        seeds=plan.seeds,
+        accuracy=plan.accuracy,
+        budget=plan.described,
+        target=target,
+        about={
+            "command": command.replace(storage, keep.shown) if storage else command,
+            "storage": keep.shown,
+            "seconds_of_this_start": round(time.monotonic() - start, 1),
+            "machine": machine.description(),
+            "backend": keras.backend.backend(),
         },
     )
-    save_comparison(curves, _caption(runs[0].config, seeds), workdir / "curves.png")
-    _print(results, workdir)
-    return results
+    with keep.lock:  # other processes write the same files
+        return write_report(comparison, workdir)
 
 
-def environment() -> dict[str, Any]:
-    """What the numbers, and above all the times, depend on."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "backend": keras.backend.backend(),
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
-        **versions,
-    }
+@dataclass(frozen=True)
+class Plan:
+    """A comparison before anything is run.
 
-
-def summary(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The results of each optimizer over its seeds, in the order they come in.
-
-    Returns:
-        One dict an optimizer: `optimizer`, `learning_rate`, `runs`, `diverged` (how
-        many), and for each measure in `COLUMNS` a list of the seeds' values; those of
-        runs that diverged are left out.
+    Attributes:
+        config: checked; of all runs but for optimizer and seed.
+        variants: the optimizers.
+        seeds: of the runs with the best rate. The first also tunes.
+        workdir: folder of the results.
+        budget: what is tuned, or None.
+        described: see `describe`; without a budget what there is to say.
     """
-    rows: dict[str, dict[str, Any]] = {}
-    for result in results:
-        row = rows.setdefault(
-            result["optimizer"],
-            {
-                "optimizer": result["optimizer"],
-                "learning_rate": result["learning_rate"],
-                "runs": 0,
-                "diverged": 0,
-                **{name: [] for name in COLUMNS[5:]},
-            },
-        )
-        row["runs"] += 1
-        row["diverged"] += result["diverged"]
-        if not result["diverged"]:
-            for name in COLUMNS[5:]:
-                row[name].append(result[name])
-    return list(rows.values())
 
+    config: dict[str, Any]
+    variants: list[Variant]
+    seeds: list[int]
+    workdir: Path
+    budget: Any
+    described: dict[str, Any]
 
-def mean_and_deviation(values: Sequence[float], form: str) -> str:
-    """`mean ± sample standard deviation`, each as `form` says; the mean of one.
+    @property
+    def common(self) -> dict[str, Any]:
+        """What all runs of a workdir have in common."""
+        own = {"name": None, "learning_rate": None}
+        return self.config | {
+            "seed": None,
+            "optimizer": self.config["optimizer"] | own,
+        }
 
-    "-" if there is nothing to average: no values, or NaN for what a problem has not.
-    """
-    if not values or any(math.isnan(value) for value in values):
-        return "-"
-    mean = format(statistics.fmean(values), form)
-    if len(values) == 1:
-        return mean
-    return f"{mean} ± {format(statistics.stdev(values), form)}"
+    @property
+    def accuracy(self) -> bool:
+        """Whether the problem has an accuracy; else its loss counts."""
+        return PROBLEMS[self.config["problem"]].accuracy
+
+    def config_of(
+        self, variant: Variant, rate: float | None, seed: int
+    ) -> dict[str, Any]:
+        """The checked config of a run. A rate of None leaves the config's own."""
+        config = copy.deepcopy(self.config)
+        config["seed"] = seed
+        own = {"name": variant.name, **dict(variant.arguments)}
+        if rate is not None:
+            own["learning_rate"] = rate
+        config["optimizer"] |= own
+        return checked(config)
+
+    def tunes(self, variant: Variant) -> bool:
+        """Whether the variant's learning rate is to be found."""
+        return self.budget is not None and variant.learning_rate is None
+
+    def folder_of(self, variant: Variant, rate: float | None, seed: int) -> Path:
+        """The folder of a run with a seed; a tuned rate is part of its name."""
+        tuned = f"-rate{rate:.3g}" if self.tunes(variant) else ""
+        return self.workdir / f"{variant.folder}{tuned}-seed{seed}"
+
+    def tuning_folder_of(self, variant: Variant, rate: float) -> Path:
+        """The folder of a run that tries a rate; it goes when the run has ended."""
+        return self.workdir / "tuning" / variant.folder / f"rate{rate:.3g}"
 
 
 def _planned(
-    config: Any, optimizers: Sequence[str], seeds: Sequence[int], workdir: Path
-) -> list[Run]:
-    for name, values in (("optimizers", optimizers), ("seeds", seeds)):
+    config: Any,
+    optimizers: Sequence[str],
+    workdir: Path,
+    budget_name: str | None,
+    seeds: Sequence[int] | None,
+    protocol: Any,
+    kept: Sequence[str],
+) -> Plan:
+    if budget_name is not None and budget_name not in BUDGETS:
+        raise ExperimentError(
+            f"budget must be one of {', '.join(BUDGETS)}. Received: {budget_name}"
+        )
+    budget = BUDGETS[budget_name] if budget_name else None
+    variants = [parse_variant(text) for text in optimizers]
+    labels = [variant.label for variant in variants]
+    if seeds is None:
+        seeds = range(budget.seeds) if budget else DEFAULT_SEEDS
+    for name, values in (("optimizers", labels), ("seeds", list(seeds))):
         if not values or len(set(values)) < len(values):
             raise ExperimentError(
                 f"{name} must name at least one, and none twice. Received: "
-                f"{name}={list(values)}"
+                f"{name}={values}"
             )
-    unknown = [name for name in optimizers if name not in OPTIMIZERS]
-    if unknown:
+    whole = copy.deepcopy(config.to_dict() if hasattr(config, "to_dict") else config)
+    whole["optimizer"]["name"] = variants[0].name
+    for seed in seeds:
+        whole = checked(whole | {"seed": seed})
+    rate = whole["optimizer"]["learning_rate"]
+    if budget is not None and rate is not None:
         raise ExperimentError(
-            f"optimizers must be of {', '.join(OPTIMIZERS)}. Received: "
-            f"{', '.join(unknown)}"
+            "optimizer.learning_rate is what is tuned. Leave it None, give one "
+            "optimizer its own (--optimizers=adam:learning_rate=0.001), or do not "
+            f"tune (--notune). Received: optimizer.learning_rate={rate}"
         )
-    runs = []
-    for name in optimizers:
-        for seed in seeds:
-            one = copy.deepcopy(
-                config.to_dict() if hasattr(config, "to_dict") else config
-            )
-            one["optimizer"]["name"], one["seed"] = name, seed
-            run = Run(checked(one), workdir / f"{name}-seed{seed}")
-            build_optimizer(run.config["optimizer"], run.config["schedule"], 1, 1)
-            RunFolder(run.folder).check(run.config)
-            runs.append(run)
-    return runs
-
-
-def _trained(runs: Sequence[Run]) -> dict[Path, list[Row]]:
-    rows: dict[Path, list[Row]] = {}
-    start = time.monotonic()
-    epochs = runs[0].config["epochs"] + 1  # and epoch 0, before training
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("epochs"),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        speed_estimate_period=600,
-    ) as progress:
-        task = progress.add_task("", total=len(runs) * epochs)
-        for i, run in enumerate(runs):
-            name = f"{TITLES[run.optimizer]}, seed {run.seed}"
-            progress.update(task, description=f"{name} ({i + 1}/{len(runs)})")
-            keras.utils.clear_session()
-            try:
-                made = train(
-                    run.config, run.folder, report=lambda row: progress.advance(task)
-                )
-                last = made[-1]
-                outcome = f"test loss {last['test_loss']:.4f}"
-                if not math.isnan(last["test_accuracy"]):
-                    outcome += f"  accuracy {last['test_accuracy']:.4f}"
-            except DivergedError:
-                made = RunFolder(run.folder).check(run.config).rows
-                outcome = f"diverged in epoch {made[-1]['epoch']}"
-            rows[run.folder] = made
-            progress.update(task, completed=(i + 1) * epochs)
-            left = (time.monotonic() - start) / (i + 1) * (len(runs) - i - 1)
-            progress.console.print(
-                f"{i + 1:{len(str(len(runs)))}}/{len(runs)}  {name:16}  {outcome}  "
-                f"ETA {timedelta(seconds=round(left))}",
-                highlight=False,
-            )
-    return rows
-
-
-def _result(run: Run, rows: list[Row]) -> dict[str, Any]:
-    last = rows[-1]
-    # Of the later epochs: the first one of a process compiles the model.
-    times = [
-        row["train_seconds"] / (row["step"] - before["step"])
-        for before, row in itertools.pairwise(rows)
-    ]
-    return {
-        "optimizer": run.optimizer,
-        "seed": run.seed,
-        "learning_rate": rows[0]["learning_rate"],
-        "epochs": last["epoch"],
-        "diverged": last["epoch"] < run.config["epochs"],
-        **{name: last[name] for name in COLUMNS[5:-1]},
-        "ms_per_step": round(1000 * statistics.median(times), 3),
-    }
-
-
-def _csv(results: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for result in results:
-        writer.writerow(
-            {k: np.float32(v) if isinstance(v, float) else v for k, v in result.items()}
-        )
-    return text.getvalue()
-
-
-def _caption(config: Mapping[str, Any], seeds: Sequence[int]) -> str:
-    rate = config["optimizer"]["learning_rate"]
-    rates = "default learning rates" if rate is None else f"learning rate {rate:g}"
-    return f"{config['problem']}, {rates}, {len(seeds)} seed" + "s" * (len(seeds) > 1)
-
-
-HEADINGS = (
-    "optimizer",
-    "learning rate",
-    "test accuracy, %",
-    "train accuracy, %",
-    "test loss",
-    "train loss",
-    "ms a step",
-)
-
-
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    title = TITLES[row["optimizer"]]
-    if row["diverged"]:
-        title += f" ({row['diverged']} of {row['runs']} diverged)"
-    percent = {
-        name: [100 * value for value in row[name]]
-        for name in ("test_accuracy", "train_accuracy")
-    }
-    return [
-        title,
-        f"{row['learning_rate']:g}",
-        mean_and_deviation(percent["test_accuracy"], ".2f"),
-        mean_and_deviation(percent["train_accuracy"], ".2f"),
-        mean_and_deviation(row["test_loss"], ".4f"),
-        mean_and_deviation(row["train_loss"], ".4f"),
-        mean_and_deviation(row["ms_per_step"], ".2f"),
-    ]
-
-
-def _markdown(
-    results: Sequence[Mapping[str, Any]],
-    config: Mapping[str, Any],
-    seeds: Sequence[int],
-) -> str:
-    lines = [HEADINGS, ["---", *["---:"] * (len(HEADINGS) - 1)]]
-    lines += [_cells(row) for row in summary(results)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return (
-        f"{table}\n\n"
-        f"{_caption(config, seeds)}: mean ± standard deviation over the seeds "
-        f"{', '.join(map(str, seeds))} after {config['epochs']} epochs of batches of "
-        f"{config['batch_size']}. "
-        + ", ".join(f"{name} {value}" for name, value in environment().items())
-        + ".\n"
+    data = PROBLEMS[whole["problem"]].load(whole["data_dir"])
+    examples = len(data.x_train), len(data.x_test)
+    protocol = whole if protocol is None else checked(protocol)
+    used = budgeted(whole, budget, examples, kept) if budget else whole
+    plan = Plan(
+        checked(used),
+        variants,
+        list(seeds),
+        workdir,
+        budget,
+        describe(used, protocol, budget, examples, seeds),
     )
+    for variant in variants:
+        for seed in seeds:
+            rate = variant.learning_rate
+            if plan.tunes(variant):
+                rate = plan.budget.rates[0]
+            one = plan.config_of(variant, rate, seed)
+            build_optimizer(one["optimizer"], one["schedule"], 1, 1)
+            RunFolder(plan.folder_of(variant, rate, seed)).check(one)
+    _check_workdir(plan)
+    return plan
 
 
-def _print(results: Sequence[Mapping[str, Any]], workdir: Path) -> None:
-    shown = [i for i, heading in enumerate(HEADINGS) if "train" not in heading]
-    table = Table()
-    for i in shown:
-        table.add_column(HEADINGS[i], justify="right" if i else "left")
-    for row in summary(results):
-        cells = _cells(row)
-        table.add_row(*(cells[i] for i in shown))
-    console = Console(highlight=False, markup=False)
-    console.print(table)
-    console.print(f"Results in {workdir}:")
-    for name, what in (
-        ("curves.png", "test accuracy, or loss, and training loss"),
-        ("results.md", "this table, with the training set"),
-        ("results.csv", "one line a run"),
-        ("results.json", "everything: configs, epochs, versions"),
-    ):
-        console.print(f"  {name:12} {what}")
+def _check_workdir(plan: Plan) -> None:
+    """Refuses a workdir in which another config was compared."""
+    path = plan.workdir / CONFIG
+    if not os.path.lexists(path):
+        return
+    changed = differences(read_json(path), plan.common)
+    if changed:
+        raise ExperimentError(
+            f"The workdir {plan.workdir} holds a comparison with another config. Name "
+            "another --workdir, or use the old values (old -> new):\n  "
+            + "\n  ".join(changed)
+        )
+
+
+def _check_target(plan: Plan, target: float | None) -> None:
+    if target is None:
+        return
+    if not (0 < target <= 1 if plan.accuracy else math.isfinite(target)):
+        expected = "an accuracy in (0, 1]" if plan.accuracy else "a finite loss"
+        raise ExperimentError(
+            f"target must be {expected} for this problem. Received: target={target}"
+        )
+
+
+def _tune(
+    plan: Plan, variant: Variant, storage: Storage, display: _Display, retry: bool
+) -> list[Outcome]:
+    """A run for each of the budget's rates, with the first seed."""
+    epochs, seed = plan.config["epochs"], plan.seeds[0]
+    default = inspect.signature(OPTIMIZERS[variant.name]).parameters["learning_rate"]
+    rates = outwards(plan.budget.rates, default.default)
+    # The rate is what the study is about; its config has one only to be complete.
+    study = storage.study(
+        f"{plan.config['problem']} {variant.label} tuning",
+        plan.config_of(variant, min(rates), seed),
+        plan.accuracy,
+        optuna.pruners.PercentilePruner(
+            KEPT_PERCENT, STARTUP_RUNS, n_warmup_steps=math.ceil(epochs / 4)
+        ),
+    )
+    queue = Queue(storage, study, "learning_rate", rates)
+
+    def run(trial: optuna.Trial, rate: float) -> float:
+        folder = plan.tuning_folder_of(variant, rate)
+        config = plan.config_of(variant, rate, seed)
+        display.begin(f"{display.titles[variant.label]}, rate {rate:.3g}")
+        value = _run(trial, config, folder, plan.accuracy, True, display)
+        shutil.rmtree(folder, ignore_errors=True)
+        return value
+
+    return _outcomes(queue, run, display, len(rates), retry)
+
+
+def _run_seeds(
+    plan: Plan,
+    variant: Variant,
+    rate: float | None,
+    storage: Storage,
+    display: _Display,
+    retry: bool,
+) -> list[Outcome]:
+    """A run for each seed."""
+    study = storage.study(
+        f"{plan.config['problem']} {variant.label} seeds",
+        plan.config_of(variant, rate, plan.seeds[0]) | {"seed": None},
+        plan.accuracy,
+        optuna.pruners.NopPruner(),
+    )
+    queue = Queue(storage, study, "seed", plan.seeds)
+
+    def run(trial: optuna.Trial, seed: float) -> float:
+        folder = plan.folder_of(variant, rate, int(seed))
+        config = plan.config_of(variant, rate, int(seed))
+        display.begin(f"{display.titles[variant.label]}, seed {seed}")
+        return _run(trial, config, folder, plan.accuracy, False, display)
+
+    return _outcomes(queue, run, display, len(plan.seeds), retry)
+
+
+def _outcomes(
+    queue: Queue,
+    run: Callable[[optuna.Trial, float], float],
+    display: _Display,
+    runs: int,
+    retry: bool,
+) -> list[Outcome]:
+    if retry:
+        queue.retry()
+    with display.stage(runs):
+        trials = queue.work(run, display.finished)
+    return [Outcome(**trial.user_attrs["result"]) for trial in trials.values()]
+
+
+def _run(
+    trial: optuna.Trial,
+    config: dict[str, Any],
+    folder: Path,
+    accuracy: bool,
+    prune: bool,
+    display: _Display,
+) -> float:
+    """One training; what came of it goes into the trial. Returns its final result."""
+    rows: list[Row] = []
+    ended, error = "completed", None
+    field = "test_accuracy" if accuracy else "test_loss"
+
+    def report(row: Row) -> None:
+        rows.append(row)
+        display.advance()
+        finite = math.isfinite(row["train_loss"]) and math.isfinite(row["test_loss"])
+        if prune and finite and 0 < row["epoch"] < config["epochs"]:
+            trial.report(row[field], row["epoch"])
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+    keras.utils.clear_session()
+    try:
+        train(config, folder, report=report)
+    except DivergedError:
+        ended = "diverged"
+    except optuna.TrialPruned:
+        ended = "stopped"
+    except ExperimentError:
+        raise  # nothing is wrong with this run; the user can put it right
+    except Exception as problem:  # out of memory, a numerical library's error, ...
+        ended = "failed"
+        error = f"{type(problem).__name__}: {problem}".strip().splitlines()[0]
+    rate = config["optimizer"]["learning_rate"]
+    outcome = Outcome(
+        learning_rate=rows[0]["learning_rate"] if rate is None and rows else rate,
+        seed=config["seed"],
+        ended=ended,
+        error=error,
+        rows=rows,
+        cpu=machine.description()["cpu"],
+    )
+    trial.set_user_attr("outcome", ended)
+    trial.set_user_attr("result", asdict(outcome))
+    display.end(outcome)
+    if ended == "stopped":
+        raise optuna.TrialPruned
+    if ended == "completed":
+        return rows[-1][field]
+    return -math.inf if accuracy else math.inf
+
+
+class _Display:
+    """The progress of the whole: a bar, and a line for each run of this process."""
+
+    def __init__(self, plan: Plan):
+        self.titles = titles(plan.variants)
+        self._epochs = plan.config["epochs"] + 1  # and epoch 0, before training
+        rates = len(plan.budget.rates) if plan.budget else 0
+        self._runs = sum(
+            len(plan.seeds) + rates * plan.tunes(variant) for variant in plan.variants
+        )
+        self._start = time.monotonic()
+        self._before = 0  # runs of stages that are over
+        self._known = 0  # runs that earlier starts have made
+        self._done = 0  # runs of this stage
+        self._first = True
+        self._rows = 0  # of the current run
+        self._name = ""
+
+    def __enter__(self) -> _Display:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("epochs"),
+            TimeElapsedColumn(),
+            TextColumn("ETA {task.fields[eta]}"),
+        )
+        self._bar.start()
+        total = self._runs * self._epochs
+        self._task = self._bar.add_task("", total=total, eta="-")
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._bar.stop()
+
+    @contextmanager
+    def stage(self, runs: int) -> Iterator[None]:
+        """A stage of so many runs."""
+        self._first, self._done, self._rows = True, 0, 0
+        yield
+        self._before += runs
+        self._done, self._rows = 0, 0
+        self._update()
+
+    def finished(self, done: Mapping[float, Any]) -> None:
+        """Tells which runs of the stage are over, in this process or another one."""
+        if self._first:
+            self._known += len(done)
+            self._first = False
+        self._done, self._rows = len(done), 0
+        self._update()
+
+    def begin(self, name: str) -> None:
+        """Starts a run."""
+        self._name, self._rows = name, 0
+        self._update()
+
+    def advance(self) -> None:
+        """Counts an epoch."""
+        self._rows += 1
+        self._update()
+
+    def end(self, outcome: Outcome) -> None:
+        """Ends a run with a line that says what came of it."""
+        self._rows = self._epochs
+        self._update()
+        number = self._before + self._done + 1
+        self._bar.console.print(
+            f"{number:{len(str(self._runs))}}/{self._runs}  {self._name:16}  "
+            f"{outcome.sentence()}  ETA {self._eta()}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
+    def _completed(self) -> int:
+        return (self._before + self._done) * self._epochs + self._rows
+
+    def _eta(self) -> str:
+        made = self._completed() - self._known * self._epochs
+        if made <= 0:
+            return "-"
+        left = self._runs * self._epochs - self._completed()
+        seconds = (time.monotonic() - self._start) / made * left
+        return str(timedelta(seconds=round(seconds)))
+
+    def _update(self) -> None:
+        name = f"{self._name} ({self._before + self._done}/{self._runs})"
+        self._bar.update(
+            self._task, description=name, completed=self._completed(), eta=self._eta()
+        )

@@ -98,55 +98,74 @@ def save_curves(rows: list[dict[str, Any]], title: str, path: Path) -> None:
 
 
 def save_comparison(
-    runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], title: str, path: Path
+    runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
+    title: str,
+    path: Path,
+    titles: Mapping[str, str] | None = None,
+    published: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Draws the test accuracy (or loss) and training loss of several optimizers.
 
     One row of panels for the methods that step along the gradient, one for those that
     step along its sign; each shows the others' lines in grey. A line is the mean over
-    an optimizer's runs, the band around it their range. What is not finite is left
-    out.
+    an optimizer's runs, the band around it their range. Published curves are dotted,
+    their bands mean ± standard deviation. What is not finite is left out.
 
     Args:
-        runs: for each optimizer's name, its runs: rows as for `save_curves`.
+        runs: for each optimizer's label (`name` or `name:...`), its runs: rows as for
+            `save_curves`.
         title: of the whole figure.
         path: the PNG to write.
+        titles: of the labels. Defaults to `None`: those of the names.
+        published: as `baselines.published` returns it, or None.
     """
+    titles = titles or {}
+    published = published or {}
     accurate = any(
         np.isfinite(_table(made, "test_accuracy")).any() for made in runs.values()
     )
     fields = ("test_accuracy" if accurate else "test_loss", "train_loss")
+    styles = line_styles(list(runs))
+    names = {label.partition(":")[0] for label in runs} | published.keys()
     groups = {
-        title: {name: colour for name, colour in colours.items() if name in runs}
-        for title, colours in DIRECTIONS.items()
+        heading: colours
+        for heading, colours in DIRECTIONS.items()
+        if colours.keys() & names
     }
-    groups = {title: colours for title, colours in groups.items() if colours}
-    figure = Figure(figsize=(10, 0.8 + 3 * len(groups)), layout="constrained", dpi=150)
+    figure = Figure(figsize=(12, 0.8 + 3 * len(groups)), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=12, fontweight="bold")
     panels = figure.subplots(len(groups), 2, sharex=True, sharey="col", squeeze=False)
+    epochs = max((len(rows) for made in runs.values() for rows in made), default=1)
     for (group, colours), row in zip(groups.items(), panels, strict=True):
+        mine = [label for label in runs if label.partition(":")[0] in colours]
         for axes, field in zip(row, fields, strict=True):
-            for name in (name for name in runs if name not in colours):
-                values = _table(runs[name], field)
+            for label in (label for label in runs if label not in mine):
+                values = _table(runs[label], field)
                 axes.plot(_mean(values), color="#dcdcdc", linewidth=1.0)
-            for name, colour in colours.items():
-                values = _table(runs[name], field)
+            for name in (name for name in colours if name in published):
+                _draw_published(axes, published[name], name, field, epochs)
+            for label in mine:
+                values = _table(runs[label], field)
+                colour, style = styles[label]
                 axes.plot(
-                    _mean(values), color=colour, linewidth=1.8, label=TITLES[name]
+                    _mean(values),
+                    color=colour,
+                    linestyle=style,
+                    linewidth=1.8,
+                    label=titles.get(label) or TITLES[label.partition(":")[0]],
                 )
                 low, high = np.fmin.reduce(values), np.fmax.reduce(values)
                 axes.fill_between(
                     np.arange(len(low)), low, high, color=colour, alpha=0.15, lw=0
                 )
             _plain(axes)
-        row[0].legend(
+        row[1].legend(
             title=group,
             alignment="left",
-            loc="lower right" if accurate else "upper right",
-            ncols=2,
-            framealpha=0.8,
-            edgecolor="none",
+            loc="upper left",
+            bbox_to_anchor=(1.02, 1.0),
+            frameon=False,
         )
     for axes, field in zip(panels[0], fields, strict=True):
         name = field.replace("_", " ").replace("train ", "training ")
@@ -159,6 +178,166 @@ def save_comparison(
     else:
         _logarithmic(first)
     _logarithmic(loss)
+    with replacing(path) as temporary:
+        figure.savefig(temporary)
+
+
+def line_styles(labels: Sequence[str]) -> dict[str, tuple[str, Any]]:
+    """A colour for each optimizer, and a line style that tells its variants apart."""
+    colours = {
+        name: colour for group in DIRECTIONS.values() for name, colour in group.items()
+    }
+    styles = ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)))
+    seen: dict[str, int] = {}
+    result = {}
+    for label in labels:
+        name = label.partition(":")[0]
+        number = seen[name] = seen.get(name, -1) + 1
+        result[label] = colours[name], styles[number % len(styles)]
+    return result
+
+
+def _draw_published(
+    axes: Axes, curve: Mapping[str, Any], name: str, field: str, epochs: int
+) -> None:
+    """One of DeepOBS' curves, as long as ours."""
+    key = field.replace("accuracy", "accuracies").replace("loss", "losses")
+    mean, deviation = (
+        np.asarray(curve[f"{key}_{part}"][:epochs]) for part in ("mean", "std")
+    )
+    (colour, _) = line_styles([name])[name]
+    title = TITLES[name] + (" 0.99" if name == "momentum" else "")
+    axes.plot(
+        mean, ":", color=colour, linewidth=1.8, label=f"{title}, published (DeepOBS)"
+    )
+    axes.fill_between(
+        np.arange(len(mean)),
+        mean - deviation,
+        mean + deviation,
+        color=colour,
+        alpha=0.15,
+        lw=0,
+    )
+
+
+def save_sensitivity(
+    tried: Sequence[Mapping[str, Any]],
+    results: Sequence[Mapping[str, Any]],
+    title: str,
+    accurate: bool,
+    titles: Mapping[str, str],
+    path: Path,
+) -> None:
+    """Draws the final test accuracy (or loss) against the learning rate.
+
+    A panel for each direction, as in `save_comparison`. Filled circles are runs that
+    went through, hollow ones were stopped as hopeless (their last value), crosses at
+    the worst end diverged or failed. A star is the mean of the runs with the best
+    rate, its bar their standard deviation; stars stand a little aside of their rates
+    where they would hide each other.
+
+    Args:
+        tried: dicts with `optimizer` (label), `learning_rate`, `ended`,
+            `test_accuracy` and `test_loss`.
+        results: the same of the runs with the best rate.
+        title: of the whole figure.
+        accurate: whether the problem has an accuracy.
+        titles: of the labels.
+        path: the PNG to write.
+    """
+    field = "test_accuracy" if accurate else "test_loss"
+    labels = list(dict.fromkeys(row["optimizer"] for row in tried))
+    styles = line_styles(labels)
+    groups = {
+        heading: mine
+        for heading, colours in DIRECTIONS.items()
+        if (mine := [x for x in labels if x.partition(":")[0] in colours])
+    }
+    figure = Figure(figsize=(6 * len(groups), 4.8), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=12, fontweight="bold")
+    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    all_rates = [row["learning_rate"] for row in tried]
+    for (group, mine), axes in zip(groups.items(), panels, strict=True):
+        for label in mine:
+            colour, style = styles[label]
+            rows = sorted(
+                (row for row in tried if row["optimizer"] == label),
+                key=lambda row: row["learning_rate"],
+            )
+            finite = [
+                row
+                for row in rows
+                if row["ended"] in ("completed", "stopped") and np.isfinite(row[field])
+            ]
+            rates = [row["learning_rate"] for row in finite]
+            values = [row[field] for row in finite]
+            axes.plot(
+                rates,
+                values,
+                linestyle=style,
+                color=colour,
+                linewidth=1.4,
+                zorder=2,
+                label=titles[label],
+            )
+            for ended, fill in (("completed", colour), ("stopped", "white")):
+                points = [
+                    (r, v)
+                    for r, v, row in zip(rates, values, finite)
+                    if row["ended"] == ended
+                ]
+                axes.scatter(
+                    *np.reshape(points, (-1, 2)).T,
+                    s=22,
+                    facecolors=fill,
+                    edgecolors=colour,
+                    zorder=3,
+                )
+            bad = [row["learning_rate"] for row in rows if row not in finite]
+            height = 0.02 + 0.03 * labels.index(label)
+            height = height if accurate else 1 - height
+            axes.scatter(
+                bad,
+                [height] * len(bad),
+                marker="x",
+                s=24,
+                color=colour,
+                transform=axes.get_xaxis_transform(),
+                zorder=3,
+            )
+            chosen = [
+                row
+                for row in results
+                if row["optimizer"] == label and row["ended"] == "completed"
+            ]
+            scores = [row[field] for row in chosen]
+            if scores:
+                aside = 10 ** (0.07 * (mine.index(label) - (len(mine) - 1) / 2))
+                axes.errorbar(
+                    chosen[0]["learning_rate"] * aside,
+                    np.mean(scores),
+                    np.std(scores, ddof=1) if len(scores) > 1 else 0,
+                    fmt="*",
+                    markersize=13,
+                    markeredgecolor="white",
+                    color=colour,
+                    capsize=3,
+                    zorder=4,
+                )
+        _plain_grid(axes)
+        axes.set(
+            xscale="log",
+            xlim=(min(all_rates) / 1.5, max(all_rates) * 1.5),
+            xlabel="learning rate",
+            title=group,
+        )
+        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, frameon=False)
+    panels[0].set_ylabel(f"final {field.replace('_', ' ')}")
+    if accurate:
+        _spread_near_one(panels)
+    else:
+        _logarithmic(panels[0])
     with replacing(path) as temporary:
         figure.savefig(temporary)
 
@@ -199,6 +378,10 @@ def _table(runs: Sequence[Sequence[Mapping[str, Any]]], field: str) -> np.ndarra
 
 def _plain(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    _plain_grid(axes)
+
+
+def _plain_grid(axes: Axes) -> None:
     axes.margins(x=0.02)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import keras
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,9 +34,9 @@ def run(*flags, cwd, script="train.py", **environment):
     return process.returncode, output, errors
 
 
-def kill_when(path, *flags, cwd, delay=0.0):
+def kill_when(path, *flags, cwd, delay=0.0, script="train.py"):
     """Starts the command and sends SIGKILL once `path` exists."""
-    process = start(*flags, cwd=cwd)
+    process = start(*flags, cwd=cwd, script=script)
     deadline = time.monotonic() + 120
     while not path.exists() and process.poll() is None:
         assert time.monotonic() < deadline
@@ -126,7 +127,8 @@ def test_other_backends(tmp_path, backend):
 
 
 def test_compare(tmp_path):
-    flags = ("--optimizers=ssd,sgd", "--seeds=4", *TINY[1:], "--config.epochs=1")
+    flags = ("--notune", "--optimizers=ssd,sgd:learning_rate=0.1", "--seeds=4",
+             *TINY[1:], "--config.epochs=1")  # fmt: skip
     code, output, errors = run(*flags, cwd=tmp_path, script="compare.py")
     assert code == 0, errors
     assert "2/2  SGD, seed 4" in output and "Traceback" not in errors
@@ -135,12 +137,46 @@ def test_compare(tmp_path):
     assert len((folder / "results.csv").read_text().splitlines()) == 3
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="once is enough")
+def test_tuning_killed_and_then_shared_by_two_processes(tmp_path):
+    flags = ("--optimizers=ssd", "--seeds=0,1", "--config.epochs=1",
+             "--config.train_examples=32", "--config.test_examples=20")  # fmt: skip
+    folder = tmp_path / "runs" / "compare-digits-quick"
+    running = folder / "tuning" / "ssd" / "rate0.000158" / "config.json"
+    kill_when(running, *flags, cwd=tmp_path, script="compare.py")
+    assert not (folder / "results.json").exists()
+
+    both = [start(*flags, cwd=tmp_path, script="compare.py") for _ in range(2)]
+    ends = [process.communicate(timeout=300) for process in both]
+    for process, (output, errors) in zip(both, ends, strict=True):
+        assert process.returncode == 0, errors
+        assert "Results in" in output and "Traceback" not in errors
+    results = json.loads((folder / "results.json").read_text())
+    rates = [run["learning_rate"] for run in results["tuning"]]
+    assert len(rates) == len(set(rates)) == 12
+    assert {run["seed"] for run in results["results"]} == {0, 1}
+    assert results["budget"]["name"] == "custom"
+    # Nothing was done twice but the run that was killed.
+    lines = "".join(output for output, _ in ends).splitlines()
+    for seed in (0, 1):
+        assert sum("/14  SSD" in x and f"SSD, seed {seed} " in x for x in lines) == 1
+    assert sum("/14  SSD, rate" in x for x in lines) == 10
+
+
 @pytest.mark.parametrize(
     "flag, message",
-    [("--seeds=0,x", "--seeds=0,1,2"), ("--optimizers=sdg", "Received: sdg")],
+    [
+        ("--seeds=0,x", "--seeds=0,1,2"),
+        ("--optimizers=sdg", "Received: sdg"),
+        ("--budget=huge", "quick|standard|full"),
+        ("--storage=nosuch://x", "--storage must be a file or"),
+        ("--target=2", "target must be an accuracy in (0, 1]"),
+    ],
 )
 def test_errors_of_compare(tmp_path, flag, message):
     code, output, errors = run(flag, cwd=tmp_path, script="compare.py")
     assert code == 1
     assert message in output + errors and "Traceback" not in output + errors
-    assert os.listdir(tmp_path) == []
+    if "--storage" not in flag:
+        assert os.listdir(tmp_path) == []

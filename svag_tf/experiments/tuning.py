@@ -1,0 +1,418 @@
+"""Budgets of a comparison, and runs that several processes share through Optuna."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import json
+import math
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import keras
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from svag_tf.experiments.baselines import published
+from svag_tf.experiments.errors import ExperimentError
+
+# DeepOBS' grid: 36 rates from 1e-5 to 1e2, a factor of 10^0.2 apart.
+GRID = tuple(float(rate) for rate in np.logspace(-5, 2, 36))
+HEARTBEAT = 30  # seconds between two signs of life of a run
+GRACE = 150  # seconds without one after which a run counts as dead
+POLL = 1.0  # seconds between looks at the runs of other processes
+STORAGE_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a comparison may cost.
+
+    Attributes:
+        name: of the budget.
+        epochs: at most so many; None: as the config says.
+        train_examples: only the first so many, None: all.
+        test_examples: the same of the test set.
+        stride: every so many-th rate of `GRID` is tried.
+        seeds: runs with the best rate.
+    """
+
+    name: str
+    epochs: int | None
+    train_examples: int | None
+    test_examples: int | None
+    stride: int
+    seeds: int
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates that are tried, rising."""
+        return GRID[:: self.stride]
+
+
+BUDGETS = {
+    budget.name: budget
+    for budget in (
+        Budget("quick", 4, 2000, 1000, stride=3, seeds=3),
+        Budget("standard", 20, None, None, stride=2, seeds=5),
+        Budget("full", None, None, None, stride=1, seeds=10),
+    )
+}
+
+
+def budgeted(
+    config: Mapping[str, Any],
+    budget: Budget,
+    examples: tuple[int, int],
+    kept: Sequence[str] = (),
+) -> dict[str, Any]:
+    """A config whose length and data are those of a budget.
+
+    Args:
+        config: nested dicts.
+        budget: one of `BUDGETS`.
+        examples: sizes of the whole training and test set.
+        kept: fields that the user has set and that stay as they are.
+    """
+    result = copy.deepcopy(dict(config))
+    if budget.epochs is not None and "epochs" not in kept:
+        result["epochs"] = min(result["epochs"], budget.epochs)
+    for name, n in zip(("train_examples", "test_examples"), examples):
+        limit = getattr(budget, name)
+        if limit is not None and name not in kept:
+            limit = min(limit, result[name] or n)
+            result[name] = limit if limit < n else None
+    return result
+
+
+def describe(
+    config: Mapping[str, Any],
+    protocol: Mapping[str, Any],
+    budget: Budget | None,
+    examples: tuple[int, int],
+    seeds: Sequence[int],
+) -> dict[str, Any]:
+    """Which budget a comparison has really had.
+
+    Args:
+        config: with which it runs.
+        protocol: the config as its file has it.
+        budget: the budget it was asked for; None: nothing is tuned.
+        examples: sizes of the whole training and test set.
+        seeds: of the runs with the best rate.
+
+    Returns:
+        `name`: of the budget, "none", or "custom" if anything differs from the
+        budget, which `changed` then lists; `asked`, the budget's own name; `epochs`,
+        `train_examples` and `test_examples`, each also as `whole_*`; `batch_size`,
+        `seeds` and `learning_rates`.
+    """
+    curves = published(config["problem"]).get("sgd", {})
+    whole = {
+        "epochs": curves.get("epochs", protocol["epochs"]),
+        "batch_size": curves.get("batch_size", protocol["batch_size"]),
+        "train_examples": None,
+        "test_examples": None,
+    }
+    changed = []
+    if budget is not None:
+        expected = budgeted(whole, budget, examples)
+        changed = [
+            f"{name} is {config[name] or 'all'}, not {value or 'all'}"
+            for name, value in expected.items()
+            if config[name] != value
+        ]
+        if len(seeds) < budget.seeds:
+            changed.append(f"{len(seeds)} seeds, not {budget.seeds}")
+    asked = budget.name if budget else "none"
+    return {
+        "name": "custom" if changed else asked,
+        "asked": asked,
+        "changed": changed,
+        "epochs": config["epochs"],
+        "whole_epochs": whole["epochs"],
+        "train_examples": config["train_examples"] or examples[0],
+        "whole_train_examples": examples[0],
+        "test_examples": config["test_examples"] or examples[1],
+        "whole_test_examples": examples[1],
+        "batch_size": config["batch_size"],
+        "seeds": list(seeds),
+        "learning_rates": list(budget.rates) if budget else [],
+    }
+
+
+def outwards(rates: Sequence[float], start: float) -> list[float]:
+    """The rates in the order in which they are tried: those near `start` first.
+
+    What is hopeless is then soon known.
+    """
+    return sorted(rates, key=lambda rate: abs(math.log(rate / start)))
+
+
+class NotQueuedError(Exception):
+    """A trial that nobody asked for, or that another process has made already."""
+
+
+class Storage:
+    """Where the runs of a comparison are kept: a file or any SQL database.
+
+    Use it as a context: meanwhile this process counts as alive.
+
+    Args:
+        place: a file, which need not exist, or a URL that SQLAlchemy understands.
+        workdir: existing folder of the comparison.
+
+    Raises:
+        ExperimentError: if the storage cannot be used.
+    """
+
+    def __init__(self, place: str, workdir: Path):
+        self.url = place if "://" in place else f"sqlite:///{Path(place).absolute()}"
+        self.lock = filelock.FileLock(workdir / ".queue.lock")
+        self.worker = uuid.uuid4().hex
+        self._workers = workdir / ".workers"
+        try:
+            self.shown = make_url(self.url).render_as_string(hide_password=True)
+            with self.lock:
+                self._storage = self._connected()
+        except (ImportError, ValueError, OSError, *STORAGE_ERRORS) as error:
+            raise self._unusable(error) from error
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Marks this process as alive, so that others leave its runs alone."""
+        self._workers.mkdir(exist_ok=True)
+        path = self._workers / f"{self.worker}.lock"
+        try:
+            with filelock.FileLock(path):
+                yield
+        except STORAGE_ERRORS as error:
+            raise self._unusable(error) from error
+        finally:
+            path.unlink(missing_ok=True)
+
+    def study(
+        self, name: str, config: Mapping[str, Any], maximize: bool, pruner: Any
+    ) -> optuna.Study:
+        """The study of this name and config; it is made if there is none.
+
+        Two configs never share a study, nor do two backends. `data_dir` may differ:
+        another machine has its data elsewhere.
+        """
+        content = {
+            "config": {k: v for k, v in config.items() if k != "data_dir"},
+            "backend": keras.backend.backend(),
+        }
+        text = json.dumps(content, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        try:
+            with self.lock:
+                study = optuna.create_study(
+                    storage=self._storage,
+                    sampler=optuna.samplers.RandomSampler(seed=0),
+                    pruner=pruner,
+                    study_name=f"{name} {digest}",
+                    direction="maximize" if maximize else "minimize",
+                    load_if_exists=True,
+                )
+                if "config" not in study.user_attrs:
+                    for key, value in content.items():
+                        study.set_user_attr(key, value)
+        except STORAGE_ERRORS as error:
+            raise self._unusable(error) from error
+        return study
+
+    def is_dead(self, trial: FrozenTrial) -> bool:
+        """Whether the process that makes a trial has ended, as far as is known here.
+
+        Processes with another workdir are judged by Optuna's heartbeat alone.
+        """
+        worker = trial.user_attrs.get("worker")
+        if worker is None:  # it has just begun, or was killed as it began
+            start = trial.datetime_start
+            return start is not None and time.time() - start.timestamp() > GRACE
+        path = self._workers / f"{worker}.lock"
+        if worker == self.worker or not path.exists():
+            return False
+        try:
+            with filelock.FileLock(path, blocking=False):
+                return True
+        except filelock.Timeout:
+            return False
+
+    def _connected(self) -> optuna.storages.RDBStorage:
+        sqlite = self.url.startswith("sqlite")
+        tries = 5
+        for attempt in range(tries):
+            try:
+                with warnings.catch_warnings():  # Optuna's heartbeat is experimental
+                    warnings.simplefilter(
+                        "ignore", optuna.exceptions.ExperimentalWarning
+                    )
+                    return optuna.storages.RDBStorage(
+                        self.url,
+                        engine_kwargs=(
+                            {"connect_args": {"timeout": 100}} if sqlite else None
+                        ),
+                        heartbeat_interval=HEARTBEAT,
+                        grace_period=GRACE,
+                    )
+            except DBAPIError:
+                # Another machine may be making the tables at this moment.
+                if sqlite or attempt == tries - 1:
+                    raise
+                time.sleep(1)
+        raise AssertionError
+
+    def _unusable(self, error: Exception) -> ExperimentError:
+        where = getattr(self, "shown", "what --storage names")
+        cause = error.__cause__ or error
+        text = str(getattr(cause, "orig", None) or cause).splitlines()[0]
+        return ExperimentError(
+            f"The runs cannot be kept in {where}: {text}. --storage must be a file or "
+            "the URL of an SQL database, such as postgresql://user@host/name."
+        )
+
+
+class Queue:
+    """The runs of one optimizer, one for each of some values.
+
+    Every process that works on a queue takes the next value that is free. What a
+    process that has ended left undone is free again.
+
+    Args:
+        storage: where the study is.
+        study: from `Storage.study`.
+        parameter: "learning_rate" or "seed".
+        values: in the order in which they are taken.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        study: optuna.Study,
+        parameter: str,
+        values: Sequence[float],
+    ):
+        self._storage, self._study = storage, study
+        self._parameter, self._values = parameter, list(values)
+
+    def finished(self) -> dict[float, FrozenTrial]:
+        """The last finished trial of each value that has one."""
+        states = (TrialState.COMPLETE, TrialState.PRUNED)
+        result = {}
+        for trial in self._study.get_trials(deepcopy=False, states=states):
+            value = self._value(trial)
+            if value is not None:
+                result[value] = trial
+        return {value: result[value] for value in self._values if value in result}
+
+    def retry(self) -> None:
+        """Lets those that failed (not those that diverged) be made again."""
+        for value, trial in self.finished().items():
+            if trial.user_attrs["outcome"] == "failed":
+                self._enqueue(value)
+
+    def work(
+        self,
+        run: Callable[[optuna.Trial, float], float],
+        waiting: Callable[[dict[float, FrozenTrial]], None],
+    ) -> dict[float, FrozenTrial]:
+        """Makes runs until every value has one.
+
+        Args:
+            run: makes the run of a value, returns its result.
+            waiting: called with what is finished before each run, and again and
+                again while other processes make the last ones.
+
+        Returns:
+            The trial of each value.
+        """
+
+        def objective(trial: optuna.Trial) -> float:
+            if not trial.user_attrs.get("queued"):
+                raise NotQueuedError
+            trial.set_user_attr("worker", self._storage.worker)
+            if self._parameter == "seed":
+                value: float = trial.suggest_int("seed", 0, 2**32 - 1)
+            else:
+                low, high = GRID[0], GRID[-1]
+                value = trial.suggest_float(self._parameter, low, high, log=True)
+            index = self._index(value)
+            if index is None or self._taken(trial, value):
+                raise NotQueuedError
+            return run(trial, self._values[index])
+
+        while True:
+            with self._storage.lock:
+                queued = self._fill()
+            done = self.finished()
+            waiting(done)
+            if queued:
+                self._study.optimize(objective, n_trials=1, catch=(NotQueuedError,))
+            elif len(done) == len(self._values):
+                return done
+            else:
+                time.sleep(POLL)
+
+    def _fill(self) -> bool:
+        """Queues what nobody has made or is making. Says whether anything waits."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            optuna.storages.fail_stale_trials(self._study)
+        taken = set()
+        queued = False
+        for trial in self._study.get_trials(deepcopy=False):
+            if trial.state == TrialState.FAIL:
+                continue
+            if trial.state == TrialState.RUNNING and self._storage.is_dead(trial):
+                with contextlib.suppress(ValueError):  # another one was quicker
+                    self._study.tell(trial.number, state=TrialState.FAIL)
+                continue
+            queued = queued or trial.state == TrialState.WAITING
+            taken.add(self._value(trial))
+        for value in self._values:
+            if value not in taken:
+                self._enqueue(value)
+                queued = True
+        return queued
+
+    def _enqueue(self, value: float) -> None:
+        self._study.enqueue_trial({self._parameter: value}, user_attrs={"queued": True})
+
+    def _value(self, trial: FrozenTrial) -> float | None:
+        """Which of our values a trial has; None if it has another one."""
+        if self._parameter in trial.params:
+            index = self._index(trial.params[self._parameter])
+        elif "fixed_params" in trial.system_attrs:  # it waits, or has just begun
+            index = self._index(trial.system_attrs["fixed_params"][self._parameter])
+        else:
+            return None
+        return None if index is None else self._values[index]
+
+    def _index(self, value: float) -> Any:
+        """The place of a value, which a database may have rounded."""
+        for i, other in enumerate(self._values):
+            if math.isclose(value, other, rel_tol=1e-6):
+                return i
+        return None
+
+    def _taken(self, trial: optuna.Trial, value: float) -> bool:
+        """Whether another process came first: possible without a common workdir."""
+        return any(
+            other.number < trial.number
+            and other.state == TrialState.RUNNING
+            and self._value(other) == self._values[self._index(value)]
+            and not self._storage.is_dead(other)
+            for other in self._study.get_trials(deepcopy=False)
+        )

@@ -1,0 +1,115 @@
+"""Optimizers of a comparison, each with arguments of its own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from svag_tf.experiments.config import FIELDS
+from svag_tf.experiments.errors import ExperimentError
+from svag_tf.experiments.optimizers import OPTIMIZERS, TITLES
+
+ARGUMENTS = tuple(
+    name.removeprefix("optimizer.")
+    for name in FIELDS
+    if name.startswith("optimizer.") and name != "optimizer.name"
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An optimizer and the arguments that it alone gets.
+
+    Attributes:
+        name: of `OPTIMIZERS`.
+        arguments: names and values of fields of the config's `optimizer`.
+    """
+
+    name: str
+    arguments: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def label(self) -> str:
+        """As it is written on the command line: `adam:epsilon=1e-08`."""
+        parts = [self.name, *(f"{k}={_shown(v)}" for k, v in self.arguments)]
+        return ":".join(parts)
+
+    @property
+    def folder(self) -> str:
+        """The label as part of a folder's name."""
+        return self.label.replace(":", "-")
+
+    @property
+    def learning_rate(self) -> float | None:
+        """Its own learning rate, or None."""
+        return dict(self.arguments).get("learning_rate")
+
+
+def parse_variant(text: str) -> Variant:
+    """Reads `name` or `name:argument=value:argument=value`.
+
+    Args:
+        text: such as `"adam"` or `"momentum:momentum=0.99:learning_rate=0.0025"`.
+
+    Raises:
+        ExperimentError: if the optimizer or an argument is unknown, or a value has
+            not the argument's type. Ranges are checked with the config.
+
+    Example:
+
+    >>> parse_variant("adam:epsilon=1e-8").arguments
+    (('epsilon', 1e-08),)
+    """
+    name, *parts = text.split(":")
+    if name not in OPTIMIZERS:
+        raise ExperimentError(
+            f"optimizers must be of {', '.join(OPTIMIZERS)}. Received: {name}"
+        )
+    arguments: dict[str, Any] = {}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if not equals or key not in ARGUMENTS or key in arguments:
+            raise ExperimentError(
+                f"An optimizer's arguments are written {name}:argument=value, each "
+                f"once, with arguments of {', '.join(ARGUMENTS)}. Received: {text}"
+            )
+        arguments[key] = _value(key, value, text)
+    return Variant(name, tuple(arguments.items()))
+
+
+def titles(variants: Sequence[Variant]) -> dict[str, str]:
+    """How tables and figures name the variants, by their labels.
+
+    Names as the papers write them, with arguments in brackets. The learning rate is
+    one of them only if nothing else tells two variants apart.
+    """
+
+    def title(variant: Variant, all_arguments: bool) -> str:
+        shown = ", ".join(
+            f"{key.replace('_', ' ')} {_shown(value)}"
+            for key, value in variant.arguments
+            if all_arguments or key != "learning_rate"
+        )
+        return TITLES[variant.name] + (f" ({shown})" if shown else "")
+
+    count = Counter(title(variant, False) for variant in variants)
+    return {v.label: title(v, count[title(v, False)] > 1) for v in variants}
+
+
+def _value(key: str, text: str, whole: str) -> Any:
+    kind = FIELDS[f"optimizer.{key}"].type
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        return kind(text)
+    except (KeyError, ValueError):
+        expected = FIELDS[f"optimizer.{key}"].expected
+        raise ExperimentError(
+            f"optimizer.{key} must be {expected}. Received: {whole}"
+        ) from None
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,239 @@
+"""Budgets and what they may be called; runs that processes share."""
+
+import sqlite3
+
+import filelock
+import optuna
+import pytest
+
+from svag_tf.experiments.baselines import published
+from svag_tf.experiments.errors import ExperimentError
+from svag_tf.experiments.tuning import (
+    BUDGETS,
+    GRID,
+    Queue,
+    Storage,
+    budgeted,
+    describe,
+    outwards,
+)
+
+P1 = {"problem": "fmnist_2c2d", "epochs": 100, "batch_size": 128,
+      "train_examples": None, "test_examples": None}  # fmt: skip
+SIZES = 60_000, 10_000
+
+
+def test_the_grid_is_that_of_deepobs():
+    assert len(GRID) == 36
+    for problem in ("fmnist_2c2d", "tolstoi_char_rnn", "quadratic_deep"):
+        for curve in published(problem).values():
+            rate = curve["learning_rate"]
+            assert min(abs(other / rate - 1) for other in GRID) < 1e-12
+    for budget in BUDGETS.values():
+        assert set(budget.rates) <= set(GRID)
+    assert [len(budget.rates) for budget in BUDGETS.values()] == [12, 18, 36]
+
+
+def described(name, seeds=None, kept=(), problem="fmnist_2c2d", **fields):
+    budget, protocol = BUDGETS[name], P1 | {"problem": problem}
+    config = budgeted(protocol | fields, budget, SIZES, kept)
+    seeds = range(budget.seeds) if seeds is None else seeds
+    return describe(config, protocol, budget, SIZES, seeds)
+
+
+def test_the_budgets():
+    quick, standard, full = (described(name) for name in BUDGETS)
+    assert [d["name"] for d in (quick, standard, full)] == list(BUDGETS)
+    assert (quick["epochs"], quick["train_examples"], quick["test_examples"]) == (
+        4,
+        2000,
+        1000,
+    )
+    assert (standard["epochs"], standard["train_examples"]) == (20, 60_000)
+    assert (full["epochs"], full["train_examples"]) == (100, 60_000)
+    assert len(full["seeds"]) == 10 and full["learning_rates"] == list(GRID)
+    # What is smaller than a budget is taken whole.
+    config = budgeted(P1 | {"epochs": 3}, BUDGETS["quick"], (1437, 360))
+    assert config["epochs"] == 3
+    assert config["train_examples"] is None and config["test_examples"] is None
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"epochs": 1, "kept": ["epochs"]},
+        {"epochs": 99},
+        {"train_examples": 2000},
+        {"test_examples": 100},
+        {"batch_size": 64},
+        {"seeds": range(3)},
+        {"problem": "digits", "epochs": 4, "kept": ["epochs"]},
+    ],
+)
+def test_what_is_less_than_full_is_not_called_full(settings):
+    described_so = described("full", **settings)
+    assert described_so["name"] == "custom" and described_so["changed"]
+
+
+def test_what_the_user_has_set_stays():
+    kept = described("quick", kept=["epochs", "train_examples"], epochs=7,
+                     train_examples=10)  # fmt: skip
+    assert (kept["epochs"], kept["train_examples"], kept["test_examples"]) == (
+        7,
+        10,
+        1000,
+    )
+    assert kept["name"] == "custom" and kept["asked"] == "quick"
+    assert "epochs is 7, not 4" in kept["changed"]
+    same = described("quick", kept=["epochs"], epochs=4)
+    assert same["name"] == "quick"
+
+
+def test_rates_near_the_default_come_first():
+    order = outwards([0.01, 0.1, 1.0, 10.0], 0.2)
+    assert order == [0.1, 1.0, 0.01, 10.0]
+
+
+def queue(storage, values=(1e-2, 1e-1, 1.0), parameter="learning_rate", config=None):
+    study = storage.study("a", config or {}, True, optuna.pruners.NopPruner())
+    return Queue(storage, study, parameter, values), study
+
+
+def made(trial, value):
+    trial.set_user_attr("outcome", "completed")
+    return -value
+
+
+def nothing(done):
+    pass
+
+
+def test_every_value_is_run_once_and_remembered(tmp_path):
+    storage = Storage(str(tmp_path / "s.db"), tmp_path)
+    values, seen = (1.0, 0.1, 0.01), []
+    with storage.opened():
+        jobs, _ = queue(storage, values)
+
+        def run(trial, value):
+            seen.append(value)
+            return made(trial, value)
+
+        done = jobs.work(run, nothing)
+    assert seen == list(values) == list(done)
+    assert [trial.value for trial in done.values()] == [-1.0, -0.1, -0.01]
+    again = Storage(str(tmp_path / "s.db"), tmp_path)
+    with again.opened():
+        jobs, _ = queue(again, (*values, 10.0))
+        assert list(jobs.work(run, nothing)) == [*values, 10.0]
+    assert seen == [*values, 10.0]
+
+
+def test_other_configs_have_other_studies_and_data_may_lie_elsewhere(tmp_path):
+    storage = Storage(str(tmp_path / "s.db"), tmp_path)
+    names = [
+        queue(storage, config=config)[1].study_name
+        for config in (
+            {"epochs": 1, "data_dir": "a"},
+            {"epochs": 1, "data_dir": "b"},
+            {"epochs": 2, "data_dir": "a"},
+        )
+    ]
+    assert names[0] == names[1] != names[2]
+
+
+def test_the_run_of_a_dead_process_is_made_again_that_of_a_living_is_not(tmp_path):
+    mine = Storage(str(tmp_path / "s.db"), tmp_path)
+    other = Storage(str(tmp_path / "s.db"), tmp_path)
+    seen = []
+
+    class Stop(BaseException):
+        pass
+
+    with mine.opened():
+        jobs, study = queue(mine)
+        life = filelock.FileLock(tmp_path / ".workers" / f"{other.worker}.lock")
+        life.acquire()
+
+        def die(trial, value):
+            raise Stop
+
+        jobs_of_other, _ = queue(other)
+        with pytest.raises(Stop):
+            jobs_of_other.work(die, nothing)
+        (running,) = study.get_trials(states=[optuna.trial.TrialState.RUNNING])
+        assert running.params["learning_rate"] == pytest.approx(1e-2)
+        assert not mine.is_dead(running)
+
+        waits = []
+
+        def waiting(done):
+            waits.append(len(done))
+            if len(done) == 2 and waits.count(2) > 1:
+                life.release()
+
+        def run(trial, value):
+            seen.append(value)
+            return made(trial, value)
+
+        done = jobs.work(run, waiting)
+    assert seen == [0.1, 1.0, 0.01]  # while it lived, its rate was left alone
+    assert len(done) == 3
+
+
+def test_a_retry_makes_only_what_failed(tmp_path):
+    storage = Storage(str(tmp_path / "s.db"), tmp_path)
+    seen = []
+
+    def run(trial, value):
+        seen.append(value)
+        ended = {0.1: "failed", 1.0: "diverged"}.get(value, "completed")
+        trial.set_user_attr("outcome", ended if len(seen) < 4 else "completed")
+        return 0.0
+
+    with storage.opened():
+        jobs, _ = queue(storage)
+        jobs.work(run, nothing)
+        jobs.retry()
+        done = jobs.work(run, nothing)
+    assert seen == [0.01, 0.1, 1.0, 0.1]
+    assert done[0.1].user_attrs["outcome"] == "completed"
+
+
+def test_an_interrupted_run_is_free_again(tmp_path):
+    storage = Storage(str(tmp_path / "s.db"), tmp_path)
+
+    def interrupted(trial, value):
+        raise KeyboardInterrupt
+
+    with storage.opened():
+        jobs, _ = queue(storage, (5, 2**32 - 1), "seed")
+        with pytest.raises(KeyboardInterrupt):
+            jobs.work(interrupted, nothing)
+        assert list(jobs.work(made, nothing)) == [5, 2**32 - 1]
+
+
+@pytest.mark.parametrize(
+    "place, message",
+    [
+        ("nosuch://host/x", "nosuch"),
+        ("postgresql+nosuch://u:secret@host/x", "nosuch"),
+        ("{tmp}/no/folder/s.db", "unable to open"),
+        ("{tmp}/text.db", "not a database"),
+    ],
+)
+def test_a_storage_that_cannot_be_used(tmp_path, place, message):
+    (tmp_path / "text.db").write_text("this is no database\n" * 100)
+    with pytest.raises(ExperimentError, match=message) as error:
+        Storage(place.format(tmp=tmp_path), tmp_path)
+    assert "--storage must be" in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+def test_any_database_url_is_taken(tmp_path):
+    path = tmp_path / "url.db"
+    storage = Storage(f"sqlite:///{path}", tmp_path)
+    with storage.opened():
+        queue(storage)[0].work(made, nothing)
+    with sqlite3.connect(path) as connection:
+        (count,) = connection.execute("select count(*) from trials").fetchone()
+    assert count == 3
