@@ -21,9 +21,11 @@ EXPERIMENTS = [
     "filelock>=3.15",
     "matplotlib>=3.9",
     "ml_collections>=1.0",
+    "optuna>=4.0",
     "rich>=13.0",
     "scikit-learn>=1.5",
     "scipy>=1.13",
+    "sqlalchemy>=2.0",
     "tensorboard>=2.18",
 ]
 TEST = [*EXPERIMENTS, "hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.5"]

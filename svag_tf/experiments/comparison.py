@@ -110,8 +110,14 @@ def compare(
     plan = _planned(config, optimizers, workdir, budget, seeds, protocol, kept)
     _check_target(plan, target)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    fresh = not workdir.exists()
     workdir.mkdir(parents=True, exist_ok=True)
-    keep = Storage(storage or str(workdir / "study.db"), workdir)
+    try:
+        keep = Storage(storage or str(workdir / "study.db"), workdir)
+    except ExperimentError:
+        if fresh:
+            shutil.rmtree(workdir)
+        raise
     if not (workdir / CONFIG).exists():
         write_json(workdir / CONFIG, plan.common)
     start = time.monotonic()

@@ -436,7 +436,7 @@ def _budget_text(budget: Mapping[str, Any]) -> str:
 
     seeds = budget["seeds"]
     facts = [
-        f"{budget['epochs']} epochs"
+        f"{budget['epochs']} epoch{'s' * (budget['epochs'] > 1)}"
         + (
             f" where the full protocol has {budget['whole_epochs']}"
             if budget["epochs"] != budget["whole_epochs"]

@@ -178,5 +178,4 @@ def test_errors_of_compare(tmp_path, flag, message):
     code, output, errors = run(flag, cwd=tmp_path, script="compare.py")
     assert code == 1
     assert message in output + errors and "Traceback" not in output + errors
-    if "--storage" not in flag:
-        assert os.listdir(tmp_path) == []
+    assert not list(tmp_path.glob("runs/*"))
