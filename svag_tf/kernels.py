@@ -2,8 +2,8 @@
 
 A kernel reads a variable, its slots and its gradient and writes the variable and the
 slots. XLA compiles it into loops over the memory of the variables themselves: nothing
-of a variable's size is allocated. It is compiled once for each shape, dtype and rule and
-shared by all variables and optimizers of the process: it takes the variables as
+of a variable's size is allocated. It is compiled once for each shape, dtype and rule
+and shared by all variables and optimizers of the process: it takes the variables as
 arguments and captures none, so that it can be called from any graph.
 
 Where XLA does not serve, the rule runs op by op, with the same numbers up to
@@ -49,7 +49,7 @@ class Kernel(NamedTuple):
         """The new values of a variable and its slots."""
         for step in self.steps:
             new = step(gradient, scalars, *values)
-            values = [x if y is None else y for x, y in zip(values, new)]
+            values = tuple(x if y is None else y for x, y in zip(values, new))
         return values
 
 

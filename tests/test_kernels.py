@@ -65,36 +65,49 @@ def test_compiled_and_op_by_op_give_the_same_numbers(variant, weight_decay):
 
 
 def optimized_hlo(optimizer, theta):
-    """What XLA makes of an optimizer's kernel for a variable."""
+    """What XLA makes of an optimizer's kernel for a variable: text of each program."""
     kernels._COMPILED.clear()
     optimizer.apply([tf.ones_like(theta.value)], [theta])
-    ((_, kernel),) = kernels._COMPILED.items()
-    function = tf.function(
-        lambda gradient, scalars: kernel(
-            [v.value.handle for v in (theta, *optimizer.m_tilde, *optimizer.v_tilde)],
-            gradient,
-            scalars,
-        ),
-        jit_compile=True,
-    )
-    specs = kernel.structured_input_signature[0][1:]
+    (programs,) = kernels._COMPILED.values()
+    variables = (theta, *optimizer.m_tilde, *optimizer.v_tilde)
+    return [_optimized_hlo(program, variables) for program in programs]
+
+
+def _optimized_hlo(program, variables):
+    def call(gradient, scalars):
+        program([v.value.handle for v in variables], gradient, scalars)
+
+    specs = program.structured_input_signature[0][1:]
     arguments = [tf.zeros(spec.shape, spec.dtype) for spec in specs]
+    function = tf.function(call, jit_compile=True, autograph=False)
     return function.experimental_get_compiler_ir(*arguments)(stage="optimized_hlo")
+
+
+def assert_in_place(hlo, outputs):
+    """One loop writes each variable, and nothing else is so large."""
+    aliases = re.search(r"input_output_alias=\{(.*?) \}, ", hlo).group(1)
+    assert aliases.count("may-alias") == outputs
+    entry = hlo[hlo.index("\nENTRY") :]
+    made = re.findall(r"= \(?b?f\d+\[512,256\]\S* (\w[\w-]*)\(", entry)
+    assert made.count("fusion") == outputs
+    assert set(made) == {"parameter", "fusion"}
 
 
 @pytest.mark.parametrize("weight_decay", [None, 0.05])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_xla_makes_the_update_in_place_without_temporaries(variant, weight_decay):
     optimizer = make(variant, weight_decay=weight_decay)
-    theta = variable((512, 256))
-    hlo = optimized_hlo(optimizer, theta)
-    outputs = 1 + len(optimizer.slots)
-    aliases = re.search(r"input_output_alias=\{(.*?) \}, ", hlo).group(1)
-    assert aliases.count("may-alias") == outputs
-    entry = hlo[hlo.index("\nENTRY") :]
-    made = re.findall(r"= \(?f32\[512,256\]\S* (\w[\w-]*)\(", entry)
-    assert made.count("fusion") == outputs  # One loop writes each variable ...
-    assert set(made) == {"parameter", "fusion"}  # ... and nothing else is so large.
+    (hlo,) = optimized_hlo(optimizer, variable((512, 256)))
+    assert_in_place(hlo, outputs=1 + len(optimizer.slots))
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "ssd"])
+def test_narrow_slots_take_no_temporaries_either(variant):
+    """The averages are stored by one program and read by another."""
+    optimizer = make(variant, weight_decay=0.05, state_dtype="bfloat16")
+    averages, theta = optimized_hlo(optimizer, variable((512, 256)))
+    assert_in_place(averages, outputs=len(optimizer.slots))
+    assert_in_place(theta, outputs=1)
 
 
 def test_one_kernel_serves_all_variables_and_optimizers_of_a_shape_and_rule():
@@ -396,6 +409,7 @@ def test_bfloat16_slots_hold_what_the_rounded_averages_are():
     for t in range(1, 6):
         g = gradient(t, (200,)).numpy().astype(np.float64)
         m, v = 0.9 * m + 0.1 * g, 0.9 * v + 0.1 * g**2
+        m, v = (tf.cast(x, tf.bfloat16).numpy().astype(np.float64) for x in (m, v))
         mean, square = m / (1 - 0.9**t), v / (1 - 0.9**t)
         if t > 1:
             rho = 0.1 * (1 + 0.9**t) / (1.9 * (1 - 0.9**t))
@@ -403,7 +417,6 @@ def test_bfloat16_slots_hold_what_the_rounded_averages_are():
         else:
             noise = 0.0
         start -= 0.1 * mean**3 / (mean**2 + noise)
-        m, v = (tf.cast(x, tf.bfloat16).numpy().astype(np.float64) for x in (m, v))
         optimizer.apply([gradient(t, (200,))], [theta])
     assert optimizer.m_tilde[0].dtype == optimizer.v_tilde[0].dtype == "bfloat16"
     # A float32 average next to the middle of two bfloat16 numbers may go either way.

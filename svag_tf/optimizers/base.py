@@ -19,9 +19,9 @@ _STATE_DTYPES = ("float16", "bfloat16", "float32", "float64")
 _KERAS_ARGUMENTS = """\
 state_dtype: Dtype of the slots: `"float16"`, `"bfloat16"`, `"float32"`,
             `"float64"`, or `None` for float32 with float16 and bfloat16 variables
-            and the variable's own dtype otherwise. The update itself is computed
-            in the widest of float32, the variable's and the slots' dtype. Defaults
-            to `None`.
+            and the variable's own dtype otherwise. Slots are updated in the widest
+            of float32, the variable's and the slots' dtype, then stored, and the
+            step is computed, as wide, from what is stored. Defaults to `None`.
         jit_compile: `"auto"`, `True` or `False`: whether the update is compiled by XLA
             and made in place, on the TensorFlow backend (see `svag_tf.kernels`).
             `"auto"` compiles wherever XLA serves the variable's device; `False` runs
