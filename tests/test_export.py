@@ -1,0 +1,533 @@
+"""SavedModels that go on training: the same weights as in Python, bit for bit."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import svag_tf
+from svag_tf import export
+
+SCRIPT = Path(__file__).with_name("export_script.py")
+K = 3  # Steps before the export, and after.
+N = 8  # Examples of a batch; the last batch has fewer.
+
+
+def dense(*outer, classes=3):
+    """A model with dropout, random at every step, and batch normalization."""
+    return keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(5, activation="relu"),
+            keras.layers.Dropout(0.5),
+            keras.layers.BatchNormalization(),
+            *outer,
+            keras.layers.Dense(classes, dtype="float32"),
+        ]
+    )
+
+
+def embedding():
+    return keras.Sequential(
+        [
+            keras.Input((3,), dtype="int32"),
+            keras.layers.Embedding(7, 4),
+            keras.layers.Flatten(),
+            keras.layers.Dense(3),
+        ]
+    )
+
+
+def branches():
+    left, right = keras.Input((4,), name="left"), keras.Input((3,), name="right")
+    both = keras.layers.Concatenate()([left, right])
+    return keras.Model(
+        {"left": left, "right": right},
+        {"kind": keras.layers.Dense(3)(both), "size": keras.layers.Dense(1)(both)},
+    )
+
+
+def batches(case):
+    rng = np.random.default_rng(1)
+
+    def floats(*shape):
+        return rng.normal(size=shape).astype("float32")
+
+    for n in [N] * (2 * K - 1) + [N // 2]:
+        x, y = floats(n, 4), rng.integers(3, size=n)
+        if case.build is embedding:
+            x = rng.integers(7, size=(n, 3)).astype("int32")
+        if case.build is branches:
+            x = {"left": x, "right": floats(n, 3)}
+            y = {"kind": y, "size": floats(n, 1)}
+        if case.one_hot:
+            y = np.eye(3, dtype="float32")[y]
+        batch = {"x": x, "y": y}
+        if case.weighted:
+            batch["sample_weight"] = rng.uniform(size=n).astype("float32")
+        yield batch
+
+
+def case(
+    optimizer, build=dense, one_hot=False, weighted=False, policy=None, **compiled
+):
+    return types.SimpleNamespace(
+        optimizer=optimizer, build=build, one_hot=one_hot, weighted=weighted,
+        policy=policy, compiled=compiled,
+    )  # fmt: skip
+
+
+def sparse():
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+CASES = {
+    "schedule, clipping, decay": case(
+        lambda: svag_tf.MSGD(
+            keras.optimizers.schedules.CosineDecay(0.1, 20),
+            weight_decay=0.1,
+            clipnorm=0.5,
+        )
+    ),
+    "one-hot, all compiled": case(
+        lambda: svag_tf.MSVAS(0.01),
+        one_hot=True,
+        jit_compile=True,
+        loss=keras.losses.CategoricalCrossentropy(from_logits=True),
+    ),
+    "accumulation, EMA": case(
+        lambda: svag_tf.SVAG(
+            0.1,
+            use_ema=True,
+            ema_momentum=0.5,
+            ema_overwrite_frequency=2,
+            gradient_accumulation_steps=2,
+            state_dtype="bfloat16",
+        )
+    ),
+    "loss scaling": case(lambda: svag_tf.MSSD(0.01), policy="mixed_float16"),
+    "dicts, sample weights": case(
+        lambda: svag_tf.SVAS(0.01, adaptation="adam"),
+        branches,
+        weighted=True,
+        loss={"kind": sparse(), "size": "mse"},
+        metrics={"kind": ["accuracy"]},
+    ),
+    "lazy embedding": case(
+        lambda: svag_tf.MSVAG(0.1, sparse_updates="lazy"), embedding
+    ),
+    "no slots": case(lambda: svag_tf.SSD(0.01, clipvalue=0.1, jit_compile=False)),
+    "Adam": case(lambda: keras.optimizers.Adam(0.01)),
+}
+
+
+def model_of(case):
+    keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy(case.policy or "float32")
+    model = case.build()
+    keras.config.set_dtype_policy("float32")
+    arguments = {"loss": sparse(), "metrics": ["accuracy"], "jit_compile": False}
+    model.compile(case.optimizer(), **{**arguments, **case.compiled})
+    if case.policy:  # Starts so high that it takes more steps than here to come down.
+        model.optimizer.initial_scale = 128.0
+    return model
+
+
+def flat(batch):
+    """As the signature's keyword arguments."""
+    arguments = {}
+    for name, value in batch.items():
+        parts = value if isinstance(value, dict) else {None: value}
+        arguments |= {f"{name}_{k}" if k else name: v for k, v in parts.items()}
+    return arguments
+
+
+def values(model):
+    metrics = {id(v) for v in model.metrics_variables}
+    own = [v for v in model.variables if id(v) not in metrics]
+    return [v.numpy() for v in (*own, *model.optimizer.variables)]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Every case, exported after k steps and gone on with here and elsewhere."""
+    runs = {}
+    for name, one in CASES.items():
+        folder = tmp_path_factory.mktemp("run")
+        model = model_of(one)
+        train, rest = list(batches(one))[:K], list(batches(one))[K:]
+        for batch in train:
+            model.train_on_batch(**batch)
+        before = values(model)
+        export.export_trainable(
+            model, folder / "exported", sample_weight=one.weighted or None
+        )
+        for a, b in zip(values(model), before):
+            np.testing.assert_array_equal(a, b)
+        arrays = {
+            f"{argument}/{i}": array
+            for i, batch in enumerate(rest)
+            for argument, array in flat(batch).items()
+        }
+        np.savez(folder / "data.npz", **arrays)
+        logs = []
+        for batch in rest:
+            model.reset_metrics()
+            logs.append(model.train_on_batch(**batch, return_dict=True))
+        runs[name] = types.SimpleNamespace(
+            case=one, folder=folder, model=model, logs=logs, before=before, batch=batch
+        )
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    subprocess.run(
+        [sys.executable, str(SCRIPT), *(str(run.folder) for run in runs.values())],
+        check=True,
+        env={**environment, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        cwd=tmp_path_factory.getbasetemp(),
+    )
+    return runs
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_goes_on_bit_for_bit(runs, name):
+    """In a process without Keras, and back: model, slots, counters, random states."""
+    run = runs[name]
+    back = model_of(run.case)
+    svag_tf.restore_trained(back, run.folder / "trained")
+    found, expected = values(back), values(run.model)
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected):
+        np.testing.assert_array_equal(a, b)
+    assert any((a != b).any() for a, b in zip(expected, run.before))
+    logs = json.loads((run.folder / "logs.json").read_text())
+    assert logs == [
+        {key: pytest.approx(float(value), rel=1e-5) for key, value in one.items()}
+        for one in run.logs
+    ]
+
+
+def test_functions_take_and_return_structures(runs):
+    run = runs["dicts, sample weights"]
+    loaded = tf.saved_model.load(str(run.folder / "exported"))
+    loaded.restore(path=str(run.folder / "trained"))
+    x, expected = run.batch["x"], run.model(run.batch["x"])
+    found = loaded.infer(x=x)
+    assert found.keys() == expected.keys()
+    named = loaded.signatures["infer"](x_left=x["left"], x_right=x["right"])
+    for key in expected:
+        np.testing.assert_allclose(found[key], expected[key], rtol=1e-5)
+        np.testing.assert_array_equal(named[key], found[key])
+    logs = loaded.evaluate(**run.batch)
+    run.model.reset_metrics()
+    expected = run.model.test_on_batch(**run.batch, return_dict=True)
+    assert {k: float(v) for k, v in logs.items()} == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.fixture
+def loaded(runs):
+    """A loaded model of a few variables."""
+    run = runs["no slots"]
+    return tf.saved_model.load(str(run.folder / "exported"))
+
+
+def test_signatures(runs, loaded):
+    assert set(loaded.signatures) == {
+        "train", "infer", "evaluate", "save", "restore", "train_from",
+    }  # fmt: skip
+    batch = flat(runs["no slots"].batch)
+    outputs = {name: {"loss", "accuracy"} for name in ("train", "evaluate")}
+    for name, keys in outputs.items():
+        assert loaded.signatures[name](**batch).keys() == keys
+    assert list(loaded.signatures["infer"](x=batch["x"])) == ["output"]
+
+
+def test_train_from_does_it_all(runs, loaded, tmp_path):
+    """restore, train and save in one call, which keeps nothing in between."""
+    run = runs["no slots"]
+    arrays = np.load(run.folder / "data.npz")
+    path = ""
+    for i in range(K):
+        to = str(tmp_path / f"{i}")
+        found = loaded.signatures["train_from"](
+            path=tf.constant(path), to=tf.constant(to),
+            x=arrays[f"x/{i}"], y=arrays[f"y/{i}"],
+        )  # fmt: skip
+        path = to
+        assert int(found["step"]) == K + i + 1
+        loaded.train(x=arrays["x/0"], y=arrays["y/0"])  # Does not matter.
+    back = model_of(run.case)
+    svag_tf.restore_trained(back, path)
+    for a, b in zip(values(back), values(run.model)):
+        np.testing.assert_array_equal(a, b)
+
+
+def state_of(loaded, batch):
+    """A number that depends on all weights and on the random states."""
+    return loaded.infer(x=batch["x"]).numpy().tobytes()
+
+
+@pytest.mark.parametrize("kind", ["cut", "flipped"])
+@pytest.mark.parametrize("file", ["index", "data-00000-of-00001"])
+def test_damaged_checkpoint(runs, loaded, tmp_path, file, kind):
+    """At any byte: it is refused by name, or harmless; nothing changes in memory."""
+    batch = runs["no slots"].batch
+    good, bad = str(tmp_path / "good"), str(tmp_path / "bad")
+    loaded.save(path=good)
+    saved = state_of(loaded, batch)
+    loaded.train(**batch)
+    now = state_of(loaded, batch)
+    assert now != saved
+    loaded.save(path=bad)
+    damaged = tmp_path / f"bad.{file}"
+    whole = damaged.read_bytes()
+    refused = 0
+    for position in np.linspace(0, len(whole) - 1, 25).astype(int):
+        content = bytearray(whole)
+        content[position] ^= 1 << position % 8
+        damaged.write_bytes(whole[:position] if kind == "cut" else content)
+        loaded.restore(path=good)
+        try:
+            loaded.restore(path=bad)
+            assert file == "index" and kind == "flipped"  # It has unused bytes.
+            assert state_of(loaded, batch) == now
+        except tf.errors.InvalidArgumentError as error:
+            assert bad in str(error)
+            assert state_of(loaded, batch) == saved
+            refused += 1
+            model = runs["no slots"].model
+            before = values(model)
+            with pytest.raises(ValueError, match=re.escape(bad)):
+                svag_tf.restore_trained(model, bad)
+            for a, b in zip(values(model), before):
+                np.testing.assert_array_equal(a, b)
+    assert refused >= 20
+
+
+def test_save_overwrites_nothing(loaded, tmp_path):
+    path = str(tmp_path / "a[b]*?")
+    loaded.save(path=path)
+    content = [file.read_bytes() for file in sorted(tmp_path.iterdir())]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="not overwritten"):
+        loaded.save(path=path)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="must not be empty"):
+        loaded.save(path="")
+    assert content == [file.read_bytes() for file in sorted(tmp_path.iterdir())]
+    loaded.restore(path=path)
+
+
+@pytest.fixture
+def disk_of():
+    """`disk_of(n)`: no file of this process can grow beyond n bytes any more."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda n: resource.setrlimit(
+        resource.RLIMIT_FSIZE, (n if n is not None else limits[0], limits[1])
+    )
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_full_disk(runs, loaded, tmp_path, disk_of):
+    """A write that ends after so many bytes leaves what was saved before."""
+    batch = runs["no slots"].batch
+    good, bad = str(tmp_path / "good"), str(tmp_path / "bad")
+    loaded.save(path=good)
+    size = (tmp_path / "good.data-00000-of-00001").stat().st_size
+    saved = state_of(loaded, batch)
+    loaded.train(**batch)
+    for n in (0, 1, 10, size // 3, size // 2, size - 1):
+        disk_of(n)
+        with pytest.raises(tf.errors.OpError, match=re.escape(bad)):
+            loaded.save(path=bad)
+        with pytest.raises(tf.errors.InvalidArgumentError, match=re.escape(bad)):
+            loaded.restore(path=bad)
+        assert state_of(loaded, batch) != saved
+    disk_of(None)
+    loaded.restore(path=good)
+    assert state_of(loaded, batch) == saved
+    loaded.save(path=bad)
+
+
+def test_folder_that_cannot_be_written_to(loaded):
+    with pytest.raises(tf.errors.OpError, match="/proc/nowhere"):
+        loaded.save(path="/proc/nowhere/checkpoint")
+
+
+def test_checkpoint_of_another(runs, tmp_path):
+    """Another class, other variables, another order: each refused in both worlds."""
+    run = runs["no slots"]
+    loaded = tf.saved_model.load(str(run.folder / "exported"))
+    for name in ("Adam", "lazy embedding"):
+        path = str(runs[name].folder / "trained")
+        with pytest.raises(tf.errors.InvalidArgumentError, match="another model"):
+            loaded.restore(path=path)
+        with pytest.raises(ValueError, match=f"{re.escape(path)} is that of another"):
+            svag_tf.restore_trained(run.model, path)
+    with pytest.raises(ValueError, match="is damaged, or not a checkpoint"):
+        svag_tf.restore_trained(run.model, tmp_path / "nothing")
+
+
+def small(**compiled):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    if compiled is not None:
+        model.compile(**{"optimizer": svag_tf.MSVAG(), "loss": "mse", **compiled})
+    return model
+
+
+def uncompiled():
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+
+
+def unbuilt():
+    model = keras.Sequential([keras.layers.Dense(2)])
+    model.compile(svag_tf.MSVAG(), "mse")
+    return model
+
+
+def without_weights():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Flatten()])
+    model.compile(svag_tf.MSVAG(), "mse")
+    return model
+
+
+def with_python_loss():
+    def loss(y, output):
+        size = tf.numpy_function(lambda a: a.sum(), [y], "float32")
+        return tf.reduce_mean((y - output) ** 2) + tf.reshape(size, ())
+
+    return small(loss=loss)
+
+
+def with_foreign_variable():
+    scale = tf.Variable(1.0, name="scale")
+    return small(loss=lambda y, output: scale * tf.reduce_mean((y - output) ** 2))
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(2)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+def subclassed():
+    model = Subclassed()
+    model(np.zeros((1, 4), "float32"))
+    model.compile(svag_tf.MSVAG(), "mse")
+    return model
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: svag_tf.MSVAG(), "must be a keras.Model"),
+        (uncompiled, "must be compiled"),
+        (unbuilt, "must be built"),
+        (without_weights, "trainable variables"),
+        (with_python_loss, "calls Python code"),
+        (with_foreign_variable, "variables that are not its own, scale"),
+        (subclassed, "must be said"),
+        (lambda: small(loss="crossentropy"), "argument|must be said"),
+        (lambda: small(loss="ctc"), "with the argument `y`|fails"),
+        (lambda: small(loss=None), "No loss to compute"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_be_exported_is_refused(build, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        export.export_trainable(build(), tmp_path / "exported")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_told_what_the_data_is_like(tmp_path):
+    """A subclassed model, and labels with an axis of their own."""
+    model = subclassed()
+    model.compile(svag_tf.MSVAG(0.1), sparse(), metrics=["accuracy"])
+    x = np.random.default_rng(0).normal(size=(3, 4)).astype("float32")
+    y = np.array([[0], [1], [1]], "int32")
+    svag_tf.export_trainable(model, tmp_path, x=x, y=y)
+    loaded = tf.saved_model.load(str(tmp_path))
+    loaded.signatures["train"](x=x[:2], y=y[:2])
+    logs = loaded.signatures["train"](x=x, y=y)
+    model.train_on_batch(x[:2], y[:2])
+    model.reset_metrics()
+    loss, accuracy = model.train_on_batch(x, y)
+    assert float(logs["accuracy"]) == pytest.approx(accuracy)
+    assert float(logs["loss"]) == pytest.approx(loss)
+    with pytest.raises(ValueError, match=r"Argument `y` must be .*Received: y="):
+        svag_tf.export_trainable(model, tmp_path / "again", x=x, y=object())
+
+
+def test_folder_that_is_taken_or_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "mine").write_text("1")
+    with pytest.raises(FileExistsError, match=re.escape(str(tmp_path))):
+        svag_tf.export_trainable(small(), tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["mine"]
+    with pytest.raises(OSError, match="mine"):
+        svag_tf.export_trainable(small(), tmp_path / "mine" / "exported")
+
+    def full(*arguments, **keywords):
+        (Path(arguments[1])).mkdir()
+        (Path(arguments[1]) / "saved_model.pb").write_text("a part")
+        raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+    monkeypatch.setattr(tf.saved_model, "save", full)
+    with pytest.raises(OSError, match=r"Cannot write .*exported: .*No space left"):
+        svag_tf.export_trainable(small(), tmp_path / "exported")
+    assert [file.name for file in tmp_path.iterdir()] == ["mine"]
+
+
+def test_killed_while_it_wrote(tmp_path):
+    """What a killed process left in the temporary folder is cleared."""
+    left = tmp_path / ".tmp-exported" / "variables"
+    left.mkdir(parents=True)
+    (left / "variables.index").write_text("a part")
+    svag_tf.export_trainable(small(), tmp_path / "exported")
+    assert [path.name for path in tmp_path.iterdir()] == ["exported"]
+    assert len(tf.saved_model.load(str(tmp_path / "exported")).signatures) == 6
+
+
+def test_saved_model_cli(runs, tmp_path):
+    """TensorFlow's own command; every signature takes the same way."""
+    folder = str(runs["no slots"].folder / "exported")
+    saved = str(tmp_path / "saved")
+    command = [
+        sys.executable, "-m", "tensorflow.python.tools.saved_model_cli", "run",
+        "--dir", folder, "--tag_set", "serve", "--signature_def", "train_from",
+        "--input_exprs", f"x=[[1.,2,3,4]];y=[1];path='';to={saved!r}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Result for output key loss" in done.stdout
+    model = model_of(CASES["no slots"])
+    svag_tf.restore_trained(model, saved)
+    assert int(model.optimizer.iterations) == K + 1
+
+
+def test_fixed_batch_size(tmp_path):
+    """Then the bits are those of Python's own function of fixed size."""
+    one = CASES["Adam"]
+    model, other = model_of(one), model_of(one)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(6, 4)).astype("float32"), rng.integers(3, size=6)
+    spec = tf.TensorSpec((6, 4)), tf.TensorSpec((6,), tf.int64)
+    svag_tf.export_trainable(model, tmp_path, x=spec[0], y=spec[1])
+    loaded = tf.saved_model.load(str(tmp_path))
+    for _ in range(10):
+        loaded.train(x=x, y=y)
+        model.train_on_batch(x, y)
+    loaded.save(path=str(tmp_path / "saved"))
+    svag_tf.restore_trained(other, tmp_path / "saved")
+    for a, b in zip(values(model), values(other)):
+        np.testing.assert_array_equal(a, b)
