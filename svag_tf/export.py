@@ -15,7 +15,7 @@ from svag_tf.saved_state import class_of, shape_and_dtype, stable_paths
 
 tf: Any = None
 if keras.backend.backend() == "tensorflow":
-    import tensorflow as tf
+    import tensorflow as tf  # type: ignore[no-redef]
 
 _DESCRIPTION = "svag_tf_description"  # Its name in a checkpoint.
 _UNREADABLE = (
@@ -317,7 +317,7 @@ def _shown(specs):
 
 def _signature(name, concrete, arguments):
     """The same as `concrete`, with a name for each tensor that goes in or out."""
-    specs = {}
+    specs: dict[str, Any] = {}
     for argument in sorted(arguments):  # As `keras.tree` goes through a dict.
         specs |= _named(argument, arguments[argument], prefixed=True)
 
