@@ -46,6 +46,7 @@ if tuple(int(part) for part in _keras.__version__.split(".")[:2]) < _OLDEST_KERA
     )
 
 
+from svag_tf import callbacks  # noqa: E402
 from svag_tf.export import export_trainable, restore_trained  # noqa: E402
 from svag_tf.gradients import GradientStatistics, gradient_statistics  # noqa: E402
 from svag_tf.optimizers import MSGD, MSSD, MSVAG, MSVAS, SSD, SVAG, SVAS  # noqa: E402
@@ -60,6 +61,7 @@ __all__ = [
     "SVAS",
     "GradientStatistics",
     "__version__",
+    "callbacks",
     "export_trainable",
     "gradient_statistics",
     "restore_trained",

@@ -1,0 +1,650 @@
+"""Callbacks for `fit`: how noisy the gradients are, how strongly steps are damped."""
+
+import collections
+import csv
+import math
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from svag_tf import rules
+from svag_tf.optimizers import MSVAG, MSVAS, SVAG, SVAS
+
+try:  # Any backend can do without.
+    from tensorboard.plugins.histogram import metadata as histogram_metadata
+    from tensorflow import summary
+except ImportError:
+    summary = None
+
+PRESETS = ("economy", "business", "full")
+QUANTITIES = (
+    "eta2",
+    "gamma",
+    "m",
+    "sqrt_s",
+    "update_to_weight",
+    "noise_scale",
+    "noise_scale_error",
+    "critical_batch_size",
+)
+COLUMNS = ("step", "epoch", "seconds", "learning_rate", "loss", "layer", *QUANTITIES)
+OVERALL = "all"
+WINDOW = 10  # measurements whose mean makes the noise scale
+BINS = 20
+# Bins of equal width: gamma as it is, eta^2 by its decimal logarithm, ends included.
+RANGES = {"gamma": (0.0, 1.0), "log10_eta2": (-5.0, 5.0)}
+HISTOGRAM_COLUMNS = ("step", "layer", "quantity", *(f"bin_{i}" for i in range(BINS)))
+SUPPORTED = (
+    "svag_tf's MSVAG, SVAG, MSVAS and SVAS with beta > 0, and Keras' Adam and AdamW"
+)
+
+
+class GradientNoise(keras.callbacks.Callback):
+    """Measures the gradients' noise while a model trains, from the optimizer's slots.
+
+    m~ and v~, which the optimizer keeps anyway, tell of every element the averaged
+    gradient m, its noise s and the factor gamma that damps its step. Once in `every`
+    batches this callback sums them up, for each layer and for all of them ("all"):
+
+    Equation, with sums over the elements and rho s the variance of m:
+
+        eta2 = sum(s) / sum(m^2 - rho s)        noise-to-signal ratio of a mini-batch's
+                                                gradient; the numerator and the
+                                                denominator are unbiased; inf where
+                                                there is no signal
+        gamma = mean of gamma over the elements that have had a gradient
+        m = sqrt(sum(m^2))                      norm of the averaged gradient
+        sqrt_s = sqrt(sum(s))                   deviation of a mini-batch's gradient
+        update_to_weight = |update| / |theta|   without weight decay; for SVAG, whose
+                                                update depends on the batch, its
+                                                expected size sqrt(sum(gamma^2 v))
+        noise_scale = batch size * sum(s) / sum(m^2 - rho s)
+                                                both sums averaged over the last ten
+                                                measurements: the simple noise scale
+
+    The noise scale is the batch size at which noise and signal are equal, and
+    `critical_batch_size` the same in whole examples: below it, twice the batch size
+    saves almost half of the steps; far above, almost none (McCandlish et al.).
+    `noise_scale_error` is its standard error, from the scatter of those measurements,
+    and NaN before the third.
+
+    What is measured goes to `logs`: after each measured batch the overall values, as
+    "noise/eta2", and at the end of each epoch also those of the layers, as
+    "noise/conv2d/eta2". Progress bar and `History` show them; put this callback
+    before others that read `logs`, such as `CSVLogger`. An epoch with fewer than
+    `every` batches is measured at its end.
+
+    The train step is left as it is: nothing is traced again. Under a strategy and on
+    every backend the slots are those of the reduced gradient; the noise is that of
+    the whole batch.
+
+    Args:
+        every: Integer >= 1, batches between two measurements. Defaults to `100`.
+        preset: `"economy"`: eta2, gamma, m, sqrt_s, and the noise scale of all layers
+            together. `"business"`: also update_to_weight, and the noise scale of each
+            layer. `"full"`: also histograms of gamma and of eta2 over the elements,
+            in files only. Defaults to `"economy"`.
+        log_dir: Folder for `noise.csv`, one line a layer and measurement, for
+            `noise_histograms.csv` and for TensorBoard's event files
+            (`tensorboard/noise/`); they need TensorFlow and tensorboard. A training
+            that goes on (its optimizer has made updates) keeps the lines up to there;
+            else the files are made anew. Defaults to `None`: no files.
+        batch_size: Examples in a batch. Defaults to `None`: what `fit` has counted.
+
+    Raises:
+        ValueError: An argument is out of range; or, when the training starts, the
+            optimizer does not hold the two averages: then nothing can be measured.
+        TypeError: An argument is of the wrong type.
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> import svag_tf
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    >>> model.compile(svag_tf.MSVAG(0.01), "mse")
+    >>> x, y = np.random.normal(size=(64, 3)), np.random.normal(size=(64, 1))
+    >>> noise = svag_tf.callbacks.GradientNoise(every=4)
+    >>> history = model.fit(x, y, batch_size=8, verbose=0, callbacks=[noise])
+    >>> 0 <= history.history["noise/gamma"][0] <= 1
+    True
+
+    Reference:
+        L. Balles, P. Hennig, "Dissecting Adam: The Sign, Magnitude and Variance of
+        Stochastic Gradients", ICML 2018, sections 3.3 and 4. S. McCandlish, J. Kaplan,
+        D. Amodei and others, "An Empirical Model of Large-Batch Training", 2018,
+        section 2.2 and appendix A.1.
+    """
+
+    def __init__(self, every=100, preset="economy", log_dir=None, batch_size=None):
+        super().__init__()
+        self.every = _whole("every", every)
+        if preset not in PRESETS:
+            raise ValueError(
+                f"Argument `preset` must be one of {', '.join(map(repr, PRESETS))}. "
+                f"Received: preset={preset!r}"
+            )
+        self.preset = preset
+        self.log_dir = None if log_dir is None else Path(log_dir)
+        self.batch_size = (
+            None if batch_size is None else _whole("batch_size", batch_size)
+        )
+        self._slots: Any = None
+        self._files: Any = None
+        self._batches = self._first = self._in_epoch = self._epoch = 0
+        self._latest: dict[str, dict[str, float]] = {}
+        self._measured_in_epoch = False
+        self._windows: Any = collections.defaultdict(
+            lambda: collections.deque(maxlen=WINDOW)
+        )
+
+    def on_train_begin(self, logs=None):
+        """Finds the slots, and opens the files."""
+        model = self.model
+        self._slots = _slots_of(getattr(model, "optimizer", None))
+        self._sums = _compiled(self._slots.kind, self.preset != "economy")
+        self._histograms = _compiled_histograms(self._slots.kind)
+        self._begin = time.monotonic()
+        self._latest = {}
+        self._windows.clear()
+        if self.log_dir is not None and _writes_files(model):
+            self._files = _Files(self.log_dir, int(self._slots.optimizer.iterations))
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch, self._in_epoch, self._measured_in_epoch = epoch, 0, False
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._first = batch
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Measures, if it is time."""
+        # With `steps_per_execution` several batches end at once.
+        before, done = self._batches, batch - self._first + 1
+        self._batches, self._in_epoch = before + done, self._in_epoch + done
+        if before // self.every != self._batches // self.every:
+            self._measure(logs)
+            if logs is not None:
+                logs.update(self._log_entries((OVERALL,)))
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not self._measured_in_epoch:
+            self._measure(logs)
+        if logs is not None:
+            logs.update(self._log_entries(self._latest))
+
+    def on_train_end(self, logs=None):
+        if self._files is not None:
+            self._files.close()
+            self._files = None
+
+    def _log_entries(self, layers):
+        return {
+            "/".join(["noise", *([] if layer == OVERALL else [layer]), name]): value
+            for layer in layers
+            for name, value in self._latest[layer].items()
+        }
+
+    def _measure(self, logs):
+        model = self.model  # On JAX this brings the variables up to date.
+        slots = self._slots
+        arguments = slots.arguments(model)
+        sums = np.asarray(
+            [ops.convert_to_numpy(row) for row in self._sums(*arguments)], np.float64
+        )
+        rate = float(ops.convert_to_numpy(slots.optimizer.learning_rate))
+        batch_size = self._examples(model) * (
+            slots.optimizer.gradient_accumulation_steps or 1
+        )
+        groups = _groups(model)
+        self._latest = {
+            layer: self._values(layer, sums[members].sum(0), rate, batch_size)
+            for layer, members in groups.items()
+        }
+        self._measured_in_epoch = True
+        if self._files is None:
+            return
+        step = int(slots.optimizer.iterations)
+        about = [
+            step,
+            self._epoch + 1,
+            round(time.monotonic() - self._begin, 3),
+            rate,
+            float((logs or {}).get("loss", math.nan)),
+        ]
+        self._files.write(about, self._latest)
+        if self.preset == "full":
+            counts = self._histograms(*arguments)
+            counts = {
+                name: np.stack([ops.convert_to_numpy(row) for row in rows])
+                for name, rows in counts.items()
+            }
+            self._files.write_histograms(
+                step,
+                {
+                    (layer, name): counts[name][members].sum(0)
+                    for layer, members in groups.items()
+                    for name in RANGES
+                },
+            )
+
+    def _values(self, layer, sums, rate, batch_size):
+        """The quantities of a layer from the sums over its variables."""
+        alive, m2, s, rho_s, gamma, step2, theta2 = sums
+        signal = m2 - rho_s
+        window = self._windows[layer]
+        window.append((batch_size * s, signal))
+        values = {
+            "eta2": _quotient(s, signal),
+            "gamma": float(gamma / alive) if alive else 0.0,
+            "m": math.sqrt(m2),
+            "sqrt_s": math.sqrt(s),
+        }
+        if self.preset != "economy":
+            update = rate * math.sqrt(step2)
+            values["update_to_weight"] = (
+                update / math.sqrt(theta2) if theta2 else math.nan
+            )
+        if self.preset != "economy" or layer == OVERALL:
+            scale, error = noise_scale(window)
+            values["noise_scale"], values["noise_scale_error"] = scale, error
+            values["critical_batch_size"] = (
+                float(math.ceil(scale)) if math.isfinite(scale) else scale
+            )
+        return values
+
+    def _examples(self, model):
+        """Mean number of examples in the batches of this epoch; NaN if unknown."""
+        if self.batch_size is not None:
+            return self.batch_size
+        for metric in model.metrics:
+            if metric.name == "loss" and hasattr(metric, "count"):
+                count = float(ops.convert_to_numpy(metric.count))
+                return count / self._in_epoch if self._in_epoch else math.nan
+        return math.nan
+
+
+def noise_scale(measurements):
+    """The simple noise scale and its standard error.
+
+    Equation, with the means N and D of the n measurements' noise and signal:
+
+        scale = N / D            error^2 = var[noise - scale * signal] / (n D^2)
+
+    The means are taken apart, as McCandlish et al. do in appendix A.1: single signals
+    are too noisy to divide by.
+
+    Args:
+        measurements: Pairs of the noise, the variance of one example's gradient, and
+            the signal, the squared norm of the gradient, both summed over the elements.
+
+    Returns:
+        Two floats: inf and NaN where there is no signal, NaN for the error of fewer
+        than three measurements.
+    """
+    noise, signal = np.asarray(list(measurements), np.float64).T
+    scale = _quotient(noise.mean(), signal.mean())
+    if len(noise) < 3 or not math.isfinite(scale):
+        return scale, math.nan
+    residual = noise - scale * signal
+    return scale, float(residual.std(ddof=1) / math.sqrt(len(noise)) / signal.mean())
+
+
+def _quotient(noise, signal):
+    if math.isnan(noise) or math.isnan(signal):
+        return math.nan
+    if signal <= 0:
+        return math.inf if noise > 0 else math.nan
+    return float(noise / signal)
+
+
+class _Slots:
+    """What the callback reads of an optimizer: the averages and their factors.
+
+    Args:
+        optimizer: Built.
+        m, v: Functions without arguments: the averages' variables.
+        betas: Decay of m and of v.
+        kind: "gradient", "sampled" (a gradient that is not averaged), "sign" or
+            "adam": how gamma and the update follow from m and v.
+    """
+
+    def __init__(self, optimizer, m, v, betas, kind):
+        self.optimizer, self.kind = optimizer, kind
+        self._m, self._v, self._betas = m, v, betas
+
+    def arguments(self, model):
+        """Lists of a tensor for each variable: theta, m~, v~; and its factors."""
+        optimizer = self.optimizer
+        lists = [model.trainable_variables, self._m(), self._v()]
+        tensors = [[ops.convert_to_tensor(v.value) for v in part] for part in lists]
+        factors = []
+        missed = getattr(optimizer, "_missed_updates", None)
+        rows = getattr(optimizer, "_row_updates", None)
+        counts = ops.broadcast_to(optimizer.iterations, (len(tensors[0]),))
+        if missed is not None:
+            counts = counts - ops.cast(missed, counts.dtype)
+        shared = np.stack(
+            [ops.convert_to_numpy(f) for f in self._factors(counts)], axis=1
+        )
+        for i, theta in enumerate(tensors[0]):
+            if rows is not None and rows[i] is not None:  # Each row has its own t.
+                of_rows = self._factors(rows[i].value)
+                shape = (-1, *[1] * (len(theta.shape) - 1))
+                factors.append([ops.reshape(f, shape) for f in of_rows])
+            else:
+                factors.append([ops.convert_to_tensor(f) for f in shared[i]])
+        return *tensors, factors
+
+    def _factors(self, counts):
+        """1/(1 - beta^t) for m and v; 1/(1 - rho); rho/(1 - rho); gamma's factor."""
+        t = ops.cast(ops.maximum(counts, 1), "float32")
+        first, second = self._betas
+        variance = rules.variance_factor(t, first)
+        mean_variance = rules.mean_variance_factor(t, first)
+        if hasattr(self.optimizer, "noise_factor"):
+            factor = self.optimizer.noise_factor(t)
+        else:
+            factor = ops.ones_like(t)
+        correction = rules.bias_correction(t, first), rules.bias_correction(t, second)
+        return *correction, variance, mean_variance, factor
+
+
+def _slots_of(optimizer):
+    """The averages that an optimizer keeps, or an error that says that it has none."""
+    if optimizer is None:
+        raise ValueError(
+            "GradientNoise reads the slots of the model's optimizer, and the model is "
+            "not compiled. Call model.compile first."
+        )
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # Loss scaling.
+    if isinstance(optimizer, MSVAG | SVAG | MSVAS | SVAS) and optimizer.beta > 0:
+        kind = "gradient" if isinstance(optimizer, MSVAG) else "sampled"
+        if isinstance(optimizer, MSVAS | SVAS):
+            kind = "sign" if optimizer.adaptation == "gaussian" else "adam"
+        return _Slots(
+            optimizer,
+            lambda: optimizer.m_tilde,
+            lambda: optimizer.v_tilde,
+            (optimizer.beta, optimizer.beta),
+            kind,
+        )
+    if isinstance(optimizer, keras.optimizers.Adam):
+
+        def named(suffix):
+            return lambda: [v for v in optimizer.variables if v.path.endswith(suffix)]
+
+        return _Slots(
+            optimizer,
+            named("_momentum"),
+            named("_velocity"),
+            (optimizer.beta_1, optimizer.beta_2),
+            "adam",
+        )
+    beta = getattr(optimizer, "beta", None)
+    raise ValueError(
+        "GradientNoise needs the averages of the gradient and of its square, and this "
+        f"optimizer does not keep both. It can measure {SUPPORTED}. For any other, "
+        "svag_tf.gradient_statistics computes gradient and variance from the data. "
+        f"Received: {type(optimizer).__name__}"
+        + (f" with beta={beta}" if beta is not None else "")
+    )
+
+
+def _elements(kind, m_tilde, v_tilde, factors):
+    """m, v, v - m^2 and gamma of every element, in float32."""
+    first, second, _, _, factor = factors
+    m = ops.cast(m_tilde, "float32") * first
+    v = ops.cast(v_tilde, "float32") * second
+    signal = m * m
+    excess = ops.relu(v - signal)
+    noise = factor * excess
+    if kind == "sign":
+        certain = signal >= 72.0 * noise  # erf(6) is 1.
+        ratio = signal / ops.where(certain, 1.0, 2.0 * noise)
+        gamma = ops.where(certain, 1.0, ops.erf(ops.sqrt(ratio)))
+        gamma = ops.where(signal == 0.0, 0.0, gamma)
+    else:
+        gamma = signal / ops.where(signal == 0.0, 1.0, signal + noise)
+        if kind == "adam":
+            gamma = ops.sqrt(gamma)
+    return m, v, signal, excess, gamma
+
+
+def _sums(kind, with_update, theta, m_tilde, v_tilde, factors):
+    """The sums of every variable: a list of tensors of shape (7,)."""
+    rows = []
+    for weights, first, second, f in zip(theta, m_tilde, v_tilde, factors):
+        m, v, signal, excess, gamma = _elements(kind, first, second, f)
+        sums = [
+            ops.cast(v > 0.0, "float32"),
+            signal,
+            f[2] * excess,
+            f[3] * excess,
+            gamma,
+        ]
+        if with_update:
+            size = {"gradient": m * m, "sampled": v}.get(kind, 1.0)
+            sums += [gamma * gamma * size, ops.square(ops.cast(weights, "float32"))]
+        totals = [ops.sum(part) for part in sums]
+        totals += [ops.zeros((), "float32")] * (7 - len(totals))
+        rows.append(ops.stack(totals))
+    return rows
+
+
+def _histograms(kind, theta, m_tilde, v_tilde, factors):
+    """For gamma and log10 eta^2 the counts of every variable: shape (BINS,)."""
+    counts: dict[str, list] = {name: [] for name in RANGES}
+    for first, second, f in zip(m_tilde, v_tilde, factors):
+        _, v, signal, excess, gamma = _elements(kind, first, second, f)
+        alive = v > 0.0
+        tiny = 1e-30
+        eta2 = (f[2] * excess + tiny) / (signal + tiny)
+        values = {"gamma": gamma, "log10_eta2": ops.log10(eta2)}
+        for name, (low, high) in RANGES.items():
+            edges = np.linspace(low, high, BINS + 1)[1:-1]
+            above = [ops.sum(ops.cast(alive, "int32"))]
+            for edge in edges:
+                reached = ops.logical_and(alive, values[name] >= float(edge))
+                above.append(ops.sum(ops.cast(reached, "int32")))
+            above = ops.stack([*above, ops.zeros_like(above[0])])
+            counts[name].append(above[:-1] - above[1:])
+    return counts
+
+
+def _compiled(kind, with_update):
+    return _compile(lambda *arguments: _sums(kind, with_update, *arguments))
+
+
+def _compiled_histograms(kind):
+    return _compile(lambda *arguments: _histograms(kind, *arguments))
+
+
+def _compile(function):
+    """`function` as one program that allocates nothing of a variable's size."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function, autograph=False, jit_compile=True)
+    if backend == "jax":
+        import jax
+
+        return jax.jit(function)
+    return function
+
+
+def _groups(model):
+    """Indices of the variables of each layer, by the layer's path, and of all."""
+    groups: dict[str, list[int]] = {}
+    for i, variable in enumerate(model.trainable_variables):
+        path = variable.path.removeprefix(f"{model.name}/")
+        layer = path.rpartition("/")[0] or path
+        groups.setdefault(layer, []).append(i)
+    return {**groups, OVERALL: list(range(len(model.trainable_variables)))}
+
+
+def _writes_files(model):
+    """Whether this process is the one of several that writes."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        strategy = getattr(model, "distribute_strategy", None)
+        strategy = strategy or tf.distribute.get_strategy()
+        return strategy.extended.should_save_summary
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.process_index() == 0
+    return True
+
+
+class _Files:
+    """`noise.csv`, `noise_histograms.csv` and TensorBoard's files.
+
+    Lines are appended, a measurement at a time: a killed process leaves whole lines
+    and at most one broken one, which is dropped when the training goes on.
+    """
+
+    def __init__(self, folder, step):
+        self._tables = {
+            "noise.csv": COLUMNS,
+            "noise_histograms.csv": HISTOGRAM_COLUMNS,
+        }
+        self._folder = folder
+        self._writer: Any = None
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = {}
+        for name, columns in self._tables.items():
+            kept[name] = read_table(folder / name, columns) if step else []
+            kept[name] = [row for row in kept[name] if int(row["step"]) <= step]
+            if kept[name] or name == "noise.csv":
+                lines = [columns, *(list(row.values()) for row in kept[name])]
+                temporary = folder / f".tmp-{name}"
+                temporary.write_text(_lines(lines), encoding="utf-8")
+                temporary.replace(folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
+        if summary is None:
+            warnings.warn(
+                "No TensorBoard files: they need the packages tensorflow and "
+                "tensorboard.",
+                stacklevel=2,
+            )
+            return
+        events = folder / "tensorboard" / "noise"
+        for old in events.glob("events.out.tfevents.*"):
+            old.unlink()
+        self._writer = summary.create_file_writer(str(events))
+        for row in kept["noise.csv"]:
+            values = {name: float(row[name]) for name in QUANTITIES if row[name]}
+            self._show(int(row["step"]), row["layer"], values)
+        for row in kept["noise_histograms.csv"]:
+            counts = [int(row[f"bin_{i}"]) for i in range(BINS)]
+            self._show_histogram(
+                int(row["step"]), row["layer"], row["quantity"], counts
+            )
+
+    def write(self, about, latest):
+        """Adds the lines of a measurement, one a layer."""
+        lines = [
+            [*about, layer, *(values.get(name, "") for name in QUANTITIES)]
+            for layer, values in latest.items()
+        ]
+        self._append("noise.csv", lines)
+        if self._writer is not None:
+            for layer, values in latest.items():
+                self._show(about[0], layer, values)
+            self._writer.flush()
+
+    def write_histograms(self, step, counts):
+        """Adds the histograms of a measurement."""
+        lines = [
+            [step, layer, name, *row.tolist()] for (layer, name), row in counts.items()
+        ]
+        self._append("noise_histograms.csv", lines)
+        if self._writer is not None:
+            for (layer, name), row in counts.items():
+                self._show_histogram(step, layer, name, row.tolist())
+            self._writer.flush()
+
+    def close(self):
+        if self._writer is not None:
+            self._writer.close()
+
+    def _append(self, name, lines):
+        path = self._folder / name
+        if not path.exists():
+            lines = [self._tables[name], *lines]
+        with path.open("a", encoding="utf-8", newline="") as file:
+            file.write(_lines(lines))
+
+    def _show(self, step, layer, values):
+        with self._writer.as_default(step=step):
+            for name, value in values.items():
+                if math.isfinite(value):
+                    summary.scalar(f"noise_{name}/{layer}", value)
+
+    def _show_histogram(self, step, layer, name, counts):
+        low, high = RANGES[name]
+        edges = np.linspace(low, high, BINS + 1)
+        with self._writer.as_default(step=step):
+            summary.write(
+                f"noise_histogram_{name}/{layer}",
+                np.stack([edges[:-1], edges[1:], np.asarray(counts, float)], axis=1),
+                metadata=histogram_metadata.create_summary_metadata(None, None),
+            )
+
+
+def _lines(rows):
+    text = []
+    for row in rows:
+        text.append(",".join(_cell(value) for value in row))
+    return "\n".join(text) + "\n"
+
+
+def _cell(value):
+    text = f"{value:.7g}" if isinstance(value, float) else str(value)
+    if any(c in text for c in ',"\n'):
+        text = '"' + text.replace('"', '""') + '"'
+    return text
+
+
+def read_table(path, columns):
+    """The whole lines of one of the callback's CSV files, as dicts of strings.
+
+    Args:
+        path: The file; it need not exist.
+        columns: What its first line must hold.
+
+    Raises:
+        ValueError: It is another file.
+    """
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    text = text[: text.rfind("\n") + 1]  # A line that is still being written.
+    rows = list(csv.reader(text.splitlines()))
+    if rows and tuple(rows[0]) != tuple(columns):
+        raise ValueError(
+            f"{path} must start with the columns {', '.join(columns)}. "
+            f"Found: {', '.join(rows[0])}"
+        )
+    return [dict(zip(columns, row)) for row in rows[1:] if len(row) == len(columns)]
+
+
+def _whole(name, value):
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(
+            f"Argument `{name}` must be an integer >= 1. "
+            f"Received: {name}={value!r} of type {type(value).__name__}"
+        )
+    if value < 1:
+        raise ValueError(
+            f"Argument `{name}` must be an integer >= 1. Received: {name}={value}"
+        )
+    return int(value)

@@ -1,0 +1,115 @@
+"""`GradientNoise` against a slow twin; also run as a script on other backends and under
+a strategy."""
+
+import sys
+
+import keras
+import numpy as np
+from scipy.special import erf
+
+import svag_tf
+
+
+def twin(kind, theta, gradients, rate, beta=0.9, second=None, batch_size=1.0):
+    """The quantities after the last of `gradients`, in float64, from the definitions.
+
+    Args:
+        kind: "msvag", "svag", "msvas", "svas", "msvas-adam", "svas-adam", "adam".
+        theta: Weights, shape (n,).
+        gradients: Shape (t, n).
+        rate: Learning rate.
+    """
+    g = np.asarray(gradients, np.float64)
+    t = len(g)
+    second = beta if second is None else second
+    weights = (1 - beta) * beta ** np.arange(t)[::-1] / (1 - beta**t)
+    weights_2 = (1 - second) * second ** np.arange(t)[::-1] / (1 - second**t)
+    m, v = weights @ g, weights_2 @ g**2
+    rho = np.sum(weights**2)
+    s = np.maximum(v - m**2, 0) / (1 - rho)
+    noise = {"svag": s, "svas": s, "svas-adam": s}.get(kind, rho * s)
+    if kind in ("adam", "msvas-adam"):
+        noise = np.maximum(v - m**2, 0)
+    if kind in ("msvag", "svag"):
+        gamma = m**2 / (m**2 + noise)
+    elif kind in ("msvas", "svas"):
+        gamma = erf(np.abs(m) / np.sqrt(2 * noise))
+    else:
+        gamma = (1 + noise / m**2) ** -0.5
+    update = gamma * {"msvag": m, "svag": np.sqrt(v)}.get(kind, 1.0)
+    signal = np.sum(m**2 - rho * s)
+    eta2 = s.sum() / signal if signal > 0 else np.inf
+    return {
+        "eta2": eta2,
+        "gamma": gamma.mean(),
+        "m": np.linalg.norm(m),
+        "sqrt_s": np.sqrt(s.sum()),
+        "update_to_weight": rate * np.linalg.norm(update) / np.linalg.norm(theta),
+        "noise_scale": batch_size * eta2,
+    }
+
+
+OPTIMIZERS = {
+    "msvag": lambda: svag_tf.MSVAG(0.01),
+    "svag": lambda: svag_tf.SVAG(0.01),
+    "msvas": lambda: svag_tf.MSVAS(0.01),
+    "svas": lambda: svag_tf.SVAS(0.01),
+    "msvas-adam": lambda: svag_tf.MSVAS(0.01, adaptation="adam"),
+    "svas-adam": lambda: svag_tf.SVAS(0.01, adaptation="adam"),
+    "adam": lambda: keras.optimizers.Adam(0.01, beta_2=0.99, epsilon=0.0),
+}
+
+
+def check_fit(optimizer="msvag", strategy=None):
+    """A loss linear in the weights, whose gradients are known, through `fit`."""
+    rng = np.random.default_rng(0)
+    x = (1 + rng.normal(size=(48, 3))).astype("float32")
+    noise = svag_tf.callbacks.GradientNoise(every=5, preset="business")
+
+    def compiled():
+        model = keras.Sequential(
+            [keras.Input((3,)), keras.layers.Dense(1, use_bias=False, name="dense")]
+        )
+        model.compile(OPTIMIZERS[optimizer](), lambda y, output: output)
+        return model
+
+    if strategy is None:
+        model = compiled()
+    else:
+        with strategy.scope():
+            model = compiled()
+    history = model.fit(
+        x, np.zeros((48, 1)), batch_size=4, shuffle=False, verbose=0, callbacks=[noise]
+    )
+    gradients = x.reshape(12, 4, 3).mean(1)[:10]  # measured after 5 and 10 of 12
+    theta = model.get_weights()[0].ravel()
+    expected = twin(optimizer, theta, gradients, 0.01, batch_size=4, second=(
+        0.99 if optimizer == "adam" else None
+    ))  # fmt: skip
+    del expected["update_to_weight"]  # The weights have moved on since.
+    five = twin(optimizer, theta, gradients[:5], 0.01, batch_size=4, second=(
+        0.99 if optimizer == "adam" else None
+    ))  # fmt: skip
+    assert np.isfinite(five["eta2"]) and np.isfinite(expected["eta2"])
+    del expected["noise_scale"]
+    values = history.history
+    for name, value in expected.items():
+        for key in (f"noise/{name}", f"noise/dense/{name}"):
+            np.testing.assert_allclose(values[key], [value], 2e-4, err_msg=key)
+
+
+def main(mode):
+    if mode == "mirrored":
+        import tensorflow as tf
+
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        configuration = [tf.config.LogicalDeviceConfiguration()] * 2
+        tf.config.set_logical_device_configuration(cpu, configuration)
+        check_fit(strategy=tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+    else:
+        check_fit()
+        check_fit("adam")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
