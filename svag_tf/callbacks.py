@@ -446,13 +446,12 @@ def _histograms(kind, theta, m_tilde, v_tilde, factors):
         eta2 = (f[2] * excess + tiny) / (signal + tiny)
         values = {"gamma": gamma, "log10_eta2": ops.log10(eta2)}
         for name, (low, high) in RANGES.items():
-            edges = np.linspace(low, high, BINS + 1)[1:-1]
-            above = [ops.sum(ops.cast(alive, "int32"))]
-            for edge in edges:
-                reached = ops.logical_and(alive, values[name] >= float(edge))
-                above.append(ops.sum(ops.cast(reached, "int32")))
-            above = ops.stack([*above, ops.zeros_like(above[0])])
-            counts[name].append(above[:-1] - above[1:])
+            edges = np.linspace(low, high, BINS + 1, dtype="float32")
+            edges[0], edges[-1] = -np.inf, np.inf
+            column = ops.reshape(values[name], (-1, 1))
+            inside = ops.logical_and(column >= edges[:-1], column < edges[1:])
+            inside = ops.logical_and(inside, ops.reshape(alive, (-1, 1)))
+            counts[name].append(ops.sum(ops.cast(inside, "int32"), axis=0))
     return counts
 
 

@@ -1,5 +1,5 @@
-"""Exact gradient statistics against closed forms; run by `test_gradients.py` on every
-backend, here or as a script under another KERAS_BACKEND."""
+"""Exact gradient statistics against closed forms, on every backend: run by
+`test_gradients.py` here, and by `noise_checks.py` under another KERAS_BACKEND."""
 
 import keras
 import numpy as np
@@ -110,7 +110,3 @@ def check_convolutions():
 
 
 CHECKS = [check_closed_form, check_float64_sums, check_convolutions]
-
-if __name__ == "__main__":
-    for check in CHECKS:
-        check()

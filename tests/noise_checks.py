@@ -3,6 +3,7 @@ a strategy."""
 
 import sys
 
+import gradient_checks
 import keras
 import numpy as np
 from scipy.special import erf
@@ -109,6 +110,8 @@ def main(mode):
     else:
         check_fit()
         check_fit("adam")
+        for check in gradient_checks.CHECKS:
+            check()
 
 
 if __name__ == "__main__":

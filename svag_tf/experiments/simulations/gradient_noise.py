@@ -811,7 +811,7 @@ def _draw_calibration(measurements: Mapping[int, Measurement], path: Path) -> No
             line, line, ":", color=plots.GUIDE, linewidth=1.2, label="as estimated"
         )
         if name == "m":
-            axes.xaxis.set_major_locator(MaxNLocator(4))
+            axes.xaxis.set_major_locator(MaxNLocator(3))
         axes.set(xlabel=x, ylabel=y)
         plots.tidy(axes)
     plots.legend_below(figure, panels[0], 6)
@@ -844,8 +844,6 @@ def _draw_layers(
                     _row(measurement, name, label)[measure]
                     for measurement in measurements.values()
                 ]
-                if measure == "ratio":
-                    values = [v if v > 0 else np.nan for v in values]
                 axes.plot(
                     steps,
                     values,
@@ -863,11 +861,12 @@ def _draw_layers(
             plots.tidy(axes)
         panels[0, column].set_title(QUANTITIES[name], fontsize=11)
         panels[0, column].axhline(1, color=plots.GUIDE, linewidth=1, linestyle=":")
-        panels[0, column].set_yscale("log")
-        panels[0, column].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        panels[0, column].yaxis.set_major_formatter(FormatStrFormatter("%g"))
-        panels[0, column].yaxis.set_minor_formatter(NullFormatter())
-        panels[1, column].set(xlabel="updates", ylim=(-0.25, 1.03))
+        if name != "m":  # Its ratio can be negative.
+            panels[0, column].set_yscale("log")
+            panels[0, column].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panels[0, column].yaxis.set_major_formatter(FormatStrFormatter("%g"))
+            panels[0, column].yaxis.set_minor_formatter(NullFormatter())
+        panels[1, column].set(xlabel="updates", ylim=(-1.03, 1.03))
     panels[0, 0].set_ylabel("estimate over exact value")
     panels[1, 0].set_ylabel("correlation")
     plots.legend_below(figure, panels[0, 0], 5)
