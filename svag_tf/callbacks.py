@@ -15,12 +15,6 @@ from keras import ops
 from svag_tf import rules
 from svag_tf.optimizers import MSVAG, MSVAS, SVAG, SVAS
 
-try:  # Any backend can do without.
-    from tensorboard.plugins.histogram import metadata as histogram_metadata
-    from tensorflow import summary
-except ImportError:
-    summary = None
-
 PRESETS = ("economy", "business", "full")
 QUANTITIES = (
     "eta2",
@@ -502,6 +496,19 @@ def _writes_files(model):
     return True
 
 
+def _tensorboard():
+    """tf.summary and TensorBoard's histogram metadata; None, None without them.
+
+    Imported here: on other backends TensorFlow takes seconds to import.
+    """
+    try:
+        from tensorboard.plugins.histogram import metadata
+        from tensorflow import summary
+    except ImportError:
+        return None, None
+    return summary, metadata
+
+
 class _Files:
     """`noise.csv`, `noise_histograms.csv` and TensorBoard's files.
 
@@ -528,7 +535,8 @@ class _Files:
                 temporary.replace(folder / name)
             else:
                 (folder / name).unlink(missing_ok=True)
-        if summary is None:
+        self._summary, self._metadata = _tensorboard()
+        if self._summary is None:
             warnings.warn(
                 "No TensorBoard files: they need the packages tensorflow and "
                 "tensorboard.",
@@ -538,7 +546,7 @@ class _Files:
         events = folder / "tensorboard" / "noise"
         for old in events.glob("events.out.tfevents.*"):
             old.unlink()
-        self._writer = summary.create_file_writer(str(events))
+        self._writer = self._summary.create_file_writer(str(events))
         for row in kept["noise.csv"]:
             values = {name: float(row[name]) for name in QUANTITIES if row[name]}
             self._show(int(row["step"]), row["layer"], values)
@@ -586,16 +594,16 @@ class _Files:
         with self._writer.as_default(step=step):
             for name, value in values.items():
                 if math.isfinite(value):
-                    summary.scalar(f"noise_{name}/{layer}", value)
+                    self._summary.scalar(f"noise_{name}/{layer}", value)
 
     def _show_histogram(self, step, layer, name, counts):
         low, high = RANGES[name]
         edges = np.linspace(low, high, BINS + 1)
         with self._writer.as_default(step=step):
-            summary.write(
+            self._summary.write(
                 f"noise_histogram_{name}/{layer}",
                 np.stack([edges[:-1], edges[1:], np.asarray(counts, float)], axis=1),
-                metadata=histogram_metadata.create_summary_metadata(None, None),
+                metadata=self._metadata.create_summary_metadata(None, None),
             )
 
 

@@ -397,7 +397,7 @@ def test_tensorboard_and_going_on(tmp_path):
 
 
 def test_without_tensorboard(tmp_path, monkeypatch):
-    monkeypatch.setattr(callbacks, "summary", None)
+    monkeypatch.setattr(callbacks, "_tensorboard", lambda: (None, None))
     with pytest.warns(UserWarning, match="No TensorBoard files"):
         fit(linear_model(svag_tf.MSVAG()), GradientNoise(log_dir=tmp_path))
     assert os.listdir(tmp_path) == ["noise.csv"]
