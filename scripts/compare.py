@@ -3,6 +3,8 @@
     python scripts/compare.py
     python scripts/compare.py --config=configs/fmnist_2c2d.py --budget=full
     python scripts/compare.py --notune --optimizers=msvag,adam:epsilon=1e-8
+    python scripts/compare.py --config=configs/fmnist_2c2d.py --published \\
+        --config.epochs=2
 
 Tunes the learning rate of each optimizer on DeepOBS' grid with Optuna, runs the best
 one with several seeds, and ranks the optimizers. Run again with the same flags after
@@ -32,6 +34,13 @@ _TUNE = flags.DEFINE_boolean(
     "Whether to tune. Else every optimizer has its default learning rate, or all have "
     "--config.optimizer.learning_rate, and the config's own epochs.",
 )
+_PUBLISHED = flags.DEFINE_boolean(
+    "published",
+    False,
+    "Run DeepOBS' baselines instead, Keras' SGD, SGD with momentum 0.99 and Adam "
+    "(epsilon 1e-8) at the published learning rates, and set their curves beside the "
+    "published ones in faithfulness.md. Implies --notune.",
+)
 _BUDGET = flags.DEFINE_enum(
     "budget",
     "quick",
@@ -52,7 +61,7 @@ _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
     "Folder for the results. Default: runs/compare-<config file>-<budget>, "
-    "runs/compare-<config file> with --notune.",
+    "runs/compare-<config file> with --notune, ...-published with --published.",
 )
 _STORAGE = flags.DEFINE_string(
     "storage",
@@ -73,13 +82,18 @@ _RETRY = flags.DEFINE_boolean(
 
 def main() -> None:
     from svag_tf.experiments.comparison import compare
+    from svag_tf.experiments.faithfulness import published_variants
 
     config, name = _CONFIG()
-    budget = _BUDGET.value if _TUNE.value else None
-    workdir = "-".join(filter(None, ("runs/compare", name, budget)))
+    budget = _BUDGET.value if _TUNE.value and not _PUBLISHED.value else None
+    kind = "published" if _PUBLISHED.value else budget
+    workdir = "-".join(filter(None, ("runs/compare", name, kind)))
+    optimizers: Any = _OPTIMIZERS.value
+    if _PUBLISHED.value:
+        optimizers = list(published_variants(config.problem).values())
     compare(
         config,
-        _OPTIMIZERS.value,
+        optimizers,
         _WORKDIR.value or workdir,
         budget=budget,
         seeds=None if _SEEDS.value is None else [int(s) for s in _SEEDS.value],

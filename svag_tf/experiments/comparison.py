@@ -59,7 +59,7 @@ STARTUP_RUNS = 3
 
 def compare(
     config: Any,
-    optimizers: Sequence[str],
+    optimizers: Sequence[str | Variant],
     workdir: str | os.PathLike[str],
     budget: str | None = None,
     seeds: Sequence[int] | None = None,
@@ -80,11 +80,12 @@ def compare(
 
     Args:
         config: as for `train`; its `optimizer.name` and `seed` are replaced.
-        optimizers: `name` or `name:argument=value:...`, see `parse_variant`. One with
-            a `learning_rate` of its own is not tuned.
+        optimizers: `name` or `name:argument=value:...`, see `parse_variant`, or a
+            `Variant`. One with a `learning_rate` of its own is not tuned.
         workdir: folder for the results: one folder a run, `results.csv` (one line a
             run), `tuning.csv` (one line a rate), `results.md` (the ranking),
-            `results.json` (everything), `curves.png` and `sensitivity.png`.
+            `results.json` (everything), `curves.png`, `sensitivity.png` and, if
+            optimizers are among them that DeepOBS has published, `faithfulness.md`.
         budget: a name in `BUDGETS`. Defaults to `None`: nothing is tuned; each
             optimizer has `config.optimizer.learning_rate`, or its own default.
         seeds: whole numbers. Defaults to `None`: as many as the budget says, or 3.
@@ -216,7 +217,7 @@ class Plan:
 
 def _planned(
     config: Any,
-    optimizers: Sequence[str],
+    optimizers: Sequence[str | Variant],
     workdir: Path,
     budget_name: str | None,
     seeds: Sequence[int] | None,
@@ -228,7 +229,9 @@ def _planned(
             f"budget must be one of {', '.join(BUDGETS)}. Received: {budget_name}"
         )
     budget = BUDGETS[budget_name] if budget_name else None
-    variants = [parse_variant(text) for text in optimizers]
+    variants = [
+        parse_variant(one) if isinstance(one, str) else one for one in optimizers
+    ]
     labels = [variant.label for variant in variants]
     if seeds is None:
         seeds = range(budget.seeds) if budget else DEFAULT_SEEDS

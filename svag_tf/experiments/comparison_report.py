@@ -16,6 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from svag_tf.experiments import faithfulness
 from svag_tf.experiments.baselines import published
 from svag_tf.experiments.files import write_json, write_text
 from svag_tf.experiments.optimizers import TITLES
@@ -174,6 +175,12 @@ def write_report(comparison: Comparison, workdir: Path) -> list[dict[str, Any]]:
         write_text(workdir / "tuning.csv", _csv(tried, TUNING_COLUMNS))
     curves = published(comparison.config["problem"])
     write_text(workdir / "results.md", _markdown(comparison, rows, target, curves))
+    checks = faithfulness.checks(
+        comparison.config["problem"],
+        {label: [o.rows for o in runs] for label, runs in comparison.runs.items()},
+    )
+    if checks:
+        write_text(workdir / "faithfulness.md", _faithfulness(comparison, checks))
     write_json(
         workdir / "results.json",
         {
@@ -184,6 +191,9 @@ def write_report(comparison: Comparison, workdir: Path) -> list[dict[str, Any]]:
             "ranking": ranking,
             "results": results,
             "tuning": tried,
+            "faithfulness": [
+                asdict(check) | {"agrees": check.agrees} for check in checks
+            ],
             "runs": {
                 label: [asdict(outcome) for outcome in outcomes]
                 for label, outcomes in comparison.runs.items()
@@ -473,7 +483,7 @@ def _markdown(
     target: float,
     curves: Mapping[str, Any],
 ) -> str:
-    accuracy, about = comparison.accuracy, comparison.about
+    accuracy = comparison.accuracy
     tuned = comparison.budget["name"] != "none"
     cells = [
         _cells(row, comparison.titles[row["optimizer"]], accuracy, tuned)
@@ -510,17 +520,37 @@ def _markdown(
         ]
     if curves:
         parts += ["## Published by DeepOBS\n", *_published(comparison, curves)]
+    parts += _about(comparison)
+    return "\n".join(parts)
+
+
+def _about(comparison: Comparison) -> list[str]:
+    """The command, the commit and the machine, as paragraphs."""
+    about = comparison.about
     machine = about["machine"]
     packages = ", ".join(f"{k} {v}" for k, v in machine["packages"].items())
     cpus = {o.cpu for runs in comparison.runs.values() for o in runs}
-    if about["command"]:
-        parts.append(f"    {about['command']}\n")
-    parts.append(
+    command = [f"    {about['command']}\n"] if about["command"] else []
+    return [
+        *command,
         f"Commit {machine['commit'] or 'unknown'}, {machine['date'][:10]}, "
         f"{' and '.join(sorted(cpus))}, {machine['cores']} cores, backend "
-        f"{about['backend']}. Python {machine['python']}, {packages}.\n"
-    )
-    return "\n".join(parts)
+        f"{about['backend']}. Python {machine['python']}, {packages}.\n",
+    ]
+
+
+def _faithfulness(comparison: Comparison, checks: Sequence[faithfulness.Check]) -> str:
+    """The page on the published optimizers among those compared."""
+    subset = ""
+    if not _comparable(comparison):
+        budget = comparison.budget
+        subset = (
+            f"an epoch has {budget['train_examples']:,} of "
+            f"{budget['whole_train_examples']:,} training examples in batches of "
+            f"{budget['batch_size']}"
+        )
+    about = [_budget_text(comparison.budget) + "\n", *_about(comparison)]
+    return faithfulness.page(comparison.config["problem"], checks, subset, about)
 
 
 def _tuning_cells(comparison: Comparison, label: str) -> list[str]:
@@ -607,6 +637,7 @@ def _print(
         ("curves.png", "test accuracy, or loss, and training loss"),
         ("sensitivity.png", "results against learning rates"),
         ("results.md", "the ranking, the tuning and how it was made"),
+        ("faithfulness.md", "the published optimizers beside DeepOBS' curves"),
         ("results.csv", "one line a run"),
         ("tuning.csv", "one line a learning rate"),
         ("results.json", "everything: configs, epochs, versions"),

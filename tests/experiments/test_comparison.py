@@ -18,6 +18,7 @@ from svag_tf.experiments.comparison_report import (
     summary,
 )
 from svag_tf.experiments.errors import DivergedError, ExperimentError
+from svag_tf.experiments.faithfulness import published_variants
 from svag_tf.experiments.training import train
 
 
@@ -230,6 +231,8 @@ def made_up(monkeypatch):
                 "seconds": 1.0,
             }
             accuracy = 0.1 + (final - 0.1) * epoch / config["epochs"]
+            if config["problem"] == "quadratic_deep":
+                accuracy = float("nan")
             for part in ("train", "test"):
                 row |= {f"{part}_loss": loss, f"{part}_accuracy": accuracy}
             report(row)
@@ -323,7 +326,7 @@ def test_an_optimizer_of_which_no_rate_goes_through(
     assert results[0]["error"] == "MemoryError: too large"
 
 
-def test_a_password_is_not_written(make_config, tmp_path, made_up, monkeypatch):
+def test_another_storage_serves_other_workdirs(make_config, tmp_path, made_up):
     storage = f"sqlite:///{tmp_path / 'elsewhere.db'}"
     compare(
         make_config(), ["ssd"], tmp_path / "a", budget="quick", storage=storage,
@@ -337,3 +340,22 @@ def test_a_password_is_not_written(make_config, tmp_path, made_up, monkeypatch):
         make_config(), ["ssd"], tmp_path / "b", budget="quick", storage=storage
     )
     assert len(made_up) == before and len(results) == 2
+
+
+def test_the_published_optimizers_are_set_beside_their_curves(
+    make_config, tmp_path, made_up
+):
+    config = make_config(problem="quadratic_deep", epochs=2, batch_size=128)
+    names = [*published_variants("quadratic_deep").values(), "ssd"]
+    compare(config, names, tmp_path, seeds=[0], command="me")
+    page = (tmp_path / "faithfulness.md").read_text()
+    assert page.count("| SGD, momentum 0.99 |") == 3 * 2  # epochs, losses
+    assert "Not a test" not in page and "    me\n" in page and "SSD" not in page
+    everything = json.loads((tmp_path / "results.json").read_text())
+    assert len(everything["faithfulness"]) == 3 * 3 * 2
+    assert not all(check["agrees"] for check in everything["faithfulness"])
+
+    config.train_examples = 500
+    compare(config, names, tmp_path / "part", seeds=[0])
+    page = (tmp_path / "part" / "faithfulness.md").read_text()
+    assert "Not a test of faithfulness: an epoch has 500 of 1,000 training" in page

@@ -3,8 +3,15 @@
 import matplotlib.image
 import pytest
 
+from svag_tf.experiments.baselines import published
 from svag_tf.experiments.optimizers import OPTIMIZERS, TITLES
-from svag_tf.experiments.plots import DIRECTIONS, save_comparison, save_curves
+from svag_tf.experiments.plots import (
+    DIRECTIONS,
+    line_styles,
+    save_comparison,
+    save_curves,
+    save_sensitivity,
+)
 
 
 def rows(losses):
@@ -68,4 +75,48 @@ def test_comparison(tmp_path, runs):
     save_comparison(runs, "a title", tmp_path / "curves.png")
     image = matplotlib.image.imread(tmp_path / "curves.png")
     assert image.shape[1] > 300 < image.shape[0]
+    assert image[..., :3].std() > 0.01
+
+
+@pytest.mark.filterwarnings("error")
+def test_published_curves_are_drawn_too(tmp_path):
+    runs = {"msvag": [rows([2.3, 0.5, 0.4])], "msvag:beta=0.5": [rows([2.3, 0.9])]}
+    for name, curves in (("with", published("fmnist_2c2d")), ("without", None)):
+        save_comparison(runs, "a title", tmp_path / f"{name}.png", published=curves)
+    with_, without = (
+        matplotlib.image.imread(tmp_path / f"{name}.png")
+        for name in ("with", "without")
+    )
+    # Adam's curve has a row of panels of its own.
+    assert with_.shape[0] > 1.5 * without.shape[0]
+
+
+def test_variants_of_an_optimizer_differ_in_style():
+    styles = line_styles(["adam", "ssd", "adam:epsilon=1", "adam:epsilon=2"])
+    assert len(set(map(str, styles.values()))) == 4
+    assert len({colour for colour, _ in styles.values()}) == 2
+
+
+@pytest.mark.parametrize("accurate", [True, False])
+@pytest.mark.parametrize("ended", ["completed", "stopped", "diverged"])
+@pytest.mark.filterwarnings("error")
+def test_sensitivity(tmp_path, accurate, ended):
+    nan = float("nan")
+    tried = [
+        {
+            "optimizer": label,
+            "learning_rate": rate,
+            "ended": ended if rate < 1 else "failed",
+            "test_accuracy": 0.5 + rate if accurate else nan,
+            "test_loss": 1 - rate if rate < 1 else nan,
+        }
+        for label in ("msvag", "adam", "adam:epsilon=1")
+        for rate in (0.01, 0.1, 1.0)
+    ]
+    results = [row | {"seed": seed} for row in tried[:2] for seed in (0, 1)]
+    titles = {row["optimizer"]: row["optimizer"] for row in tried}
+    path = tmp_path / "sensitivity.png"
+    save_sensitivity(tried, results, "a title", accurate, titles, path)
+    image = matplotlib.image.imread(path)
+    assert image.shape[1] > image.shape[0] > 300
     assert image[..., :3].std() > 0.01
