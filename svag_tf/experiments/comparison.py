@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import math
@@ -9,7 +10,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -133,7 +133,8 @@ def compare(
                 rate = chosen.learning_rate
             runs = _run_seeds(plan, variant, rate, keep, display, retry_failed)
             outcomes.append((variant, tuning, runs))
-    shutil.rmtree(workdir / "tuning", ignore_errors=True)
+    with contextlib.suppress(OSError):  # not there, or another process is tuning
+        (workdir / "tuning").rmdir()
     comparison = Comparison(
         config=plan.config,
         titles=titles(plan.variants),
@@ -254,7 +255,7 @@ def _planned(
         )
     data = PROBLEMS[whole["problem"]].load(whole["data_dir"])
     examples = len(data.x_train), len(data.x_test)
-    protocol = whole if protocol is None else checked(protocol)
+    protocol = whole if protocol is None else protocol
     used = budgeted(whole, budget, examples, kept) if budget else whole
     plan = Plan(
         checked(used),
@@ -317,16 +318,22 @@ def _tune(
         ),
     )
     queue = Queue(storage, study, "learning_rate", rates)
+    made: list[Path] = []
 
     def run(trial: optuna.Trial, rate: float) -> float:
         folder = plan.tuning_folder_of(variant, rate)
         config = plan.config_of(variant, rate, seed)
         display.begin(f"{display.titles[variant.label]}, rate {rate:.3g}")
-        value = _run(trial, config, folder, plan.accuracy, True, display)
-        shutil.rmtree(folder, ignore_errors=True)
-        return value
+        made.append(folder)
+        return _run(trial, config, folder, plan.accuracy, True, display)
 
-    return _outcomes(queue, run, display, len(rates), retry)
+    def clean() -> None:  # once the study knows what came of a run
+        while made:
+            shutil.rmtree(made.pop(), ignore_errors=True)
+
+    outcomes = _outcomes(queue, run, display, len(rates), retry, clean)
+    shutil.rmtree(plan.workdir / "tuning" / variant.folder, ignore_errors=True)
+    return outcomes
 
 
 def _run_seeds(
@@ -361,11 +368,16 @@ def _outcomes(
     display: _Display,
     runs: int,
     retry: bool,
+    clean: Callable[[], None] = lambda: None,
 ) -> list[Outcome]:
+    def finished(done: Mapping[float, Any]) -> None:
+        clean()
+        display.finished(done)
+
     if retry:
         queue.retry()
     with display.stage(runs):
-        trials = queue.work(run, display.finished)
+        trials = queue.work(run, finished)
     return [Outcome(**trial.user_attrs["result"]) for trial in trials.values()]
 
 
@@ -457,7 +469,7 @@ class _Display:
     def __exit__(self, *error: Any) -> None:
         self._bar.stop()
 
-    @contextmanager
+    @contextlib.contextmanager
     def stage(self, runs: int) -> Iterator[None]:
         """A stage of so many runs."""
         self._first, self._done, self._rows = True, 0, 0

@@ -312,9 +312,7 @@ class Queue:
         states = (TrialState.COMPLETE, TrialState.PRUNED)
         result = {}
         for trial in self._study.get_trials(deepcopy=False, states=states):
-            value = self._value(trial)
-            if value is not None:
-                result[value] = trial
+            result[self._value(trial)] = trial
         return {value: result[value] for value in self._values if value in result}
 
     def retry(self) -> None:
@@ -349,9 +347,11 @@ class Queue:
                 low, high = GRID[0], GRID[-1]
                 value = trial.suggest_float(self._parameter, low, high, log=True)
             index = self._index(value)
-            if index is None or self._taken(trial, value):
+            if index is not None:  # else it helps a process with other values
+                value = self._values[index]
+            if self._taken(trial, value):
                 raise NotQueuedError
-            return run(trial, self._values[index])
+            return run(trial, value)
 
         while True:
             with self._storage.lock:
@@ -391,19 +391,20 @@ class Queue:
         self._study.enqueue_trial({self._parameter: value}, user_attrs={"queued": True})
 
     def _value(self, trial: FrozenTrial) -> float | None:
-        """Which of our values a trial has; None if it has another one."""
+        """The value of a trial; None if nobody asked for it."""
         if self._parameter in trial.params:
-            index = self._index(trial.params[self._parameter])
+            value = trial.params[self._parameter]
         elif "fixed_params" in trial.system_attrs:  # it waits, or has just begun
-            index = self._index(trial.system_attrs["fixed_params"][self._parameter])
+            value = trial.system_attrs["fixed_params"][self._parameter]
         else:
             return None
-        return None if index is None else self._values[index]
+        index = self._index(value)
+        return value if index is None else self._values[index]
 
-    def _index(self, value: float) -> Any:
+    def _index(self, value: float) -> int | None:
         """The place of a value, which a database may have rounded."""
         for i, other in enumerate(self._values):
-            if math.isclose(value, other, rel_tol=1e-6):
+            if math.isclose(value, other, rel_tol=1e-9):
                 return i
         return None
 
@@ -412,7 +413,7 @@ class Queue:
         return any(
             other.number < trial.number
             and other.state == TrialState.RUNNING
-            and self._value(other) == self._values[self._index(value)]
+            and self._value(other) == value
             and not self._storage.is_dead(other)
             for other in self._study.get_trials(deepcopy=False)
         )

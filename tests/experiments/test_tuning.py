@@ -180,6 +180,23 @@ def test_the_run_of_a_dead_process_is_made_again_that_of_a_living_is_not(tmp_pat
     assert len(done) == 3
 
 
+def test_a_process_helps_one_with_other_values(tmp_path):
+    storage = Storage(str(tmp_path / "s.db"), tmp_path)
+
+    def stop_after_one(trial, value):
+        raise KeyboardInterrupt
+
+    with storage.opened():
+        many, study = queue(storage, (1, 2, 3), "seed")
+        with pytest.raises(KeyboardInterrupt):
+            many.work(stop_after_one, nothing)  # 2 and 3 wait
+        few, _ = queue(storage, (1,), "seed")
+        assert list(few.work(made, nothing)) == [1]
+        assert list(many.finished()) == [1, 2, 3]
+    failed = study.get_trials(states=[optuna.trial.TrialState.FAIL])
+    assert len(failed) == 1
+
+
 def test_a_retry_makes_only_what_failed(tmp_path):
     storage = Storage(str(tmp_path / "s.db"), tmp_path)
     seen = []
