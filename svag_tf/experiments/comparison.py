@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import inspect
 import math
 import os
@@ -33,6 +34,7 @@ from svag_tf.experiments.comparison_report import (
     write_report,
 )
 from svag_tf.experiments.config import checked, differences
+from svag_tf.experiments.data import Data
 from svag_tf.experiments.errors import DivergedError, ExperimentError
 from svag_tf.experiments.files import read_json, write_json
 from svag_tf.experiments.optimizers import OPTIMIZERS, build_optimizer
@@ -162,6 +164,7 @@ class Plan:
 
     Attributes:
         config: checked; of all runs but for optimizer and seed.
+        data: of the problem, loaded once.
         variants: the optimizers.
         seeds: of the runs with the best rate. The first also tunes.
         workdir: folder of the results.
@@ -170,6 +173,7 @@ class Plan:
     """
 
     config: dict[str, Any]
+    data: Data
     variants: list[Variant]
     seeds: list[int]
     workdir: Path
@@ -259,6 +263,7 @@ def _planned(
     used = budgeted(whole, budget, examples, kept) if budget else whole
     plan = Plan(
         checked(used),
+        data,
         variants,
         list(seeds),
         workdir,
@@ -325,7 +330,7 @@ def _tune(
         config = plan.config_of(variant, rate, seed)
         display.begin(f"{display.titles[variant.label]}, rate {rate:.3g}")
         made.append(folder)
-        return _run(trial, config, folder, plan.accuracy, True, display)
+        return _run(trial, plan, config, folder, True, display)
 
     def clean() -> None:  # once the study knows what came of a run
         while made:
@@ -357,7 +362,7 @@ def _run_seeds(
         folder = plan.folder_of(variant, rate, int(seed))
         config = plan.config_of(variant, rate, int(seed))
         display.begin(f"{display.titles[variant.label]}, seed {seed}")
-        return _run(trial, config, folder, plan.accuracy, False, display)
+        return _run(trial, plan, config, folder, False, display)
 
     return _outcomes(queue, run, display, len(plan.seeds), retry)
 
@@ -383,16 +388,16 @@ def _outcomes(
 
 def _run(
     trial: optuna.Trial,
+    plan: Plan,
     config: dict[str, Any],
     folder: Path,
-    accuracy: bool,
     prune: bool,
     display: _Display,
 ) -> float:
     """One training; what came of it goes into the trial. Returns its final result."""
     rows: list[Row] = []
     ended, error = "completed", None
-    field = "test_accuracy" if accuracy else "test_loss"
+    field = "test_accuracy" if plan.accuracy else "test_loss"
 
     def report(row: Row) -> None:
         rows.append(row)
@@ -405,7 +410,7 @@ def _run(
 
     keras.utils.clear_session()
     try:
-        train(config, folder, report=report)
+        train(config, folder, report=report, data=plan.data)
     except DivergedError:
         ended = "diverged"
     except optuna.TrialPruned:
@@ -422,7 +427,7 @@ def _run(
         ended=ended,
         error=error,
         rows=rows,
-        cpu=machine.description()["cpu"],
+        cpu=_cpu(),
     )
     trial.set_user_attr("outcome", ended)
     trial.set_user_attr("result", asdict(outcome))
@@ -431,7 +436,12 @@ def _run(
         raise optuna.TrialPruned
     if ended == "completed":
         return rows[-1][field]
-    return -math.inf if accuracy else math.inf
+    return -math.inf if plan.accuracy else math.inf
+
+
+@functools.cache
+def _cpu() -> str:
+    return machine.description()["cpu"]
 
 
 class _Display:

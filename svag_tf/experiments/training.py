@@ -41,6 +41,7 @@ def train(
     config: Any,
     workdir: str | os.PathLike[str],
     report: Callable[[Row], None] | None = None,
+    data: Data | None = None,
 ) -> list[Row]:
     """Trains as `config` says, or goes on with the run in `workdir`.
 
@@ -90,7 +91,7 @@ def prepared(config: dict[str, Any]) -> tuple[Data, keras.Model]:
     Raises:
         ExperimentError: if one of them cannot be had.
     """
-    data = _load_data(config)
+    data = _selected(config, data)
     return data, _build_model(config, len(data.x_train) // config["batch_size"])
 
 
@@ -290,9 +291,11 @@ class _Recorder(keras.callbacks.Callback):
         self._tell(row)
 
 
-def _load_data(config: dict[str, Any]) -> Data:
+def _selected(config: dict[str, Any], data: Data | None) -> Data:
+    """The examples that the config names."""
     problem = PROBLEMS[config["problem"]]
-    data = problem.load(config["data_dir"])
+    if data is None:
+        data = problem.load(config["data_dir"])
     train, test = config["train_examples"], config["test_examples"]
     for name, limit, n in (
         ("train_examples", train, len(data.x_train)),

@@ -211,7 +211,7 @@ def made_up(monkeypatch):
     monkeypatch.setitem(tuning.BUDGETS, "quick", budget)
     made = []
 
-    def play(config, folder, report):
+    def play(config, folder, report, data):
         name, rate = config["optimizer"]["name"], config["optimizer"]["learning_rate"]
         folder.mkdir(parents=True, exist_ok=True)
         made.append((name, rate, config["seed"]))
@@ -315,7 +315,7 @@ def test_interrupted_tuning_goes_on(make_config, tmp_path, made_up, monkeypatch)
 def test_an_optimizer_of_which_no_rate_goes_through(
     make_config, tmp_path, made_up, monkeypatch
 ):
-    def fail(config, folder, report):
+    def fail(*arguments, **more):
         raise MemoryError("too large")
 
     monkeypatch.setattr(comparison, "train", fail)
