@@ -59,6 +59,8 @@ def train(
         report: called with the row of every epoch, those of an earlier start first.
             Then nothing is printed. Defaults to `None`: a progress bar, a line an
             epoch and a table of results are printed.
+        data: of the problem, if it has been loaded before. Defaults to `None`: it is
+            loaded.
 
     Returns:
         One dict an epoch: `epoch`, `step` (batches so far), `learning_rate` (of the
@@ -74,7 +76,7 @@ def train(
     config = checked(config)
     folder = RunFolder(workdir)
     folder.check(config)
-    data, model = prepared(config)
+    data, model = prepared(config, data)
     with folder.opened(config) as state:
         if state.epoch >= 0:
             folder.restore(state, model)
@@ -82,11 +84,15 @@ def train(
     return state.rows
 
 
-def prepared(config: dict[str, Any]) -> tuple[Data, keras.Model]:
+def prepared(
+    config: dict[str, Any], data: Data | None = None
+) -> tuple[Data, keras.Model]:
     """The data and the new, compiled model of a run. Sets the global random seeds.
 
     Args:
         config: as `config.checked` returns it.
+        data: of the problem, if it has been loaded before. Defaults to `None`: it is
+            loaded.
 
     Raises:
         ExperimentError: if one of them cannot be had.
