@@ -56,3 +56,119 @@ def shape_and_dtype(variable: Any) -> list[Any]:
 def _base_and_number(part: str) -> tuple[str, int]:
     match = re.fullmatch(r"(.+?)_(\d{1,9})", part)
     return (match[1], int(match[2])) if match else (part, 0)
+
+
+def record_of(optimizer: Any, variables: Iterable[Any] | None) -> dict[str, Any]:
+    """What saved numbers of one of our optimizers are the numbers of: plain JSON.
+
+    Args:
+        optimizer: `MomentOptimizer`.
+        variables: Those that it is built on, or is to be; `None` if it is not built.
+    """
+    record: dict[str, Any] = {"class": class_of(optimizer)}
+    if variables is None:
+        return record
+    variables = list(variables)
+    kinds = dict.fromkeys(optimizer.slots, True) | {
+        "averages of the weights (use_ema)": optimizer.use_ema,
+        "counts of missed updates": optimizer.counts_updates,
+        "counts of the updates of rows": optimizer.counts_rows,
+    }
+    return record | {
+        "state": [name for name, kept in kinds.items() if kept],
+        "gradient_accumulation_steps": optimizer.gradient_accumulation_steps,
+        "variables": [
+            # Keras 3.10 has no model's name in front.
+            ["/".join(path.split("/")[-2:]), list(variable.shape)]
+            for path, variable in zip(stable_paths(variables), variables)
+        ],
+    }
+
+
+def check_class(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raises an error if a record is that of another class."""
+    _check("class", found.get("class"), expected["class"])
+
+
+def check_record(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raises an error if saved numbers are not those of such an optimizer.
+
+    Args:
+        found: Record of the numbers that are to be restored.
+        expected: Record of the optimizer that they are for, which is built.
+
+    Raises:
+        ValueError: Saying in what the two differ.
+    """
+    check_class(found, expected)
+    if "variables" not in found:
+        raise ValueError(
+            f"{_REFUSED} It was saved before the optimizer was built. Save it after "
+            "optimizer.build(model.trainable_variables)."
+        )
+    for key in ("state", "gradient_accumulation_steps"):
+        _check(key, found.get(key), expected[key])
+    a, b = found["variables"], expected["variables"]
+    if a == b:
+        return
+    if sorted(map(str, a)) == sorted(map(str, b)):
+        raise ValueError(
+            f"{_REFUSED} It was saved by an optimizer that was built on the same "
+            f"variables in another order. Build it on them in the order {_names(a)}. "
+            f"Received: {_names(b)}"
+        )
+    _check("number of variables", len(a), len(b))
+    i = next(i for i in range(len(a)) if a[i] != b[i])
+    _check(f"variable {i}, its name and shape", a[i], b[i])
+
+
+_REFUSED = "The saved state is not that of this optimizer."
+
+
+def _check(what: str, found: Any, expected: Any) -> None:
+    if found != expected:
+        raise ValueError(f"{_REFUSED} Expected {what}: {expected}. Found: {found}")
+
+
+def _names(variables: list[Any]) -> str:
+    return ", ".join(str(name) for name, _ in variables)
+
+
+def keep_random_state(model: keras.Model) -> None:
+    """Lets the model's optimizer save the random states of dropout and its like.
+
+    Keras saves them nowhere, so that a model with dropout does not go on from a file or
+    checkpoint as it would have without. After this call they are saved with the
+    optimizer, in `.keras` and `.weights.h5` files and in `tf.train.Checkpoint`, and
+    restored with it. Call it before saving, and for a new model before restoring; after
+    `keras.models.load_model`, call it with what that returns.
+
+    Args:
+        model: Compiled and built, with one of the optimizers of this package, or with
+            one in a `LossScaleOptimizer`.
+
+    Raises:
+        ValueError: If it has another optimizer.
+
+    Example:
+
+    >>> import keras, svag_tf
+    >>> layers = [keras.Input((3,)), keras.layers.Dropout(0.5), keras.layers.Dense(1)]
+    >>> model = keras.Sequential(layers)
+    >>> model.compile(svag_tf.MSVAG(0.1), "mse")
+    >>> svag_tf.keep_random_state(model)
+    """
+    optimizer: Any = getattr(model, "optimizer", None)
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    if not hasattr(optimizer, "keep_random_states"):
+        raise ValueError(
+            "The model must be compiled with an optimizer of svag_tf. Received: the "
+            f"optimizer {optimizer!r}"
+        )
+    optimizer.keep_random_states(random_states(model))
+
+
+def random_states(model: keras.Model) -> list[Any]:
+    """The variables of the model's random generators."""
+    others = {id(v) for v in (*model.weights, *model.metrics_variables)}
+    return [v for v in model.variables if id(v) not in others]

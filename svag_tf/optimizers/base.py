@@ -1,18 +1,28 @@
 """What the seven optimizers share: arguments, slots, step count and dispatch."""
 
 import functools
+import json
 import math
 import numbers
+import types
+import zlib
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from svag_tf import rules
+from svag_tf.saved_state import check_class, check_record, record_of
 
+checkpoints: Any = None
 kernels: Any = None
 if keras.backend.backend() == "tensorflow":
-    from svag_tf import kernels
+    from svag_tf import checkpoints, kernels
+
+# What a store of Keras holds besides the variables "0", "1", ...
+_RECORD = "svag_tf"
+_RANDOM_STATE = "random_state_"
 
 _STATE_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -185,7 +195,8 @@ class MomentOptimizer(keras.optimizers.Optimizer):
     # Keras has no public name for these, which its own optimizers build on as well:
     # the hooks _clip_gradients, _apply_weight_decay and _backend_update_step, and
     # _trainable_variables, _get_variable_index, _use_weight_decay and
-    # _get_current_learning_rate. They are used in this class and nowhere else.
+    # _get_current_learning_rate. Nor has TensorFlow for _trackable_children and
+    # _lookup_dependency. They are used in this class and nowhere else.
     slots: tuple[str, ...] = ()
     # Whether the direction depends on the update count t.
     counts_updates = False
@@ -214,6 +225,10 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         self.jit_compile = jit_compile
         self.sparse_updates = sparse_updates
         self._own_rule = object()
+        self._record = checkpoints.Record(self._description) if checkpoints else None
+        self._random_states: list = []
+        # A namespace, because Keras tracks what is in a dict or a list.
+        self._waiting = types.SimpleNamespace(store=None, random_states=[])
 
     @property
     def learning_rate(self):
@@ -234,6 +249,9 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         """
         if self.built:
             return
+        variables = list(variables)
+        if self._record is not None:
+            self._record.check_before_build(record_of(self, variables))
         super().build(variables)
         slots: dict[str, list] = {name: [] for name in self.slots}
         for variable in variables:
@@ -251,8 +269,17 @@ class MomentOptimizer(keras.optimizers.Optimizer):
                 name="missed_updates",
             )
 
-        if self.counts_updates and self.sparse_updates == "lazy" and kernels:
+        if self.counts_rows:
             self._row_updates = [self._new_row_counts(v) for v in variables]
+        if self._waiting.store is not None:
+            store, self._waiting.store = self._waiting.store, None
+            self.load_own_variables(store)
+
+    @property
+    def counts_rows(self):
+        """Whether each row of a variable counts its own updates."""
+        lazy = self.sparse_updates == "lazy" and kernels is not None
+        return self.counts_updates and lazy
 
     def _new_row_counts(self, variable):
         """The count of the updates made to each row; None for a variable without."""
@@ -526,6 +553,88 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             f"{type(self).__name__} must define direction(g, m, v, factor)."
         )
 
+    def save_own_variables(self, store):
+        """Puts the state into a store of Keras, with a record of whose state it is."""
+        super().save_own_variables(store)
+        arrays = [ops.convert_to_numpy(v) for v in self.variables]
+        for i, state in enumerate(self._random_states):
+            arrays.append(ops.convert_to_numpy(state))
+            store[f"{_RANDOM_STATE}{i}"] = arrays[-1]
+        record = {**self._description(), "crc32": _crc32(arrays)}
+        store[_RECORD] = np.frombuffer(json.dumps(record).encode(), np.uint8)
+
+    def load_own_variables(self, store):
+        """Takes the state from a store of Keras; at `build`, if not built before.
+
+        Args:
+            store: What `save_own_variables` has filled.
+
+        Raises:
+            ValueError: If it is the state of another class of optimizer, or one for
+                other variables, or if it is damaged. The optimizer is as it was.
+        """
+        keys = list(store.keys())
+        if _RECORD not in keys:
+            raise ValueError(
+                f"What was saved is not the state of the optimizer {self.name}, but "
+                "that of another class. To load the model's weights alone, use "
+                "load_weights(..., skip_mismatch=True), or load them before the model "
+                "is compiled."
+            )
+        found = json.loads(np.asarray(store[_RECORD]).tobytes())
+        if not self.built:
+            check_class(found, self._description())
+            self._waiting.store = {key: np.array(store[key]) for key in keys}
+            return
+        check_record(found, self._description())
+        arrays, random_states = (
+            [np.asarray(store[key]) for key in _numbered(keys, prefix)]
+            for prefix in ("", _RANDOM_STATE)
+        )
+        shapes = [tuple(v.shape) for v in self.variables]
+        if [a.shape for a in arrays] != shapes:
+            raise ValueError(
+                f"What was saved has {len(arrays)} arrays; the optimizer {self.name} "
+                f"has {len(shapes)} variables. A learning rate is one of them if it is "
+                "a number, and none if it is a schedule."
+            )
+        if _crc32([*arrays, *random_states]) != found["crc32"]:
+            raise ValueError(
+                f"The saved state of the optimizer {self.name} is damaged: its checksum "
+                "is not the one that was saved with it."
+            )
+        for variable, array in zip(self.variables, arrays):
+            variable.assign(array)
+        self._waiting.random_states = random_states
+        if self._random_states:
+            self.keep_random_states(self._random_states)
+
+    def keep_random_states(self, variables):
+        """Saves these variables with its own; see `svag_tf.keep_random_state`."""
+        waiting, self._waiting.random_states = self._waiting.random_states, []
+        if waiting and len(waiting) != len(variables):
+            raise ValueError(
+                f"What was saved has {len(waiting)} random states, and the model has "
+                f"{len(variables)}."
+            )
+        self._random_states = list(variables)
+        for variable, array in zip(variables, waiting):
+            variable.assign(array)
+
+    def _description(self):
+        return record_of(self, self._trainable_variables if self.built else None)
+
+    def _trackable_children(self, save_type="checkpoint", **kwargs):
+        children = super()._trackable_children(save_type, **kwargs)
+        if save_type == "checkpoint":
+            children = {k: v for k, v in children.items() if k != checkpoints.NUMBERED}
+        return children
+
+    def _lookup_dependency(self, name, cached_dependencies=None):
+        if cached_dependencies is not None:  # Asked for by a checkpoint.
+            checkpoints.check_child(name)
+        return super()._lookup_dependency(name, cached_dependencies)
+
     def get_config(self):
         """The arguments that make an equal optimizer, for `from_config`."""
         return {
@@ -544,3 +653,17 @@ def _saturating_cast(x, dtype):
         return x
     limit = rules.largest(dtype)
     return ops.cast(ops.where(ops.isfinite(x), ops.clip(x, -limit, limit), x), dtype)
+
+
+def _crc32(arrays):
+    """A checksum of arrays: of their values, not of where they lie."""
+    checksum = 0
+    for array in arrays:
+        checksum = zlib.crc32(np.ascontiguousarray(array).tobytes(), checksum)
+    return checksum
+
+
+def _numbered(keys, prefix):
+    """`prefix` + "0", `prefix` + "1", ... as far as `keys` go."""
+    numbered = (f"{prefix}{i}" for i in range(len(keys)))
+    return [key for key in numbered if key in keys]

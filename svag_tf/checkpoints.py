@@ -1,0 +1,57 @@
+"""TensorFlow only: what guards an optimizer's state in `tf.train.Checkpoint`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from svag_tf.saved_state import check_class, check_record
+
+# The child under which Keras' optimizers keep all their variables by their number.
+# Ours are under their names, so that none is restored from one of another meaning.
+NUMBERED = "_variables"
+
+
+class Record(tf.train.experimental.PythonState):
+    """Saved with an optimizer; TensorFlow reads it before any number is restored.
+
+    Args:
+        describe: Returns the optimizer's record as it is at present.
+    """
+
+    def __init__(self, describe: Callable[[], dict[str, Any]]):
+        super().__init__()
+        self._describe = describe
+        self._found: dict[str, Any] | None = None
+
+    def serialize(self) -> str:
+        """The record that goes into the checkpoint."""
+        return json.dumps(self._describe())
+
+    def deserialize(self, string_value: bytes) -> None:
+        """Raises an error if the record in a checkpoint is that of another."""
+        found, expected = json.loads(string_value), self._describe()
+        if "variables" in expected:
+            check_record(found, expected)
+        else:
+            check_class(found, expected)
+            self._found = found  # TensorFlow keeps the numbers until there are slots.
+
+    def check_before_build(self, expected: dict[str, Any]) -> None:
+        """Raises an error if waiting numbers are not for what is about to be built."""
+        if self._found is not None and "variables" in self._found:
+            check_record(self._found, expected)
+        self._found = None
+
+
+def check_child(name: str) -> None:
+    """Raises an error if a checkpoint has a child that our optimizers do not have."""
+    if name == NUMBERED:
+        raise ValueError(
+            "The checkpoint does not hold the state of an optimizer of svag_tf, but "
+            "that of another. To restore the model's weights alone, restore them "
+            "before the model is compiled."
+        )
