@@ -226,9 +226,9 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         self.sparse_updates = sparse_updates
         self._own_rule = object()
         self._record = checkpoints.Record(self._description) if checkpoints else None
-        self._random_states: list = []
-        # A namespace, because Keras tracks what is in a dict or a list.
+        # Keras would take the variables in a list or dict for the optimizer's own.
         self._waiting = types.SimpleNamespace(store=None, random_states=[])
+        self._random = types.SimpleNamespace(states=[])
 
     @property
     def learning_rate(self):
@@ -557,7 +557,7 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         """Puts the state into a store of Keras, with a record of whose state it is."""
         super().save_own_variables(store)
         arrays = [ops.convert_to_numpy(v) for v in self.variables]
-        for i, state in enumerate(self._random_states):
+        for i, state in enumerate(self._random.states):
             arrays.append(ops.convert_to_numpy(state))
             store[f"{_RANDOM_STATE}{i}"] = arrays[-1]
         record = {**self._description(), "crc32": _crc32(arrays)}
@@ -600,14 +600,14 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             )
         if _crc32([*arrays, *random_states]) != found["crc32"]:
             raise ValueError(
-                f"The saved state of the optimizer {self.name} is damaged: its checksum "
-                "is not the one that was saved with it."
+                f"The saved state of the optimizer {self.name} is damaged: its "
+                "checksum is not the one that was saved with it."
             )
         for variable, array in zip(self.variables, arrays):
             variable.assign(array)
         self._waiting.random_states = random_states
-        if self._random_states:
-            self.keep_random_states(self._random_states)
+        if self._random.states:
+            self.keep_random_states(self._random.states)
 
     def keep_random_states(self, variables):
         """Saves these variables with its own; see `svag_tf.keep_random_state`."""
@@ -617,7 +617,9 @@ class MomentOptimizer(keras.optimizers.Optimizer):
                 f"What was saved has {len(waiting)} random states, and the model has "
                 f"{len(variables)}."
             )
-        self._random_states = list(variables)
+        self._random.states = list(variables)
+        if checkpoints:  # TensorFlow saves and restores what is in this list.
+            self._random_states = [v.value for v in variables]
         for variable, array in zip(variables, waiting):
             variable.assign(array)
 
