@@ -345,18 +345,19 @@ def save_sensitivity(
 def _spread_near_one(panels: np.ndarray) -> None:
     """A scale of accuracy for the panels of a column that share it.
 
-    Near 1 it is the error that counts: it is spread there, and ends at 1.
+    Near 1 it is the error that counts: it is spread there. The scale ends at the first
+    mark above what is drawn.
     """
+    marks = (0, 0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 1)
+    highest = max(axes.dataLim.y1 for axes in panels)
     for axes in panels:
         axes.set_yscale(
             "function",
             functions=(lambda a: -np.log(1.01 - a), lambda y: 1.01 - np.exp(-y)),
         )
     axes = panels[0]
-    axes.set_ylim(0, 1)
-    axes.yaxis.set_major_locator(
-        FixedLocator([0, 0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 1])
-    )
+    axes.set_ylim(0, next((mark for mark in marks[1:] if mark > highest), 1))
+    axes.yaxis.set_major_locator(FixedLocator(marks))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, 0, symbol=" %"))
     axes.yaxis.set_minor_locator(FixedLocator([]))
 

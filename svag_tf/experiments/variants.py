@@ -87,12 +87,16 @@ def titles(variants: Sequence[Variant]) -> dict[str, str]:
     """
 
     def title(variant: Variant, all_arguments: bool) -> str:
+        name, arguments = TITLES[variant.name], dict(variant.arguments)
+        if variant.name == "momentum" and "momentum" in arguments:
+            name += f" {_shown(arguments.pop('momentum'))}"
+        if not all_arguments:
+            arguments.pop("learning_rate", None)
         shown = ", ".join(
             f"{key.replace('_', ' ')} {_shown(value)}"
-            for key, value in variant.arguments
-            if all_arguments or key != "learning_rate"
+            for key, value in arguments.items()
         )
-        return TITLES[variant.name] + (f" ({shown})" if shown else "")
+        return name + (f" ({shown})" if shown else "")
 
     count = Counter(title(variant, False) for variant in variants)
     return {v.label: title(v, count[title(v, False)] > 1) for v in variants}

@@ -51,7 +51,7 @@ def test_what_is_refused(text, message):
 
 def test_titles_tell_variants_apart():
     texts = ["adam", "adam:epsilon=1e-8", "sgd:learning_rate=0.1", "ssd",
-             "ssd:learning_rate=0.1"]  # fmt: skip
+             "ssd:learning_rate=0.1", "momentum:momentum=0.99"]  # fmt: skip
     variants = [parse_variant(text) for text in texts]
     assert list(titles(variants).values()) == [
         "Adam",
@@ -59,5 +59,6 @@ def test_titles_tell_variants_apart():
         "SGD",
         "SSD",
         "SSD (learning rate 0.1)",
+        "SGD, momentum 0.99",
     ]
     assert titles([Variant("adam")]) == {"adam": "Adam"}
