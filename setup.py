@@ -21,6 +21,7 @@ EXPERIMENTS = [
     "filelock>=3.15",
     "matplotlib>=3.9",
     "ml_collections>=1.0",
+    "plotly>=6.0",
     "optuna>=4.0",
     "rich>=13.0",
     "scikit-learn>=1.5",

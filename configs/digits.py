@@ -46,6 +46,10 @@ def get_config() -> ConfigDict:
     config.optimizer.loss_scale_factor = placeholder(float)
     config.optimizer.gradient_accumulation_steps = placeholder(int)
 
+    config.noise = ConfigDict()  # see svag_tf.callbacks.GradientNoise
+    config.noise.preset = placeholder(str)  # economy, business or full; None: off
+    config.noise.every = 100  # batches between two measurements
+
     config.schedule = ConfigDict()
     config.schedule.name = "constant"  # or cosine, step
     config.schedule.warmup_epochs = 0.0  # linear; a fraction of an epoch will do

@@ -143,11 +143,15 @@ class GradientNoise(keras.callbacks.Callback):
         self._slots = _slots_of(getattr(model, "optimizer", None))
         self._sums = _compiled(self._slots.kind, self.preset != "economy")
         self._histograms = _compiled_histograms(self._slots.kind)
+        optimizer = self._slots.optimizer
+        updates = int(ops.convert_to_numpy(optimizer.iterations))
+        if not self._batches:  # A training that goes on measures where it would have.
+            self._batches = updates * (optimizer.gradient_accumulation_steps or 1)
         self._begin = time.monotonic()
         self._latest = {}
         self._windows.clear()
         if self.log_dir is not None and _writes_files(model):
-            self._files = _Files(self.log_dir, int(self._slots.optimizer.iterations))
+            self._files = _Files(self.log_dir, updates)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch, self._in_epoch, self._measured_in_epoch = epoch, 0, False
@@ -202,7 +206,7 @@ class GradientNoise(keras.callbacks.Callback):
         self._measured_in_epoch = True
         if self._files is None:
             return
-        step = int(slots.optimizer.iterations)
+        step = int(ops.convert_to_numpy(slots.optimizer.iterations))
         about = [
             step,
             self._epoch + 1,

@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from svag_tf.callbacks import PRESETS
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.optimizers import OPTIMIZERS, SCHEDULES
 from svag_tf.experiments.problems import PROBLEMS
 
 DTYPE_POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
+MEASURABLE = ("msvag", "svag", "msvas", "svas", "adam")  # by GradientNoise
 STATE_DTYPES = ("float16", "bfloat16", "float32", "float64")
 JIT_COMPILE: dict[str, bool | str] = {"auto": "auto", "true": True, "false": False}
 
@@ -95,6 +97,8 @@ FIELDS: dict[str, Field] = {
     "optimizer.ema_overwrite_frequency": _whole(1, optional=True),
     "optimizer.loss_scale_factor": _number(0, ends="(]"),
     "optimizer.gradient_accumulation_steps": _whole(2, optional=True),
+    "noise.preset": _one_of(PRESETS, optional=True),
+    "noise.every": _whole(1),
     "schedule.name": _one_of(SCHEDULES),
     "schedule.warmup_epochs": Field(
         float, lambda v: v >= 0, "a finite number >= 0 and less than epochs"
@@ -187,6 +191,13 @@ def _check_together(flat: Mapping[str, Any]) -> None:
         flat["schedule.warmup_epochs"] < epochs,
         "schedule.warmup_epochs must be less than epochs",
         flat, "schedule.warmup_epochs", "epochs",
+    )  # fmt: skip
+    _require(
+        flat["noise.preset"] is None
+        or (flat["optimizer.name"] in MEASURABLE and flat["optimizer.beta"] != 0),
+        f"noise.preset needs one of the optimizers {', '.join(MEASURABLE)}, with "
+        "beta > 0: the others do not hold what is measured",
+        flat, "noise.preset", "optimizer.name", "optimizer.beta",
     )  # fmt: skip
     for name in ("optimizer.ema_momentum", "optimizer.ema_overwrite_frequency"):
         _require(

@@ -14,6 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from svag_tf.callbacks import GradientNoise
 from svag_tf.experiments.config import JIT_COMPILE, checked
 from svag_tf.experiments.data import Data
 from svag_tf.experiments.errors import DivergedError, ExperimentError
@@ -55,7 +56,9 @@ def train(
         config: a `ConfigDict` with the fields of `configs/digits.py`, or nested dicts.
         workdir: folder for the results: `config.json`, `metrics.csv`, `train.log`,
             `curves.png`, `model.keras`, `tensorboard/`, and `state.json` and
-            `checkpoints/`, from which an interrupted run goes on.
+            `checkpoints/`, from which an interrupted run goes on. With `noise.preset`
+            also `noise.csv`, see `svag_tf.callbacks.GradientNoise`; make a page of it
+            with `python -m svag_tf.report`.
         report: called with the row of every epoch, those of an earlier start first.
             Then nothing is printed. Defaults to `None`: a progress bar, a line an
             epoch and a table of results are printed.
@@ -138,6 +141,7 @@ def _train_on(
                 callbacks=[
                     *([keras.callbacks.ProgbarLogger()] if report is None else []),
                     keras.callbacks.TerminateOnNaN(),
+                    *_noise(config, folder),
                     recorder,
                 ],
                 verbose=1 if report is None else 0,
@@ -160,6 +164,12 @@ def _train_on(
         folder.save_model(model, folder.model)
     if report is None:
         _print_results(config, folder, state.rows, _parameters(model))
+
+
+def _noise(config: dict[str, Any], folder: RunFolder) -> list[GradientNoise]:
+    """The callback that measures the gradients' noise, if the config wants it."""
+    preset, every = config["noise"]["preset"], config["noise"]["every"]
+    return [] if preset is None else [GradientNoise(every, preset, folder.path)]
 
 
 def _print_start(folder: RunFolder, state: State, trained: bool) -> None:
