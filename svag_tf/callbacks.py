@@ -87,7 +87,8 @@ class GradientNoise(keras.callbacks.Callback):
             `noise_histograms.csv` and for TensorBoard's event files
             (`tensorboard/noise/`); they need TensorFlow and tensorboard. A training
             that goes on (its optimizer has made updates) keeps the lines up to there;
-            else the files are made anew. Defaults to `None`: no files.
+            else the files are made anew. (The mean behind the noise scale begins
+            anew in either case.) Defaults to `None`: no files.
         batch_size: Examples in a batch. Defaults to `None`: what `fit` has counted.
 
     Raises:

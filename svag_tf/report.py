@@ -202,8 +202,8 @@ def _sections(runs: Sequence[Run]) -> Iterator[tuple[str, str, list[Any]]]:
     )
     yield (
         "Layers over time",
-        "log₁₀ η²: the brighter, the noisier. A gap is a layer without a detectable "
-        "signal, or without noise.",
+        "log₁₀ η²: the brighter, the noisier. The brightest is a layer without a "
+        "detectable signal, a gap one without noise.",
         [_heat_map(run, "eta2") for run in runs],
     )
     yield (
@@ -337,9 +337,7 @@ def _noise(runs: Sequence[Run]) -> Any:
         if name == "gamma":
             figure.update_yaxes(range=[0, 1.02], row=row, col=col)
         else:
-            figure.update_yaxes(
-                type="log", exponentformat="power", dtick=1, row=row, col=col
-            )
+            figure.update_yaxes(type="log", exponentformat="power", row=row, col=col)
     figure.update_xaxes(title="updates")
     return figure
 
@@ -356,6 +354,10 @@ def _heat_map(run: Run, name: str) -> Any:
     if name == "eta2":
         with np.errstate(divide="ignore"):
             values = np.log10(values)
+        # No signal at all is the brightest of all.
+        finite = values[np.isfinite(values)]
+        brightest = finite.max() + 0.5 if finite.size else 0.0
+        values = np.where(values == np.inf, brightest, values)
     figure = go.Figure(
         go.Heatmap(
             z=[_plain(row) for row in values],
@@ -597,7 +599,8 @@ let mode = system.matches ? "dark" : "light";
 try { mode = localStorage.getItem("svag-tf-mode") || mode; } catch (error) {}
 function layoutOf(figure) {
   return {...figure.layout, template: templates[mode], autosize: true,
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)"};
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    modebar: {bgcolor: "rgba(0,0,0,0)"}};
 }
 function draw() {
   document.documentElement.dataset.mode = mode;

@@ -24,6 +24,8 @@ BAD = {
     "optimizer.momentum": [1.5],
     "optimizer.clipnorm": [0.0, -1.0],
     "optimizer.gradient_accumulation_steps": [1],
+    "noise.preset": ["huge"],
+    "noise.every": [0],
     "schedule.name": ["linear"],
     "schedule.warmup_epochs": [-1.0],
     "schedule.boundaries": [(2, 1), (0,), (1, 1), (1.5,), ("a",)],
@@ -81,6 +83,15 @@ def test_fields_that_do_not_go_together(make_config, fields):
         checked(make_config(**fields))
     for name, value in fields.items():
         assert f"{name}={value!r}" in str(error.value)
+
+
+@pytest.mark.parametrize("fields", [{"optimizer.name": "sgd"}, {"optimizer.beta": 0.0}])
+def test_noise_needs_an_optimizer_that_holds_it(make_config, fields):
+    checked(make_config(**{"noise.preset": "full"}))
+    with pytest.raises(
+        ExperimentError, match=r"noise.preset needs one of .*msvag.*adam"
+    ):
+        checked(make_config(**{"noise.preset": "full", **fields}))
 
 
 def test_a_text_in_streams_has_its_batch_size(load_config):

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from resuming import Killed, kill_at_replacement, outcome
 
+from svag_tf import callbacks
 from svag_tf.experiments import training
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.optimizers import OPTIMIZERS
-from svag_tf.experiments.run_folder import COLUMNS, fingerprint
+from svag_tf.experiments.run_folder import COLUMNS, RunFolder, fingerprint
 from svag_tf.experiments.training import Batches, train
 
 RESULTS = {"config.json", "metrics.csv", "train.log", "curves.png", "model.keras",
@@ -167,6 +168,39 @@ def test_killed_at_any_moment(
     assert outcome(tmp_path) == outcome(whole)
     assert set(os.listdir(tmp_path)) == RESULTS
     assert os.listdir(tmp_path / "checkpoints") == ["epoch_0003.keras"]
+
+
+def test_noise_is_measured_where_it_would_have_been_after_a_kill(
+    make_config, tmp_path, monkeypatch
+):
+    """Every four of the six batches an epoch, none of them twice or never."""
+    config = make_config(**{"noise.preset": "economy", "noise.every": 4})
+    plain = train(make_config(), tmp_path / "plain", lambda row: None)
+    whole = train(config, tmp_path / "whole", lambda row: None)
+    for name in ("train_loss", "test_loss"):
+        assert [row[name] for row in whole] == [row[name] for row in plain]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(RunFolder, "commit", _killed_in_epoch(2, RunFolder.commit))
+        train(config, tmp_path / "parts", lambda row: None)
+    train(config, tmp_path / "parts", lambda row: None)
+    rows = [
+        callbacks.read_table(tmp_path / name / "noise.csv", callbacks.COLUMNS)
+        for name in ("whole", "parts")
+    ]
+    overall = [int(r["step"]) for r in rows[0] if r["layer"] == callbacks.OVERALL]
+    assert overall == [4, 8, 12, 16]
+    for a, b in zip(*rows, strict=True):
+        for column in ("step", "epoch", "layer", "eta2", "gamma", "m", "sqrt_s"):
+            assert a[column] == b[column]
+
+
+def _killed_in_epoch(epoch, commit):
+    def killed(folder, state, *arguments):
+        if state.epoch == epoch:
+            raise Killed
+        commit(folder, state, *arguments)
+
+    return killed
 
 
 def test_the_seed_decides(make_config, tmp_path):
