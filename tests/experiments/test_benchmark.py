@@ -478,13 +478,19 @@ def test_the_command(tmp_path):
 @needs_tensorflow
 def test_models_are_fitted(tmp_path):
     results = benchmark(
-        Options(tmp_path, cases=["cnn", "transformer"], rounds=1, quick=True,
-                rows=["msvag", "msvag-lazy", "keras-adam"])
+        Options(tmp_path, cases=["cnn", "transformer", "noise"], rounds=1, quick=True,
+                rows=["msvag", "msvag-lazy", "keras-adam", "noise-fit",
+                      "noise-economy"])
     )  # fmt: skip
-    for name, rows in (("cnn", 2), ("transformer", 3)):
+    for name, rows in (("cnn", 2), ("transformer", 3), ("noise", 2)):
         measured = results["cases"][name]["rows"]
         assert len(measured) == rows
         assert all(row["median"] > 0 for row in measured.values()), measured
+    target = next(t for t in results["targets"] if "economy" in t["text"])
+    noise = results["cases"]["noise"]["rows"]
+    assert target["value"] == (  # in percent of 100 steps
+        noise["noise-economy"]["median"] / noise["noise-fit"]["median"]
+    )
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="needs JAX")

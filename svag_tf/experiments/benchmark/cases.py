@@ -19,7 +19,8 @@ class Case:
         title: for tables and pictures.
         shapes: of the variables; empty where a model is fitted.
         indices: rows that the sparse gradient of the one variable touches; 0: dense.
-        model: "cnn" or "transformer" where whole steps of `fit` are measured.
+        model: "cnn" or "transformer" where whole steps of `fit` are measured, "noise"
+            where GradientNoise is, beside such steps.
         fresh: groups of rows whose first step and memory are measured, in a process
             for each row.
         quick: whether this is the shrunken case of a trial.
@@ -125,6 +126,7 @@ def all_cases(quick: bool = False) -> dict[str, Case]:
         Case("embedding", f"Embedding {table}, {indices} indices", (table,), indices),
         Case("cnn", "fit: a CNN", model="cnn"),
         Case("transformer", "fit: a transformer", model="transformer"),
+        Case("noise", "GradientNoise, the CNN", model="noise"),
     )
     return {case.name: Case(**{**vars(case), "quick": quick}) for case in cases}
 

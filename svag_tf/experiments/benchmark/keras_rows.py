@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from svag_tf.experiments.problems import fmnist_2c2d
 
 JAX = keras.backend.backend() == "jax"
 COMPILED = "-compiled"
+NOISE = "noise-"
 
 _OURS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
     "msvag": svag_tf.MSVAG,
@@ -33,7 +35,7 @@ _RATE = 1e-3
 
 def optimizer_of(name: str) -> keras.optimizers.Optimizer:
     """The optimizer of a row."""
-    name = name.removesuffix(COMPILED)
+    name = "msvag" if name.startswith(NOISE) else name.removesuffix(COMPILED)
     if name in _OURS:
         return _OURS[name](learning_rate=_RATE)
     if name in ("msvag-dense", "msvag-jax"):
@@ -177,7 +179,7 @@ class FitRows:
         model = build()
         shape = (self.batch * self.steps, *model.input_shape[1:])
         outputs = model.output_shape[-1]
-        if case.model == "cnn":
+        if case.model in ("cnn", "noise"):
             self.x = rng.random(shape, np.float32)
         else:
             self.x = rng.integers(0, VOCABULARY, shape).astype(np.int32)
@@ -191,6 +193,10 @@ class FitRows:
             jit_compile=True if name.endswith(COMPILED) else "auto",
         )
         clock = _Clock()
+        callbacks = [clock]
+        preset = name.removeprefix(NOISE) if name.startswith(NOISE) else "fit"
+        if preset != "fit":
+            callbacks = [clock := _TimedNoise(self.steps, preset)]
 
         def step() -> float:
             model.fit(
@@ -200,9 +206,9 @@ class FitRows:
                 epochs=1,
                 shuffle=False,
                 verbose=0,
-                callbacks=[clock],
+                callbacks=callbacks,
             )
-            return clock.seconds / self.steps
+            return clock.seconds / (1 if preset != "fit" else self.steps)
 
         return step
 
@@ -225,6 +231,32 @@ class _Clock(keras.callbacks.Callback):
         self.seconds = time.perf_counter() - self._start
 
 
+class _TimedNoise(svag_tf.callbacks.GradientNoise):
+    """Time that the callback takes in an epoch, with its files: one measurement."""
+
+    seconds = 0.0
+
+    def __init__(self, every: int, preset: str):
+        folder = tempfile.TemporaryDirectory()
+        super().__init__(every, preset, folder.name)
+        self._folder = folder  # removed with the callback
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.seconds = 0.0
+        super().on_epoch_begin(epoch, logs)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        float(logs["loss"])  # the device is done
+        begin = time.perf_counter()
+        super().on_train_batch_end(batch, logs)
+        self.seconds += time.perf_counter() - begin
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        begin = time.perf_counter()
+        super().on_epoch_end(epoch, logs)
+        self.seconds += time.perf_counter() - begin
+
+
 VOCABULARY, LENGTH, WIDTH = 10_000, 64, 128
 
 
@@ -244,5 +276,6 @@ def _transformer() -> keras.Model:
 # How to build each model, and its batch size.
 _MODELS: dict[str, tuple[Callable[[], keras.Model], int]] = {
     "cnn": (fmnist_2c2d, 128),
+    "noise": (fmnist_2c2d, 128),
     "transformer": (_transformer, 32),
 }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import svag_tf
+from svag_tf.callbacks import PRESETS
 from svag_tf.experiments.benchmark.cases import KERAS, LIMIT, OURS, PEERS, Case
 
 SPARSE = ("sparse",)
@@ -131,6 +132,12 @@ def _tensorflow_rows() -> list[Row]:
     if "sparse_updates" in inspect.signature(svag_tf.MSVAG).parameters:
         kinds = (*SPARSE, "transformer")
         rows.append(ours("msvag-lazy", "M-SVAG, lazy", 8, kinds=kinds, sparse="lazy"))
+    for name, title in (
+        ("noise-fit", "M-SVAG, a step of fit"),
+        *((f"noise-{preset}", f"GradientNoise, {preset}: a measurement")
+          for preset in PRESETS),
+    ):  # fmt: skip
+        rows.append(ours(name, title, 8, kinds=("noise",)))
     for name, title, state in _KERAS:
         adam = name == "keras-adam"
         rows += [
