@@ -1,7 +1,11 @@
 """`GradientNoise` against a slow twin; also run as a script on other backends and under
 a strategy."""
 
+import os
 import sys
+
+if sys.argv[1:] == ["jax"]:  # Before JAX is imported.
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 
 import gradient_checks
 import keras
@@ -112,6 +116,9 @@ def main(mode):
         check_fit("adam")
         for check in gradient_checks.CHECKS:
             check()
+    if mode == "jax":
+        keras.distribution.set_distribution(keras.distribution.DataParallel())
+        check_fit()
 
 
 if __name__ == "__main__":

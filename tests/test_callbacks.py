@@ -1,8 +1,12 @@
 """`GradientNoise`: against a slow twin, in `logs` and files, on every backend."""
 
 import csv
+import json
 import math
 import os
+import time
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 import keras
@@ -394,6 +398,29 @@ def test_tensorboard_and_going_on(tmp_path):
     steps = [r["step"] for r in read_table(path, COLUMNS) if r["layer"] == OVERALL]
     assert steps == ["5", "10"]
     assert not (tmp_path / "noise_histograms.csv").exists()
+
+
+def test_a_tensorboard_server_shows_them(tmp_path):
+    """What its pages ask the server for."""
+    program = pytest.importorskip("tensorboard.program")
+    fit(linear_model(svag_tf.MSVAG(0.01)), GradientNoise(5, "full", tmp_path))
+    board = program.TensorBoard()
+    board.configure(argv=["", f"--logdir={tmp_path}", "--port=0", "--load_fast=false"])
+    url = board.launch()
+
+    def asked(path):
+        with urllib.request.urlopen(f"{url}data/plugin/{path}", timeout=10) as answer:
+            return json.load(answer)
+
+    run, until = "tensorboard/noise", time.monotonic() + 30
+    while not asked("histograms/tags").get(run) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert {"noise_eta2/all", "noise_gamma/first"} <= set(asked("scalars/tags")[run])
+    tag = urllib.parse.urlencode({"run": run, "tag": "noise_gamma/first"})
+    assert [step for _, step, _ in asked(f"scalars/scalars?{tag}")] == [5, 10]
+    tag = urllib.parse.urlencode({"run": run, "tag": "noise_histogram_gamma/first"})
+    (_, step, buckets), _ = asked(f"histograms/histograms?{tag}")
+    assert step == 5 and sum(count for _, _, count in buckets) == 12
 
 
 def test_without_tensorboard(tmp_path, monkeypatch):
