@@ -764,7 +764,7 @@ def _limits(name: str, shown: Mapping[int, Measurement]) -> tuple[float, float]:
     values = values[np.isfinite(values) & (values > 0)]
     if not values.size:
         return (0.1, 10.0)
-    low, high = np.percentile(values, [0.5, 99.9])
+    low, high = np.percentile(values, [0.5, 99.5])
     return (low / 2, high * 2)
 
 
