@@ -804,9 +804,13 @@ def _draw_calibration(measurements: Mapping[int, Measurement], path: Path) -> No
             )
             ends += [*estimate, *exact]
         ends = [end for end in ends if np.isfinite(end)] or [0.0, 1.0]
+        line = [min(ends), max(ends)]
         if name in LOGARITHMIC:
             axes.set(xscale="log", yscale="log")
-        line = [min(ends), max(ends)]
+            # A bin whose v - m^2 is all round-off would stretch the axes.
+            line[0] = max(line[0], 1e-12 * line[1])
+            limits = line[0] / 2, line[1] * 2
+            axes.set(xlim=limits, ylim=limits)
         axes.plot(
             line, line, ":", color=plots.GUIDE, linewidth=1.2, label="as estimated"
         )
