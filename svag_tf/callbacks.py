@@ -130,6 +130,7 @@ class GradientNoise(keras.callbacks.Callback):
             None if batch_size is None else _whole("batch_size", batch_size)
         )
         self._slots: Any = None
+        self._compiled_kind: Any = None
         self._files: Any = None
         self._batches = self._first = self._in_epoch = self._epoch = 0
         self._latest: dict[str, dict[str, float]] = {}
@@ -142,8 +143,10 @@ class GradientNoise(keras.callbacks.Callback):
         """Finds the slots, and opens the files."""
         model = self.model
         self._slots = _slots_of(getattr(model, "optimizer", None))
-        self._sums = _compiled(self._slots.kind, self.preset != "economy")
-        self._histograms = _compiled_histograms(self._slots.kind)
+        if self._compiled_kind != self._slots.kind:  # Else as in an earlier `fit`.
+            self._compiled_kind = self._slots.kind
+            self._sums = _compiled(self._compiled_kind, self.preset != "economy")
+            self._histograms = _compiled_histograms(self._compiled_kind)
         optimizer = self._slots.optimizer
         updates = int(ops.convert_to_numpy(optimizer.iterations))
         if not self._batches:  # A training that goes on measures where it would have.
