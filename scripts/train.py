@@ -16,13 +16,27 @@ _WORKDIR = flags.DEFINE_string(
     None,
     "Folder for the results. Default: runs/<config file>-<optimizer>.",
 )
+_EXPORT = flags.DEFINE_list(
+    "export",
+    [],
+    "Formats to export at the end, to export/<format> in the workdir: inference, "
+    "trainable, tflite, several with commas. See scripts/export.py.",
+)
 
 
 def main() -> None:
     from svag_tf.experiments.training import train
 
     config, name = _CONFIG()
-    train(config, _WORKDIR.value or f"runs/{name}-{config.optimizer.name}")
+    workdir = _WORKDIR.value or f"runs/{name}-{config.optimizer.name}"
+    if _EXPORT.value:
+        from svag_tf.experiments.exporting import check_format, export_once
+
+        for form in _EXPORT.value:
+            check_format(form)
+    train(config, workdir)
+    for form in _EXPORT.value:
+        print(export_once(workdir, form))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -103,10 +104,12 @@ def export_trainable(
     True
     """
     _check_model(model)
-    path = Path(os.path.abspath(path))
-    _check_free(path)
-    module, signatures = _traced(model, x, y, sample_weight)
-    _write(module, signatures, path)
+    with whole_folder(path) as folder:
+        module, signatures = _traced(model, x, y, sample_weight)
+        try:
+            tf.saved_model.save(module, str(folder), signatures=signatures)
+        except AssertionError as error:  # A resource that is not a variable or table.
+            raise ValueError(f"The model cannot be exported: {error}") from error
 
 
 def restore_trained(model: keras.Model, path: str | os.PathLike[str]) -> None:
@@ -540,26 +543,35 @@ def _restored(path, names, dtypes):
     )
 
 
-def _check_free(path):
+@contextlib.contextmanager
+def whole_folder(path):
+    """Gives a temporary folder to make, which then takes the place of `path`.
+
+    Its content is on the disk before the rename, and the rename is atomic: `path` is
+    whole, or as it was.
+
+    Args:
+        path: Folder that does not exist, or is empty.
+
+    Raises:
+        FileExistsError: If it exists and is not an empty folder.
+        OSError: If it cannot be written. Names it.
+    """
+    path = Path(os.path.abspath(path))
     if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(
             f"{path} exists. Export to a new or an empty folder, or move it away."
         )
-
-
-def _write(module, signatures, path):
-    """Writes a SavedModel whole, or not at all."""
     temporary = path.with_name(_TEMPORARY_PREFIX + path.name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(temporary, ignore_errors=True)  # Left by a process that was killed.
     try:
-        tf.saved_model.save(module, str(temporary), signatures=signatures)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if temporary.exists():  # Left by a process that was killed.
+            shutil.rmtree(temporary)
+        yield temporary
         for file in (*temporary.rglob("*"), temporary):
             _sync(file)
         os.replace(temporary, path)
         _sync(path.parent)
-    except AssertionError as error:  # A resource that is neither variable nor table.
-        raise ValueError(f"The model cannot be exported: {error}") from error
     except (OSError, tf.errors.OpError) as error:
         raise OSError(f"Cannot write {path}: {error}") from error
     finally:

@@ -148,6 +148,18 @@ class RunFolder:
             )
         return state
 
+    def ended(self) -> State:
+        """The state of a run that was made by another process. Only reads.
+
+        Raises:
+            ExperimentError: if there is none, or if it is corrupt.
+        """
+        if not self.state.is_file():
+            raise ExperimentError(
+                f"{self.path} holds no run: it has no {self.state.name}."
+            )
+        return self._read_state()
+
     @contextlib.contextmanager
     def opened(self, config: Mapping[str, Any]) -> Iterator[State]:
         """Creates the folder if need be and keeps other processes out of it.
