@@ -2,7 +2,8 @@
 
 After every epoch `RunFolder.commit` writes a checkpoint and then `state.json`, which
 names it. The replacement of `state.json` is the commit: a run killed at any moment
-goes on from the last one.
+goes on from the last one. The checkpoint and the state of the epoch before are kept
+beside them, for the case that one of the two is damaged later.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import io
 import math
 import os
 import statistics
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
@@ -45,6 +47,7 @@ COLUMNS = (
     "test_accuracy",
 )
 CHECKPOINTS = "epoch_*.keras"
+KEPT = "epoch_*.*"  # Checkpoints, and the state of the epoch before the last.
 TIMES = ("train_seconds", "seconds")
 START_AGAIN = "Delete the folder to start afresh, or name another --workdir."
 
@@ -139,7 +142,7 @@ class RunFolder:
         if not os.path.lexists(self.state):
             self._refuse_existing(self.results, self.state)
             return fresh
-        state = self._read_state()
+        state, _ = self._good_state()
         if state.backend != fresh.backend:
             raise ExperimentError(
                 f"The workdir {self.path} holds a run on Keras' backend "
@@ -158,7 +161,7 @@ class RunFolder:
             raise ExperimentError(
                 f"{self.path} holds no run: it has no {self.state.name}."
             )
-        return self._read_state()
+        return self._good_state()[0]
 
     @contextlib.contextmanager
     def opened(self, config: Mapping[str, Any]) -> Iterator[State]:
@@ -180,9 +183,11 @@ class RunFolder:
                 if not self.config.exists():
                     write_json(self.config, config)
                 self.checkpoints.mkdir(exist_ok=True)
+                if state.epoch >= 0 and self._good_state()[1] != self.state:
+                    write_json(self.state, asdict(state))  # In place of a damaged one.
                 for path in (self.config, self.state, *self.results):
                     remove_temporaries(self.path, path.name)
-                remove_temporaries(self.checkpoints, CHECKPOINTS)
+                remove_temporaries(self.checkpoints, KEPT)
                 self._remove_old_checkpoints(state)
             except filelock.Timeout as error:
                 raise ExperimentError(
@@ -206,6 +211,9 @@ class RunFolder:
         name = f"epoch_{state.epoch:04d}.keras"
         path = self.checkpoints / name
         self.save_model(model, path)
+        if state.checkpoint:  # As it still is but for the rows.
+            before = self.checkpoints / Path(state.checkpoint).with_suffix(".json")
+            write_json(before, asdict(state) | {"rows": state.rows[:-1]})
         state.checkpoint, state.checkpoint_sha256 = name, sha256(path)
         state.random = [
             [int(number) for number in keras.ops.convert_to_numpy(v)]
@@ -262,31 +270,49 @@ class RunFolder:
         with replacing(path) as temporary:
             model.save(temporary)
 
-    def _read_state(self) -> State:
+    def _good_state(self) -> tuple[State, Path]:
+        """The last state, or that of the epoch before if one of its files is damaged.
+
+        Returns:
+            The state, and the file that it is from.
+
+        Raises:
+            ExperimentError: if neither is whole.
+        """
         try:
-            state = State(**read_json(self.state))
+            return self._read_state(self.state), self.state
+        except ExperimentError as error:
+            for path in sorted(self.checkpoints.glob("epoch_*.json"), reverse=True):
+                with contextlib.suppress(ExperimentError):
+                    state = self._read_state(path)
+                    warnings.warn(
+                        f"{error} Going on from the epoch before, {state.epoch}.",
+                        stacklevel=2,
+                    )
+                    return state, path
+            raise ExperimentError(f"{error}\n{START_AGAIN}") from error
+
+    def _read_state(self, path: Path) -> State:
+        try:
+            state = State(**read_json(path))
             epochs = [row["epoch"] for row in state.rows]
             complete = all(
                 row.keys() == {*COLUMNS, *TIMES}
                 and all(isinstance(value, int | float) for value in row.values())
                 for row in state.rows
             )
-            if not complete or not epochs or epochs != list(range(len(epochs))):
-                raise ExperimentError(f"{self.state} is corrupt: its rows have gaps.")
             checkpoint = self.checkpoints / state.checkpoint
-            if checkpoint.parent != self.checkpoints or not checkpoint.is_file():
-                raise ExperimentError(f"The checkpoint {checkpoint} is missing.")
-            if sha256(checkpoint) != state.checkpoint_sha256:
-                raise ExperimentError(
-                    f"The checkpoint {checkpoint} is corrupt: its SHA-256 is not the "
-                    f"one in {self.state}."
-                )
-        except ExperimentError as error:
-            raise ExperimentError(f"{error}\n{START_AGAIN}") from error
         except (TypeError, KeyError, AttributeError) as error:
+            raise ExperimentError(f"{path} is corrupt: {error!r}.") from error
+        if not complete or not epochs or epochs != list(range(len(epochs))):
+            raise ExperimentError(f"{path} is corrupt: its rows have gaps.")
+        if checkpoint.parent != self.checkpoints or not checkpoint.is_file():
+            raise ExperimentError(f"The checkpoint {checkpoint} is missing.")
+        if sha256(checkpoint) != state.checkpoint_sha256:
             raise ExperimentError(
-                f"{self.state} is corrupt: {error!r}\n{START_AGAIN}"
-            ) from error
+                f"The checkpoint {checkpoint} is corrupt: its SHA-256 is not the "
+                f"one in {path}."
+            )
         return state
 
     def _refuse_existing(self, paths: tuple[Path, ...], missing: Path) -> None:
@@ -299,8 +325,9 @@ class RunFolder:
             )
 
     def _remove_old_checkpoints(self, state: State) -> None:
-        for path in self.checkpoints.glob(CHECKPOINTS):
-            if path.name != state.checkpoint:
+        kept = {f"epoch_{epoch:04d}" for epoch in (state.epoch, state.epoch - 1)}
+        for path in self.checkpoints.glob(KEPT):
+            if path.stem not in kept:
                 path.unlink()
 
 

@@ -20,6 +20,7 @@ from svag_tf.experiments.training import Batches, train
 
 RESULTS = {"config.json", "metrics.csv", "train.log", "curves.png", "model.keras",
            "state.json", "checkpoints", "tensorboard", ".lock"}  # fmt: skip
+CHECKPOINTS = ["epoch_0002.json", "epoch_0002.keras", "epoch_0003.keras"]
 
 
 def snapshot(folder):
@@ -45,7 +46,7 @@ def test_results(make_config, tmp_path, capsys):
             assert np.float32(read[name]) == np.float32(row[name])
     assert len((folder / "train.log").read_text().splitlines()) == 4
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert os.listdir(folder / "checkpoints") == ["epoch_0003.keras"]
+    assert sorted(os.listdir(folder / "checkpoints")) == CHECKPOINTS
     assert json.loads((folder / "config.json").read_text())["epochs"] == 3
     model = keras.models.load_model(folder / "model.keras")
     assert int(model.optimizer.iterations) == 18
@@ -80,7 +81,7 @@ def test_tensorboard_holds_every_epoch_once(make_config, tmp_path, monkeypatch):
         return found
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_at_replacement(patch, 10, after=True)
+        kill_at_replacement(patch, 12, after=True)
         train(make_config(), tmp_path / "a")
     rows = train(make_config(), tmp_path / "a")
     for part in ("train", "test"):
@@ -125,7 +126,7 @@ def test_killed_and_resumed_is_bit_for_bit_the_same(
     config = make_config(**fields)
     train(config, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_at_replacement(patch, 7, after=False)  # while epoch 1 is committed
+        kill_at_replacement(patch, 8, after=False)  # while epoch 1 is committed
         train(config, tmp_path / "cut")
     train(config, tmp_path / "cut")
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
@@ -137,8 +138,8 @@ def whole(tmp_path_factory):
 
 
 # The files are put in place in this order: config.json; then for each of four epochs
-# a checkpoint, state.json, metrics.csv, train.log; then the tables again (2),
-# curves.png and model.keras.
+# a checkpoint, the state of the epoch before (but for the first), state.json,
+# metrics.csv, train.log; then the tables again (2), curves.png and model.keras.
 @pytest.mark.parametrize(
     "number, after, left",
     [
@@ -146,12 +147,13 @@ def whole(tmp_path_factory):
         (0, True, {"config.json"}),
         (1, False, {"config.json"}),
         (1, True, {"config.json"}),  # epoch 0's checkpoint without a state
-        (9, False, {"state.json"}),  # before epoch 2's checkpoint
-        (10, False, {"state.json"}),  # after it, before the state that names it
-        (10, True, {"state.json"}),  # after the state, before metrics.csv
-        (19, False, {"state.json", "metrics.csv"}),  # trained; before curves.png
-        (20, False, {"curves.png"}),  # before model.keras
-        (20, True, RESULTS),
+        (10, False, {"state.json"}),  # before epoch 2's checkpoint
+        (11, False, {"state.json"}),  # after it, before the state of epoch 1
+        (12, False, {"state.json"}),  # before the state that names the checkpoint
+        (12, True, {"state.json"}),  # after the state, before metrics.csv
+        (22, False, {"state.json", "metrics.csv"}),  # trained; before curves.png
+        (23, False, {"curves.png"}),  # before model.keras
+        (23, True, RESULTS),
     ],
 )
 def test_killed_at_any_moment(
@@ -167,7 +169,7 @@ def test_killed_at_any_moment(
     train(config, tmp_path)
     assert outcome(tmp_path) == outcome(whole)
     assert set(os.listdir(tmp_path)) == RESULTS
-    assert os.listdir(tmp_path / "checkpoints") == ["epoch_0003.keras"]
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == CHECKPOINTS
 
 
 def test_noise_is_measured_where_it_would_have_been_after_a_kill(
@@ -242,7 +244,7 @@ def test_ema_killed_before_the_model_is_saved(make_config, tmp_path, monkeypatch
     config = make_config(**{"optimizer.use_ema": True, "optimizer.ema_momentum": 0.9})
     train(config, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_at_replacement(patch, 19, after=False)
+        kill_at_replacement(patch, 22, after=False)
         train(config, tmp_path / "cut")
     train(config, tmp_path / "cut")
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
@@ -309,27 +311,46 @@ def write_word(path):
     path.write_text(json.dumps(state))
 
 
-@pytest.mark.parametrize(
-    "name, damage",
-    [
-        ("checkpoints/epoch_0002.keras", cut_half),
-        ("checkpoints/epoch_0002.keras", flip),
-        ("checkpoints/epoch_0002.keras", lambda path: path.unlink()),
-        ("state.json", cut_half),
-        ("state.json", lambda path: path.write_text("{}")),
-        ("state.json", drop_row),
-        ("state.json", write_word),
-        ("config.json", cut_half),
-    ],
-)
-def test_corruption_is_told_and_nothing_is_touched(
+DAMAGES = [
+    ("checkpoints/epoch_0002.keras", cut_half),
+    ("checkpoints/epoch_0002.keras", flip),
+    ("checkpoints/epoch_0002.keras", lambda path: path.unlink()),
+    ("state.json", cut_half),
+    ("state.json", lambda path: path.write_text("{}")),
+    ("state.json", drop_row),
+    ("state.json", write_word),
+]
+
+
+def after_epoch_2(config, folder, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at_replacement(patch, 14, after=True)  # epoch 2 is committed
+        train(config, folder)
+
+
+@pytest.mark.parametrize("name, damage", DAMAGES)
+def test_goes_on_from_the_epoch_before_what_is_corrupt(
+    make_config, tmp_path, monkeypatch, whole, name, damage
+):
+    if not whole.exists():
+        train(make_config(), whole)
+    folder = tmp_path / "run"
+    after_epoch_2(make_config(), folder, monkeypatch)
+    damage(folder / name)
+    with pytest.warns(UserWarning, match=f"{os.path.basename(name)}.* epoch before, 1"):
+        train(make_config(), folder)
+    assert outcome(folder) == outcome(whole)
+    train(make_config(), folder)  # There is nothing left to warn of.
+
+
+@pytest.mark.parametrize("name, damage", [*DAMAGES, ("config.json", cut_half)])
+def test_corruption_of_both_is_told_and_nothing_is_touched(
     make_config, tmp_path, monkeypatch, name, damage
 ):
     folder = tmp_path / "run"
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_at_replacement(patch, 12, after=True)  # epoch 2 is committed
-        train(make_config(), folder)
+    after_epoch_2(make_config(), folder, monkeypatch)
     damage(folder / name)
+    flip(folder / "checkpoints" / "epoch_0001.keras")
     before = snapshot(folder)
     with pytest.raises(ExperimentError, match=os.path.basename(name)) as error:
         train(make_config(), folder)
