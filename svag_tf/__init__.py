@@ -50,7 +50,7 @@ from svag_tf import callbacks, convert  # noqa: E402
 from svag_tf.export import export_trainable, restore_trained  # noqa: E402
 from svag_tf.gradients import GradientStatistics, gradient_statistics  # noqa: E402
 from svag_tf.optimizers import MSGD, MSSD, MSVAG, MSVAS, SSD, SVAG, SVAS  # noqa: E402
-from svag_tf.saved_state import keep_random_state  # noqa: E402
+from svag_tf.saved_state import keep_random_state, restore_latest  # noqa: E402
 
 __all__ = [
     "MSGD",
@@ -67,5 +67,6 @@ __all__ = [
     "export_trainable",
     "gradient_statistics",
     "keep_random_state",
+    "restore_latest",
     "restore_trained",
 ]

@@ -209,3 +209,67 @@ def test_files_run_no_code(tmp_path):
     model.save(tmp_path / "model.keras")
     with pytest.raises(ValueError, match=r"[Ll]ambda"):
         keras.models.load_model(tmp_path / "model.keras")
+
+
+@pytest.fixture
+def manager(tmp_path):
+    """Of three checkpoints, after 1, 2 and 3 steps."""
+    optimizer = make(variables())
+    checkpoint = tf.train.Checkpoint(optimizer=optimizer)
+    manager = tf.train.CheckpointManager(checkpoint, str(tmp_path), 3)
+    for step in range(3):
+        gradients = [np.full(v.shape, step + 1.0) for v in optimizer.m_tilde]
+        optimizer.apply([tf.constant(g, tf.float32) for g in gradients])
+        manager.save()
+    return manager
+
+
+def damage(path, position, kind):
+    content = path.read_bytes()
+    flipped = bytearray(content)
+    flipped[position] ^= 1 << position % 8
+    path.write_bytes(content[:position] if kind == "cut" else flipped)
+    return content
+
+
+@pytest.mark.parametrize("kind", ["cut", "flip"])
+@pytest.mark.parametrize("file", ["ckpt-3.index", "ckpt-3.data-00000-of-00001"])
+@pytest.mark.filterwarnings("ignore:The checkpoint")
+def test_the_checkpoint_before_a_damaged_one_is_restored(manager, tmp_path, kind, file):
+    """Cut or changed at any byte: the one before, or the same, if it does not matter."""
+    path = tmp_path / file
+    optimizer = manager.checkpoint.optimizer
+    last = numbers(optimizer)
+    found = []
+    for position in np.linspace(0, path.stat().st_size - 1, 60).astype(int):
+        content = damage(path, position, kind)
+        restored = svag_tf.restore_latest(manager)
+        found.append(int(optimizer.iterations))
+        assert restored == str(tmp_path / f"ckpt-{found[-1]}")
+        if found[-1] == 3:
+            for a, b in zip(numbers(optimizer), last):
+                np.testing.assert_array_equal(a, b)
+        path.write_bytes(content)
+    assert set(found) <= {2, 3} and found.count(2) >= 50
+
+
+def test_damaged_checkpoints_are_named(manager, tmp_path):
+    for number in (3, 2):
+        damage(tmp_path / f"ckpt-{number}.data-00000-of-00001", 5, "cut")
+    (tmp_path / "checkpoint").write_text("damaged as well")
+    again = tf.train.CheckpointManager(manager.checkpoint, str(tmp_path), 3)
+    with pytest.warns(UserWarning, match=r"ckpt-[23] is damaged") as warned:
+        assert svag_tf.restore_latest(again) == str(tmp_path / "ckpt-1")
+    assert len([w for w in warned if "is damaged" in str(w.message)]) == 2
+    damage(tmp_path / "ckpt-1.index", 5, "cut")
+    with (
+        pytest.warns(UserWarning, match="ckpt-1 is damaged"),
+        pytest.raises(ValueError, match="None of these checkpoints is whole: .*ckpt-3"),
+    ):
+        svag_tf.restore_latest(again)
+
+
+def test_no_checkpoints(tmp_path):
+    checkpoint = tf.train.Checkpoint(optimizer=make(variables()))
+    manager = tf.train.CheckpointManager(checkpoint, str(tmp_path), 3)
+    assert svag_tf.restore_latest(manager) is None
