@@ -264,7 +264,9 @@ def test_damaged_checkpoints_are_named(manager, tmp_path):
     damage(tmp_path / "ckpt-1.index", 5, "cut")
     with (
         pytest.warns(UserWarning, match="ckpt-1 is damaged"),
-        pytest.raises(ValueError, match="None of these checkpoints is whole: .*ckpt-3"),
+        pytest.raises(
+            ValueError, match=r"None of these checkpoints is whole: .*ckpt-3"
+        ),
     ):
         svag_tf.restore_latest(again)
 
