@@ -235,7 +235,7 @@ def damage(path, position, kind):
 @pytest.mark.parametrize("kind", ["cut", "flip"])
 @pytest.mark.parametrize("file", ["ckpt-3.index", "ckpt-3.data-00000-of-00001"])
 @pytest.mark.filterwarnings("ignore:The checkpoint")
-def test_the_checkpoint_before_a_damaged_one_is_restored(manager, tmp_path, kind, file):
+def test_the_one_before_a_damaged_checkpoint(manager, tmp_path, kind, file):
     """Cut or changed at any byte: the one before, or the same, if it does not matter."""
     path = tmp_path / file
     optimizer = manager.checkpoint.optimizer
