@@ -236,7 +236,7 @@ def damage(path, position, kind):
 @pytest.mark.parametrize("file", ["ckpt-3.index", "ckpt-3.data-00000-of-00001"])
 @pytest.mark.filterwarnings("ignore:The checkpoint")
 def test_the_one_before_a_damaged_checkpoint(manager, tmp_path, kind, file):
-    """Cut or changed at any byte: the one before, or the same, if it does not matter."""
+    """At any byte: the one before, or the same if the byte does not matter."""
     path = tmp_path / file
     optimizer = manager.checkpoint.optimizer
     last = numbers(optimizer)
