@@ -52,7 +52,7 @@ def export_run(
                 export_trainable(model, folder)
                 return _prove(model, folder, trains=True)
             if format == "inference":
-                model.export(folder, verbose=False)
+                model.export(str(folder), verbose=False)
             else:
                 folder.mkdir()
                 (folder / "model.tflite").write_bytes(_tflite(model))

@@ -33,7 +33,7 @@ def test_trainable_goes_on_from_the_last_epoch(workdir):
     x, y = np.zeros((2, 8, 8, 1), "float32"), np.zeros(2, "int64")
     loaded.train(x=x, y=y)
     step = loaded.save(path=str(workdir / "saved"))["step"]
-    assert int(step) == 320 // 64 + 1
+    assert int(step) == 320 // 32 + 1
 
 
 @pytest.mark.parametrize("format", ["inference", "tflite"])
