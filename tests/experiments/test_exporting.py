@@ -95,7 +95,7 @@ def test_a_wrong_export_is_found_and_not_kept(workdir, tmp_path, monkeypatch):
 
 def test_errors_are_short(tmp_path):
     flags = ("--workdir=nowhere", "--output=x")
-    code, output, errors = run(*flags, cwd=tmp_path, script="export.py")
+    code, _, errors = run(*flags, cwd=tmp_path, script="export.py")
     assert code == 1
     assert "Error: nowhere holds no run" in errors and "Traceback" not in errors
     assert os.listdir(tmp_path) == []
