@@ -287,7 +287,7 @@ class RunFolder:
                     state = self._read_state(path)
                     warnings.warn(
                         f"{error} Going on from the epoch before, {state.epoch}.",
-                        stacklevel=2,
+                        stacklevel=1,
                     )
                     return state, path
             raise ExperimentError(f"{error}\n{START_AGAIN}") from error

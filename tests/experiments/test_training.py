@@ -344,13 +344,14 @@ def test_goes_on_from_the_epoch_before_what_is_corrupt(
 
 
 @pytest.mark.parametrize("name, damage", [*DAMAGES, ("config.json", cut_half)])
-def test_corruption_of_both_is_told_and_nothing_is_touched(
+def test_corruption_of_all_is_told_and_nothing_is_touched(
     make_config, tmp_path, monkeypatch, name, damage
 ):
     folder = tmp_path / "run"
     after_epoch_2(make_config(), folder, monkeypatch)
     damage(folder / name)
-    flip(folder / "checkpoints" / "epoch_0001.keras")
+    for epoch in (0, 1):  # Epoch 0's was about to be removed.
+        flip(folder / "checkpoints" / f"epoch_{epoch:04d}.keras")
     before = snapshot(folder)
     with pytest.raises(ExperimentError, match=os.path.basename(name)) as error:
         train(make_config(), folder)
