@@ -73,8 +73,10 @@ def test_why_there_is_no_training_with_tflite(workdir, select):
         tf.lite.OpsSet.TFLITE_BUILTINS,
         tf.lite.OpsSet.SELECT_TF_OPS,
     ]
+    interpreter = tf.lite.Interpreter(model_content=converter.convert())
+    train = interpreter.get_signature_runner("train")
     with pytest.raises(RuntimeError, match="not supported by this interpreter"):
-        tf.lite.Interpreter(model_content=converter.convert()).get_signature_runner()
+        train(x=np.zeros((2, 8, 8, 1), "float32"), y=np.zeros(2, "int64"))
 
 
 def test_a_wrong_export_is_found_and_not_kept(workdir, tmp_path, monkeypatch):
