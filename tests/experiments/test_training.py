@@ -58,7 +58,7 @@ def test_results(make_config, tmp_path, capsys):
 def test_the_numbers_are_those_of_the_saved_model(make_config, tmp_path):
     rows = train(make_config(), tmp_path / "a")
     model = keras.models.load_model(tmp_path / "a" / "model.keras")
-    data = training._load_data(make_config().to_dict())
+    data = training._selected(make_config().to_dict(), None)
     loss, accuracy = model.evaluate(data.x_test, data.y_test, verbose=0)
     assert rows[-1]["test_loss"] == pytest.approx(loss, rel=1e-5)
     assert rows[-1]["test_accuracy"] == pytest.approx(accuracy)
@@ -235,7 +235,7 @@ def test_ema_evaluates_and_saves_the_average(make_config, tmp_path):
     assert rows[0]["test_loss"] == plain[0]["test_loss"]
     assert rows[3]["test_loss"] != plain[3]["test_loss"]
     model = keras.models.load_model(tmp_path / "average" / "model.keras")
-    data = training._load_data(make_config().to_dict())
+    data = training._selected(make_config().to_dict(), None)
     loss, _ = model.evaluate(data.x_test, data.y_test, verbose=0)
     assert rows[3]["test_loss"] == pytest.approx(loss, rel=1e-5)
 
