@@ -19,8 +19,9 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import keras
 import tensorflow as tf
+
+from svag_tf import replicas
 
 _COMPILED: dict[Any, list[Callable]] = {}
 _LOCK = threading.RLock()
@@ -116,7 +117,7 @@ def update_lazily(kernel, variables, gradient, counts, scalars):
 
 
 def _tf_variables(variables):
-    return [v.value if isinstance(v, keras.Variable) else v for v in variables]
+    return [replicas.local(v) for v in variables]
 
 
 def _update_all(kernel, variables, gradient, scalars):

@@ -17,8 +17,9 @@ from svag_tf.saved_state import check_class, check_record, record_of
 
 checkpoints: Any = None
 kernels: Any = None
+replicas: Any = None
 if keras.backend.backend() == "tensorflow":
-    from svag_tf import checkpoints, kernels
+    from svag_tf import checkpoints, kernels, replicas
 
 # What a store of Keras holds besides the variables "0", "1", ...
 _RECORD = "svag_tf"
@@ -166,6 +167,11 @@ def _densified(gradient, variable):
     )
 
 
+def _replicated():
+    """Whether this is one of the replicas of a tf.distribute strategy."""
+    return replicas is not None and replicas.context() is not None
+
+
 def _flat_path(variable):
     """A variable's path as a part of a name."""
     path = getattr(variable, "path", variable.name)
@@ -202,6 +208,10 @@ class MomentOptimizer(keras.optimizers.Optimizer):
     counts_updates = False
     m_tilde: list | tuple = ()
     v_tilde: list | tuple = ()
+    exchanged: Any = None
+    local_variables: Any = ()
+    # Whether it is in a `keras.optimizers.LossScaleOptimizer`.
+    scaled_by_keras = False
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -241,6 +251,17 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             value = _check_learning_rate(value)
         keras.optimizers.Optimizer.learning_rate.fset(self, value)
 
+    @property
+    def loss_scale_factor(self):
+        """The constant that the loss is multiplied by; see the class."""
+        return self._loss_scale_factor
+
+    @loss_scale_factor.setter
+    def loss_scale_factor(self, value):
+        # A LossScaleOptimizer takes it away from an optimizer that is made.
+        self.scaled_by_keras = hasattr(self, "_loss_scale_factor") and value is None
+        self._loss_scale_factor = value
+
     def build(self, variables):
         """Creates the slots, all zero.
 
@@ -249,6 +270,8 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         """
         if self.built:
             return
+        if replicas:
+            replicas.check_strategy()
         variables = list(variables)
         if self._record is not None:
             self._record.check_before_build(record_of(self, variables))
@@ -337,10 +360,50 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             _check_shape(gradient, variable)
         if not self._takes_sparse_gradients():
             grads = [_densified(g, v) for g, v in zip(grads, variables)]
+        if _replicated():
+            grads = self.reduced(grads, variables)
+        self.apply_reduced(grads, trainable_variables)
+
+    def apply_reduced(self, grads, trainable_variables=None):
+        """Makes one update from gradients that are the same on all replicas.
+
+        Args:
+            grads: List of gradients, as for `apply`, summed over the replicas.
+            trainable_variables: As for `apply`.
+        """
+        variables = trainable_variables
+        if variables is None:
+            variables = self._trainable_variables
         iterations = self.iterations + 0  # A copy, on every backend.
         super().apply(grads, trainable_variables)
         if self.counts_updates:
             self._count_missed_updates(grads, variables, self.iterations - iterations)
+
+    def reduced(self, grads, variables):
+        """What a replica's update starts from: the gradients summed over the replicas.
+
+        Args:
+            grads: List of this replica's gradients, or `None`.
+            variables: List of the variables that they belong to.
+        """
+        self._check_replicas(variables)
+        # A variable to be overwritten has no gradient but its own new value.
+        own = [getattr(v, "overwrite_with_gradient", False) for v in variables]
+        given = [None if o else g for g, o in zip(grads, own)]
+        if all(g is None for g in given):
+            return grads  # Keras warns of it, or raises an error.
+        reduced, self.exchanged = replicas.summed(given)
+        return [g if o else r for g, o, r in zip(grads, own, reduced)]
+
+    def _check_replicas(self, variables):
+        replicas.check_mirrored([self._iterations, *variables])
+        if self.scaled_by_keras:
+            raise ValueError(
+                "keras.optimizers.LossScaleOptimizer looks for infinite gradients on "
+                "the first replica only, and lets those of others through. Compile "
+                "with svag_tf.distribution.LossScaleOptimizer(optimizer), which "
+                "looks at all; `compile` in a mixed_float16 policy takes Keras' own."
+            )
 
     def _takes_sparse_gradients(self):
         """Whether a sparse gradient can stay sparse on its way to `update_step`."""
@@ -383,7 +446,31 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             dtype: self._scalars_of_variables(learning_rate, dtype)
             for dtype in {self._compute_dtype(v) for v in self._trainable_variables}
         }
-        super()._backend_update_step(grads, trainable_variables, scalars)
+        if not _replicated():
+            super()._backend_update_step(grads, trainable_variables, scalars)
+            return
+        self._update_replica(grads, trainable_variables, scalars)
+
+    def _update_replica(self, grads, variables, scalars):
+        """Updates this replica's copies of the variables."""
+        for gradient, variable in zip(grads, variables):
+            self.update_step(gradient, replicas.local(variable), scalars)
+
+    def _backend_increment_gradient_accumulators(self, grads, acc_grads):
+        if not _replicated():
+            super()._backend_increment_gradient_accumulators(grads, acc_grads)
+            return
+        for gradient, accumulated in zip(grads, acc_grads):
+            replicas.local(accumulated).assign_add(gradient)
+
+    def _overwrite_model_variables_with_average_value(self, trainable_variables):
+        if not _replicated():
+            super()._overwrite_model_variables_with_average_value(trainable_variables)
+            return
+        averages = self._model_variables_moving_average
+        for variable, average in zip(trainable_variables, averages):
+            if average is not None:
+                replicas.local(variable).assign(replicas.local(average))
 
     def _scalars_of_variables(self, learning_rate, dtype):
         updates = None
@@ -434,7 +521,7 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             scalars = learning_rate[dtype][index]
         else:
             scalars = self._scalars_of_variables(learning_rate, dtype)[index]
-        decays = bool(self.weight_decay) and self._use_weight_decay(variable)
+        decays = self._decays(variable)
         stored = [variable, *(getattr(self, name)[index] for name in self.slots)]
         steps = [functools.partial(self._theta_rule, dtype=dtype, decays=decays)]
         if self.slots:
@@ -458,6 +545,9 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             kernels.update_lazily(kernel, stored, gradient, counts, scalars_of_rows)
         else:
             kernels.update(kernel, stored, gradient, scalars)
+
+    def _decays(self, variable):
+        return bool(self.weight_decay) and self._use_weight_decay(variable)
 
     def _rule_identity(self):
         """What distinguishes this optimizer's rule from those of all others."""

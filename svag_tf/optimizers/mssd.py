@@ -3,11 +3,11 @@
 import keras
 from keras import ops
 
-from svag_tf.optimizers.base import MomentOptimizer
+from svag_tf.optimizers.sign_descent import SignDescentOptimizer
 
 
 @keras.saving.register_keras_serializable(package="svag_tf")
-class MSSD(MomentOptimizer):
+class MSSD(SignDescentOptimizer):
     """M-SSD: stochastic sign descent with momentum.
 
     Every weight moves by exactly the learning rate, against the sign of its averaged
@@ -28,6 +28,16 @@ class MSSD(MomentOptimizer):
             `0.001`: every weight moves by up to the learning rate in each step, as
             with Adam.
         beta: Float in [0, 1), the decay of the average m~. Defaults to `0.9`.
+        aggregation: `"mean"` or `"majority_vote"`: what several replicas of
+            tf.distribute do with their gradients. `"mean"`: one step along the sign of
+            the averaged mean gradient. `"majority_vote"` (signSGD): each replica sends
+            only the sign of its own average m~, packed to a few bits, and the step is
+            along the sign of the sum of these votes. A vote is 0 where its value is 0,
+            and where the votes are tied the step is 0. Each replica keeps the average
+            of its own gradients (Signum); `m_tilde` and what is saved are the first
+            replica's, see `svag_tf.distribution.local_state`. Clipping is of each
+            replica's own gradient. A value that is not finite, on any replica, makes
+            the variable NaN. With one replica both are the same. Defaults to `"mean"`.
         {{keras_arguments}}
 
     Raises:
@@ -52,6 +62,9 @@ class MSSD(MomentOptimizer):
     Reference:
         L. Balles, P. Hennig, "Dissecting Adam: The Sign, Magnitude and Variance of
         Stochastic Gradients", ICML 2018, section 1.2.
+
+        J. Bernstein, Y.-X. Wang, K. Azizzadenesheli, A. Anandkumar, "signSGD:
+        Compressed Optimisation for Non-Convex Problems", ICML 2018 (the majority vote).
     """
 
     slots = ("m_tilde",)
@@ -73,8 +86,10 @@ class MSSD(MomentOptimizer):
         loss_scale_factor=None,
         gradient_accumulation_steps=None,
         name=None,
+        aggregation="mean",
     ):
         super().__init__(
+            aggregation=aggregation,
             learning_rate=learning_rate,
             beta=beta,
             state_dtype=state_dtype,

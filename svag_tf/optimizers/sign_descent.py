@@ -1,0 +1,105 @@
+"""Sign descent on many workers: the choice that SSD and M-SSD share."""
+
+import functools
+
+import keras
+from keras import ops
+
+from svag_tf.optimizers import base
+from svag_tf.optimizers.base import MomentOptimizer, check_choice
+
+
+class SignDescentOptimizer(MomentOptimizer):
+    """Base class of the plain sign methods: argument `aggregation`."""
+
+    def __init__(self, aggregation, **kwargs):
+        check_choice("aggregation", aggregation, ("mean", "majority_vote"))
+        if aggregation == "majority_vote" and kwargs["gradient_accumulation_steps"]:
+            raise ValueError(
+                "Argument `gradient_accumulation_steps` must be None with "
+                'aggregation="majority_vote", which has no gradient of all replicas to '
+                "accumulate: take a larger batch. Received: "
+                f"gradient_accumulation_steps={kwargs['gradient_accumulation_steps']!r}"
+            )
+        super().__init__(**kwargs)
+        self.aggregation = aggregation
+
+    @property
+    def _votes(self):
+        return self.aggregation == "majority_vote"
+
+    @property
+    def local_variables(self):
+        """Slots that each replica has of its own: m~ under a majority vote."""
+        return tuple(self.m_tilde) if self._votes else ()
+
+    def build(self, variables):
+        """Creates the slots, all zero.
+
+        Args:
+            variables: List of the model's trainable variables.
+        """
+        distribution = keras.distribution.distribution()
+        devices = getattr(distribution, "device_mesh", None)
+        if self._votes and devices is not None and devices.devices.size > 1:
+            raise ValueError(
+                'aggregation="majority_vote" needs a gradient of each replica, which '
+                "tf.distribute has and keras.distribution has not. Use the TensorFlow "
+                'backend, or aggregation="mean".'
+            )
+        super().build(variables)
+
+    def _takes_sparse_gradients(self):
+        return super()._takes_sparse_gradients() and not self._votes
+
+    def reduced(self, grads, variables):
+        """With a majority vote, each replica's own gradient."""
+        if not self._votes:
+            return super().reduced(grads, variables)
+        self._check_replicas(variables)
+        # The loss of a replica is divided by their number, so that the sum of
+        # gradients is a mean. A replica's own gradient is not.
+        n = base.replicas.context().num_replicas_in_sync
+        return [None if g is None else g * ops.cast(n, g.dtype) for g in grads]
+
+    def _update_replica(self, grads, variables, scalars):
+        if not self._votes:
+            super()._update_replica(grads, variables, scalars)
+            return
+        ballots = [
+            self._own_opinion(g, base.replicas.local(v), scalars)
+            for g, v in zip(grads, variables)
+        ]
+        votes, self.exchanged = base.replicas.majority(ballots)
+        for vote, variable in zip(votes, variables):
+            variable = base.replicas.local(variable)
+            rule = functools.partial(self._vote_rule, decays=self._decays(variable))
+            self._run(rule, "vote", [variable], vote, scalars)
+
+    def _own_opinion(self, gradient, variable, scalars):
+        """What this replica votes with the sign of: g, or its own average m~."""
+        if not self.slots:
+            return gradient
+        index = self._get_variable_index(variable)
+        slots = [getattr(self, name)[index] for name in self.slots]
+        self._run(self._slots_rule, "slots", [variable, *slots], gradient, scalars)
+        return ops.convert_to_tensor(base.replicas.local(slots[0]))
+
+    def _run(self, rule, name, variables, gradient, scalars):
+        dtype = self._compute_dtype(variables[0])
+        rule = functools.partial(rule, dtype=dtype)
+        key = (*self._rule_identity(), dtype, name, self._decays(variables[0]))
+        kernel = base.kernels.Kernel((rule,), key, self.jit_compile, True)
+        index = self._get_variable_index(variables[0])
+        base.kernels.update(kernel, variables, gradient, scalars[dtype][index])
+
+    def _vote_rule(self, vote, scalars, theta, dtype, decays):
+        """The variable's new value, the vote in the place of g and m."""
+        slots = [vote] * len(self.slots)
+        return self._theta_rule(
+            vote, scalars, theta, *slots, dtype=dtype, decays=decays
+        )[:1]
+
+    def get_config(self):
+        """The arguments that make an equal optimizer, for `from_config`."""
+        return {**super().get_config(), "aggregation": self.aggregation}
