@@ -24,6 +24,10 @@ def get_config() -> ConfigDict:
 
     config.dtype_policy = "float32"  # or mixed_bfloat16, mixed_float16
     config.jit_compile = "auto"  # or true, false
+    config.distribution = "none"  # or mirrored, multi_worker, jax: many devices
+    # mirrored, jax: devices. None: all GPUs; without GPUs 2 logical CPUs (mirrored) or
+    # all of JAX's devices
+    config.replicas = placeholder(int)
 
     config.optimizer = ConfigDict()
     # msvag, svag, mssd, ssd, msvas, svas, msgd; Keras' sgd, momentum, adam, lion
@@ -32,6 +36,7 @@ def get_config() -> ConfigDict:
     config.optimizer.beta = placeholder(float)  # the seven of svag_tf
     config.optimizer.adaptation = placeholder(str)  # msvas, svas: gaussian or adam
     config.optimizer.state_dtype = placeholder(str)  # the seven of svag_tf
+    config.optimizer.aggregation = placeholder(str)  # ssd, mssd: mean, majority_vote
     config.optimizer.momentum = placeholder(float)  # momentum; its default is 0.9
     config.optimizer.beta_1 = placeholder(float)  # adam, lion
     config.optimizer.beta_2 = placeholder(float)  # adam, lion

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import keras
+
 from svag_tf.callbacks import PRESETS
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.optimizers import OPTIMIZERS, SCHEDULES
@@ -16,7 +18,20 @@ from svag_tf.experiments.problems import PROBLEMS
 DTYPE_POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 MEASURABLE = ("msvag", "svag", "msvas", "svas", "adam")  # by GradientNoise
 STATE_DTYPES = ("float16", "bfloat16", "float32", "float64")
+DISTRIBUTIONS = ("none", "mirrored", "multi_worker", "jax")
 JIT_COMPILE: dict[str, bool | str] = {"auto": "auto", "true": True, "false": False}
+# What Keras' own optimizers get wrong under tf.distribute.
+KERAS_OPTIMIZERS = ("sgd", "momentum", "adam", "lion")
+NOT_OF_KERAS = tuple(
+    f"optimizer.{name}"
+    for name in (
+        "clipnorm",
+        "clipvalue",
+        "global_clipnorm",
+        "ema_overwrite_frequency",
+        "gradient_accumulation_steps",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -79,11 +94,14 @@ FIELDS: dict[str, Field] = {
     "test_examples": _whole(1, optional=True),
     "dtype_policy": _one_of(DTYPE_POLICIES),
     "jit_compile": _one_of(JIT_COMPILE),
+    "distribution": _one_of(DISTRIBUTIONS),
+    "replicas": _whole(1, optional=True),
     "optimizer.name": _one_of(OPTIMIZERS),
     "optimizer.learning_rate": _number(0),
     "optimizer.beta": _number(0, 1, "[)"),
     "optimizer.adaptation": _one_of(("gaussian", "adam"), optional=True),
     "optimizer.state_dtype": _one_of(STATE_DTYPES, optional=True),
+    "optimizer.aggregation": _one_of(("mean", "majority_vote"), optional=True),
     "optimizer.momentum": _number(0, 1),
     "optimizer.beta_1": _number(0, 1, "[)"),
     "optimizer.beta_2": _number(0, 1, "[)"),
@@ -168,6 +186,7 @@ def _check_together(flat: Mapping[str, Any]) -> None:
         "many streams",
         flat, "problem", "batch_size",
     )  # fmt: skip
+    _check_distribution(flat)
     schedule, epochs = flat["schedule.name"], flat["epochs"]
     boundaries = flat["schedule.boundaries"]
     _require(
@@ -205,6 +224,59 @@ def _check_together(flat: Mapping[str, Any]) -> None:
             f"{name} needs optimizer.use_ema=True",
             flat, name, "optimizer.use_ema",
         )  # fmt: skip
+
+
+def _check_distribution(flat: Mapping[str, Any]) -> None:
+    name = flat["distribution"]
+    _require(
+        name in ("mirrored", "jax") or flat["replicas"] is None,
+        "replicas applies to distribution=mirrored and distribution=jax; with "
+        "multi_worker all GPUs of each worker are used",
+        flat, "distribution", "replicas",
+    )  # fmt: skip
+    if name == "none":
+        return
+    backend = "jax" if name == "jax" else "tensorflow"
+    if keras.backend.backend() != backend:
+        raise ExperimentError(
+            f"distribution={name} needs Keras' backend '{backend}': set "
+            f"KERAS_BACKEND={backend}. Received: '{keras.backend.backend()}'"
+        )
+    _require(
+        PROBLEMS[flat["problem"]].streams is None,
+        "distribution must be 'none' for this problem, whose model keeps a state for "
+        "each stream of its text",
+        flat, "problem", "distribution",
+    )  # fmt: skip
+    _require(
+        flat["noise.preset"] is None,
+        "noise.preset must be None with this distribution: the noise is measured on "
+        "one device",
+        flat, "noise.preset", "distribution",
+    )  # fmt: skip
+    _require(
+        name == "jax" or flat["jit_compile"] != "true",
+        "jit_compile must be 'auto' or 'false' with this distribution: XLA compiles for "
+        "one device. The optimizer's kernels are compiled on each",
+        flat, "jit_compile", "distribution",
+    )  # fmt: skip
+    if name == "jax" or flat["optimizer.name"] not in KERAS_OPTIMIZERS:
+        return
+    for field in NOT_OF_KERAS:
+        _require(
+            flat[field] is None,
+            f"{field} must be None: Keras' own optimizers clip before the gradients "
+            "are summed over the replicas, and cannot accumulate or overwrite there. "
+            "Use an optimizer of svag_tf",
+            flat, "optimizer.name", "distribution", field,
+        )  # fmt: skip
+    _require(
+        flat["dtype_policy"] != "mixed_float16",
+        "dtype_policy must not be 'mixed_float16' for Keras' own optimizers, whose loss "
+        "scaling fails on several replicas. Use an optimizer of svag_tf, or "
+        "mixed_bfloat16",
+        flat, "optimizer.name", "distribution", "dtype_policy",
+    )  # fmt: skip
 
 
 def _require(fine: Any, rule: str, flat: Mapping[str, Any], *names: str) -> None:

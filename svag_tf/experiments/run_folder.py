@@ -16,7 +16,8 @@ import math
 import os
 import statistics
 import warnings
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -65,6 +66,8 @@ class State:
         checkpoint_sha256: its SHA-256.
         random: state of the model's random generators (Keras does not save it).
         values_sha256: SHA-256 of all values of model and optimizer.
+        local_state: name of the file in `checkpoints/` with what each replica has of
+            its own; empty if they have nothing.
     """
 
     backend: str
@@ -73,6 +76,7 @@ class State:
     checkpoint_sha256: str = ""
     random: list[list[int]] = field(default_factory=list)
     values_sha256: str = ""
+    local_state: str = ""
 
     @property
     def epoch(self) -> int:
@@ -200,13 +204,20 @@ class RunFolder:
                 ) from error
             yield state
 
-    def commit(self, state: State, model: keras.Model, epochs: int) -> None:
+    def commit(
+        self,
+        state: State,
+        model: keras.Model,
+        epochs: int,
+        local_state: Sequence[np.ndarray] = (),
+    ) -> None:
         """Makes `state` and the model's values the point from which a run goes on.
 
         Args:
             state: `rows` are complete; the other fields are filled in here.
             model: compiled, with a built optimizer.
             epochs: length of the whole run, for the log.
+            local_state: what `svag_tf.distribution.local_state` returns.
         """
         name = f"epoch_{state.epoch:04d}.keras"
         path = self.checkpoints / name
@@ -220,6 +231,11 @@ class RunFolder:
             for v in random_states(model)
         ]
         state.values_sha256 = fingerprint(model)
+        state.local_state = ""
+        if local_state:
+            state.local_state = f"epoch_{state.epoch:04d}.npz"
+            with replacing(self.checkpoints / state.local_state) as temporary:
+                np.savez(temporary, *local_state)
         write_json(self.state, asdict(state))
         self.write_tables(state, epochs)
         self._remove_old_checkpoints(state)
@@ -329,6 +345,26 @@ class RunFolder:
         for path in self.checkpoints.glob(KEPT):
             if path.stem not in kept:
                 path.unlink()
+
+    def read_local_state(self, state: State) -> list[np.ndarray]:
+        """What each replica had of its own at the last commit.
+
+        Args:
+            state: as `check` returns it.
+
+        Raises:
+            ExperimentError: if it cannot be read.
+        """
+        if not state.local_state:
+            return []
+        path = self.checkpoints / state.local_state
+        try:
+            with np.load(path) as arrays:
+                return [arrays[f"arr_{i}"] for i in range(len(arrays.files))]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise ExperimentError(
+                f"{path} cannot be read: {error}\n{START_AGAIN}"
+            ) from error
 
 
 def random_states(model: keras.Model) -> list[keras.Variable]:

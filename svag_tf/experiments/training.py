@@ -14,9 +14,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from svag_tf import distribution as replicas
 from svag_tf.callbacks import GradientNoise
 from svag_tf.experiments.config import JIT_COMPILE, checked
 from svag_tf.experiments.data import Data
+from svag_tf.experiments.distributed import Distribution, started
 from svag_tf.experiments.errors import DivergedError, ExperimentError
 from svag_tf.experiments.optimizers import build_optimizer
 from svag_tf.experiments.plots import save_curves
@@ -78,17 +80,25 @@ def train(
     """
     config = checked(config)
     folder = RunFolder(workdir)
-    folder.check(config)
-    data, model = prepared(config, data)
-    with folder.opened(config) as state:
-        if state.epoch >= 0:
-            folder.restore(state, model)
-        _train_on(config, folder, state, model, data, report)
+    with started(config) as distribution, contextlib.ExitStack() as stack:
+        state, local = State(keras.backend.backend()), None
+        if distribution.chief:
+            folder.check(config)
+        data, model = prepared(config, data, distribution)
+        if distribution.chief:
+            state = stack.enter_context(folder.opened(config))
+            if state.epoch >= 0:
+                folder.restore(state, model)
+                local = folder.read_local_state(state)
+        state = distribution.share(model, state, local)
+        _train_on(config, folder, state, model, data, report, distribution)
     return state.rows
 
 
 def prepared(
-    config: dict[str, Any], data: Data | None = None
+    config: dict[str, Any],
+    data: Data | None = None,
+    distribution: Distribution | None = None,
 ) -> tuple[Data, keras.Model]:
     """The data and the new, compiled model of a run. Sets the global random seeds.
 
@@ -96,12 +106,15 @@ def prepared(
         config: as `config.checked` returns it.
         data: of the problem, if it has been loaded before. Defaults to `None`: it is
             loaded.
+        distribution: where the model is to be trained. Defaults to `None`: on one
+            device.
 
     Raises:
         ExperimentError: if one of them cannot be had.
     """
     data = _selected(config, data)
-    return data, _build_model(config, len(data.x_train) // config["batch_size"])
+    steps = len(data.x_train) // config["batch_size"]
+    return data, _build_model(config, steps, distribution or Distribution())
 
 
 def _train_on(
@@ -111,15 +124,19 @@ def _train_on(
     model: keras.Model,
     data: Data,
     report: Callable[[Row], None] | None,
+    distribution: Distribution,
 ) -> None:
     epochs = config["epochs"]
     trained = state.epoch < epochs and not state.diverged
+    chief = distribution.chief
+    if not chief:
+        report = _no_report
     if report is None:
         _print_start(folder, state, trained)
     else:
         for row in state.rows:
             report(row)
-    with _tensorboard(folder.tensorboard, state.rows) as show:
+    with _tensorboard(folder.tensorboard, state.rows, chief) as show:
 
         def tell(row: Row) -> None:
             show(row)
@@ -128,15 +145,15 @@ def _train_on(
             else:
                 report(row)
 
-        recorder = _Recorder(config, folder, state, data, tell)
+        recorder = _Recorder(config, folder, state, data, tell, distribution)
         if state.epoch < 0:
             recorder.record(model)
         if trained and not state.diverged:
-            model.fit(
+            distribution.fit(
+                model,
                 recorder.batches,
                 initial_epoch=state.epoch,
                 epochs=epochs,
-                shuffle=False,  # else Keras shuffles the batches a second time
                 # The progress bar comes first, so that its line ends before ours.
                 callbacks=[
                     *([keras.callbacks.ProgbarLogger()] if report is None else []),
@@ -146,8 +163,9 @@ def _train_on(
                 ],
                 verbose=1 if report is None else 0,
             )
-    folder.write_tables(state, epochs)
-    if trained or not folder.curves.exists():
+    if chief:
+        folder.write_tables(state, epochs)
+    if chief and (trained or not folder.curves.exists()):
         rate = state.rows[0]["learning_rate"]
         title = f"{_title(config)} (learning rate {rate:g})"
         save_curves(state.rows, title, folder.curves)
@@ -158,7 +176,7 @@ def _train_on(
             f"{state.rows[-1]['learning_rate']:g}). The epochs so far are in "
             f"{folder.metrics} and {folder.curves}."
         )
-    if trained or not folder.model.exists():
+    if chief and (trained or not folder.model.exists()):
         if config["optimizer"]["use_ema"]:
             model.optimizer.finalize_variable_values(model.trainable_variables)
         folder.save_model(model, folder.model)
@@ -170,6 +188,10 @@ def _noise(config: dict[str, Any], folder: RunFolder) -> list[GradientNoise]:
     """The callback that measures the gradients' noise, if the config wants it."""
     preset, every = config["noise"]["preset"], config["noise"]["every"]
     return [] if preset is None else [GradientNoise(every, preset, folder.path)]
+
+
+def _no_report(row: Row) -> None:
+    """What a worker that is not the chief says of an epoch."""
 
 
 def _print_start(folder: RunFolder, state: State, trained: bool) -> None:
@@ -224,14 +246,23 @@ class Batches(keras.utils.PyDataset):
         return whole + (self._seed is None and rest > 0)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.part(index, slice(None))
+
+    def size(self, index: int) -> int:
+        """Examples in batch 0, 1, 2, ..."""
+        return min(self._batch_size, len(self._x) - index * self._batch_size)
+
+    def part(self, index: int, positions: Any) -> tuple[np.ndarray, np.ndarray]:
+        """The examples at some positions of a batch, as they are in the whole batch."""
         start = index * self._batch_size
         chosen = self._order[start : start + self._batch_size]
-        x, y = self._x[chosen], self._y[chosen]
-        if self._prepare is not None:
-            # The last number: apart from other streams with the same seed and epoch.
-            key = [self._seed or 0, self._epoch, index, 2]
-            x = self._prepare(x, np.random.default_rng(key))
-        return x, y
+        y = self._y[chosen[positions]]
+        if self._prepare is None:
+            return self._x[chosen[positions]], y
+        # The last number: apart from other streams with the same seed and epoch.
+        key = [self._seed or 0, self._epoch, index, 2]
+        x = self._prepare(self._x[chosen], np.random.default_rng(key))
+        return x[positions], y
 
 
 class _Recorder(keras.callbacks.Callback):
@@ -244,10 +275,11 @@ class _Recorder(keras.callbacks.Callback):
         state: State,
         data: Data,
         tell: Callable[[Row], None],
+        distribution: Distribution,
     ):
         super().__init__()
         self._config, self._folder, self._state = config, folder, state
-        self._tell = tell
+        self._tell, self._distribution = tell, distribution
         problem = PROBLEMS[config["problem"]]
         self.batches = Batches(
             data.x_train,
@@ -289,8 +321,8 @@ class _Recorder(keras.callbacks.Callback):
         trained = time.monotonic() - self._start
         first = not self._state.rows
         with _averaged(model, self._config["optimizer"]["use_ema"] and not first):
-            train_part = _evaluated(model, self._train_part)
-            test_part = _evaluated(model, self._test_part)
+            train_part = _evaluated(model, self._train_part, self._distribution)
+            test_part = _evaluated(model, self._test_part, self._distribution)
         row: Row = {
             "epoch": len(self._state.rows),
             "step": self._step,
@@ -303,7 +335,10 @@ class _Recorder(keras.callbacks.Callback):
             "seconds": round(time.monotonic() - self._start, 3),
         }
         self._state.rows.append(row)
-        self._folder.commit(self._state, model, self._config["epochs"])
+        replicas.check_replicas(model)
+        local = replicas.local_state(model)  # From all processes.
+        if self._distribution.chief:
+            self._folder.commit(self._state, model, self._config["epochs"], local)
         self._tell(row)
 
 
@@ -349,7 +384,9 @@ def _selected(config: dict[str, Any], data: Data | None) -> Data:
     return data
 
 
-def _build_model(config: dict[str, Any], steps_per_epoch: int) -> keras.Model:
+def _build_model(
+    config: dict[str, Any], steps_per_epoch: int, distribution: Distribution
+) -> keras.Model:
     jit_compile = JIT_COMPILE[config["jit_compile"]]
     keras.utils.set_random_seed(config["seed"])
     if keras.backend.backend() == "tensorflow" and jit_compile is not True:
@@ -360,18 +397,22 @@ def _build_model(config: dict[str, Any], steps_per_epoch: int) -> keras.Model:
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(config["dtype_policy"])
     try:
-        model = problem.build()
-        model.compile(
-            optimizer=build_optimizer(
+        with distribution.scope():
+            model = problem.build()
+            distribution.prepare(model)
+            optimizer = build_optimizer(
                 config["optimizer"],
                 config["schedule"],
                 config["epochs"],
                 steps_per_epoch,
-            ),
-            loss=problem.loss(),
-            metrics=["accuracy"] if problem.accuracy else [],
-            jit_compile=jit_compile,
-        )
+            )
+            model.compile(
+                optimizer=distribution.optimizer(optimizer, config["dtype_policy"]),
+                loss=problem.loss(),
+                jit_compile=jit_compile,
+                **distribution.metrics(["accuracy"] if problem.accuracy else []),
+            )
+            model.optimizer.build(model.trainable_variables)
     finally:
         keras.config.set_dtype_policy(before)
     if jit_compile is True and not model.jit_compile:
@@ -379,7 +420,6 @@ def _build_model(config: dict[str, Any], steps_per_epoch: int) -> keras.Model:
             "jit_compile='true' cannot be had: Keras does not compile this model in "
             "this process. Use jit_compile='auto'."
         )
-    model.optimizer.build(model.trainable_variables)
     return model
 
 
@@ -391,10 +431,12 @@ def _parameters(model: keras.Model) -> int:
     return sum(int(np.prod(v.shape)) for v in model.trainable_variables)
 
 
-def _evaluated(model: keras.Model, batches: Batches) -> dict[str, float]:
+def _evaluated(
+    model: keras.Model, batches: Batches, distribution: Distribution
+) -> dict[str, float]:
     """Loss and metrics on the batches. Recurrent layers start and end at zero."""
     _reset_state(model)
-    result = model.evaluate(batches, verbose=0, return_dict=True)
+    result = distribution.evaluate(model, batches)
     _reset_state(model)
     return result
 
@@ -419,9 +461,9 @@ def _averaged(model: keras.Model, averaged: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _tensorboard(folder: Path, rows: list[Row]) -> Iterator[Any]:
+def _tensorboard(folder: Path, rows: list[Row], chief: bool) -> Iterator[Any]:
     """Event files of all epochs, those in `rows` and those shown later."""
-    if summary is None:
+    if summary is None or not chief:
         yield lambda row: None
         return
     for old in folder.glob("*/events.out.tfevents.*"):

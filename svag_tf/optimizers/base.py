@@ -251,16 +251,11 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             value = _check_learning_rate(value)
         keras.optimizers.Optimizer.learning_rate.fset(self, value)
 
-    @property
-    def loss_scale_factor(self):
-        """The constant that the loss is multiplied by; see the class."""
-        return self._loss_scale_factor
-
-    @loss_scale_factor.setter
-    def loss_scale_factor(self, value):
-        # A LossScaleOptimizer takes it away from an optimizer that is made.
-        self.scaled_by_keras = hasattr(self, "_loss_scale_factor") and value is None
-        self._loss_scale_factor = value
+    def __setattr__(self, name, value):
+        # A LossScaleOptimizer takes it away from the optimizer that it is given.
+        if name == "loss_scale_factor" and value is None and hasattr(self, name):
+            self.scaled_by_keras = True
+        super().__setattr__(name, value)
 
     def build(self, variables):
         """Creates the slots, all zero.

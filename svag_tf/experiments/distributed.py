@@ -1,0 +1,434 @@
+"""One run on many devices: which ones, who reads which rows, and how steps are made.
+
+A run on one device is `Distribution` itself. On several, every batch is cut into equal
+consecutive parts, one a replica, and padded with examples of weight 0 where they do not
+come out even; the weights of the others make up for it, so that the loss is the mean
+over the examples of the whole batch. All processes make the same batches from the same
+seed, and each takes the rows of its own replicas.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from svag_tf import distribution as replicas
+from svag_tf.experiments.errors import ExperimentError
+
+GO_ON = (
+    "Start the same command again on all workers: it goes on from the last finished "
+    "epoch."
+)
+
+
+class Distribution:
+    """A run on one device.
+
+    Attributes:
+        chief: whether this process writes the results.
+    """
+
+    chief = True
+
+    def scope(self) -> contextlib.AbstractContextManager:
+        """Where model and optimizer are made."""
+        return contextlib.nullcontext()
+
+    def prepare(self, model: keras.Model) -> None:
+        """Makes layers that look at other examples look at the whole batch."""
+
+    def optimizer(self, optimizer: Any, dtype_policy: str) -> Any:
+        """The optimizer to compile with."""
+        return optimizer
+
+    def metrics(self, names: list[str]) -> dict[str, list[str]]:
+        """Arguments of `compile`."""
+        return {"metrics": names}
+
+    def fit(self, model: keras.Model, batches: Any, **arguments: Any) -> None:
+        """`model.fit` on batches, whose order stays as it is."""
+        model.fit(batches, shuffle=False, **arguments)
+
+    def evaluate(self, model: keras.Model, batches: Any) -> dict[str, float]:
+        """Loss and metrics on all examples."""
+        return model.evaluate(batches, verbose=0, return_dict=True)
+
+    def share(
+        self, model: keras.Model, state: Any, local: list[np.ndarray] | None
+    ) -> Any:
+        """Gives all processes what the chief has read.
+
+        Args:
+            model: with the chief's values on the chief.
+            state: the chief's `State`.
+            local: what each replica had of its own, or None.
+
+        Returns:
+            The chief's `State`.
+        """
+        return _shared(model, state, local, self.chief)
+
+
+class Shards(keras.utils.PyDataset):
+    """The rows of this process's replicas, of batches that all processes make.
+
+    Batch k becomes (x, y, sample weights). With n replicas and B examples, replica r
+    gets the rows r b, ..., (r + 1) b - 1 with b = ceil(B / n); what lies beyond the
+    batch is filled up with its first example, of weight 0. The weight of all others is
+    such that the mean over the n b rows is the mean over the real ones: of the batch, or
+    with `evaluation` of all batches.
+
+    Args:
+        batches: has `len`, `size(k)` and `part(k, positions)`, as `training.Batches`.
+        here: the replicas of this process.
+        evaluation: whether the weights are for means over all batches.
+    """
+
+    def __init__(self, batches: Any, here: replicas.Here, evaluation: bool = False):
+        super().__init__()
+        self._batches, self._here = batches, here
+        self._weight: float | None = None
+        if evaluation:
+            sizes = [batches.size(k) for k in range(len(batches))]
+            padded = sum(self._rows(size) * here.total for size in sizes)
+            self._weight = padded / sum(sizes)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def _rows(self, size: int) -> int:
+        return math.ceil(size / self._here.total)
+
+    def part(self, k: int, replica: int, count: int = 1) -> tuple[np.ndarray, ...]:
+        """The rows of some replicas, those from `replica` on."""
+        size = self._batches.size(k)
+        rows = self._rows(size)
+        positions = np.arange(replica * rows, (replica + count) * rows)
+        real = positions < size
+        weight = self._weight or rows * self._here.total / size
+        x, y = self._batches.part(k, np.where(real, positions, 0))
+        return x, y, np.where(real, weight, 0.0).astype(np.float32)
+
+    def __getitem__(self, k: int) -> tuple[np.ndarray, ...]:
+        return self.part(k, self._here.first, self._here.count)
+
+
+class Mirrored(Distribution):
+    """A run under a tf.distribute strategy."""
+
+    def __init__(self, strategy: Any):
+        self.strategy = strategy
+        self._steps: dict[str, Any] = {}
+        resolver = getattr(strategy, "cluster_resolver", None)
+        kind = getattr(resolver, "task_type", None)
+        leads = kind == "worker" and not resolver.cluster_spec().as_dict().get("chief")
+        self.chief = (
+            kind in (None, "", "chief") or leads and resolver.task_id in (0, None)
+        )
+
+    def scope(self) -> contextlib.AbstractContextManager:
+        return self.strategy.scope()
+
+    def prepare(self, model: keras.Model) -> None:
+        for layer in model.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.synchronized = True
+            elif type(layer) is keras.layers.Dropout:
+                _drop_as_one_batch(layer)
+
+    def optimizer(self, optimizer: Any, dtype_policy: str) -> Any:
+        if dtype_policy != "mixed_float16":
+            return optimizer
+        return replicas.LossScaleOptimizer(optimizer)
+
+    def metrics(self, names: list[str]) -> dict[str, list[str]]:
+        return {"weighted_metrics": names}
+
+    def fit(
+        self,
+        model: keras.Model,
+        batches: Any,
+        epochs: int,
+        initial_epoch: int,
+        callbacks: Sequence[Any],
+        verbose: int = 0,
+    ) -> None:
+        shards = Shards(batches, replicas.replicas_here(model))
+        called = keras.callbacks.CallbackList(
+            list(callbacks),
+            model=model,
+            verbose=verbose,
+            epochs=epochs,
+            steps=len(shards),
+        )
+        model.stop_training = False
+        called.on_train_begin()
+        logs: dict[str, float] = {}
+        for epoch in range(initial_epoch, epochs):
+            model.reset_metrics()
+            called.on_epoch_begin(epoch)
+            for k in range(len(shards)):
+                called.on_train_batch_begin(k)
+                logs = self._step(model, "train_step", shards, k)
+                called.on_train_batch_end(k, logs)
+                if model.stop_training:
+                    break
+            called.on_epoch_end(epoch, logs)
+            if model.stop_training:
+                break
+        called.on_train_end(logs)
+
+    def evaluate(self, model: keras.Model, batches: Any) -> dict[str, float]:
+        here = replicas.replicas_here(model)
+        shards = Shards(batches, here, evaluation=True)
+        model.reset_metrics()
+        for k in range(len(shards)):
+            self._step(model, "test_step", shards, k)
+        return {name: float(v) for name, v in model.get_metrics_result().items()}
+
+    def _step(
+        self, model: keras.Model, name: str, shards: Shards, k: int
+    ) -> dict[str, float]:
+        """One step on all replicas; the metrics so far, the same on all processes."""
+        import tensorflow as tf
+
+        strategy = self.strategy
+        if name not in self._steps:
+
+            @tf.function(reduce_retracing=True)
+            def step(data: Any) -> Any:
+                logs = strategy.run(getattr(model, name), args=(data,))
+                return {
+                    key: strategy.reduce("MEAN", value, axis=None)
+                    for key, value in logs.items()
+                }
+
+            self._steps[name] = step
+
+        def part(context: Any) -> Any:
+            arrays = shards.part(k, context.replica_id_in_sync_group)
+            return tuple(tf.convert_to_tensor(a) for a in arrays)
+
+        data = strategy.experimental_distribute_values_from_function(part)
+        return {key: float(v) for key, v in self._steps[name](data).items()}
+
+
+class JaxProcesses(Distribution):
+    """A run on JAX: data parallel over the devices of all processes."""
+
+    def __init__(self) -> None:
+        import jax
+
+        self.chief = jax.process_index() == 0
+
+    def metrics(self, names: list[str]) -> dict[str, list[str]]:
+        return {"weighted_metrics": names}
+
+    def fit(self, model: keras.Model, batches: Any, **arguments: Any) -> None:
+        shards = Shards(batches, replicas.replicas_here(model))
+        model.fit(shards, shuffle=False, **arguments)
+
+    def evaluate(self, model: keras.Model, batches: Any) -> dict[str, float]:
+        here = replicas.replicas_here(model)
+        shards = Shards(batches, here, evaluation=True)
+        return model.evaluate(shards, verbose=0, return_dict=True)
+
+
+@contextlib.contextmanager
+def started(config: dict[str, Any]) -> Iterator[Distribution]:
+    """Joins the devices and processes that a config names. Once in a process.
+
+    Args:
+        config: as `config.checked` returns it.
+
+    Raises:
+        ExperimentError: if they cannot be had; or, later, if another process is gone.
+    """
+    name = config["distribution"]
+    if name == "none":
+        yield Distribution()
+    elif name == "jax":
+        with _jax(config["replicas"]):
+            yield JaxProcesses()
+    else:
+        import tensorflow as tf
+
+        start = _mirrored if name == "mirrored" else _multi_worker
+        try:
+            yield Mirrored(start(config["replicas"]))
+        except (
+            tf.errors.UnavailableError,
+            tf.errors.InternalError,
+            tf.errors.AbortedError,
+            tf.errors.CancelledError,
+            tf.errors.DeadlineExceededError,
+        ) as error:
+            if name == "mirrored":
+                raise
+            raise ExperimentError(_gone(error)) from error
+
+
+def _gone(error: Exception) -> str:
+    first = str(error).strip().splitlines()[:1]
+    return (
+        f"Another worker stopped or cannot be reached ({type(error).__name__}: "
+        f"{' '.join(first)[:200]}). {GO_ON}"
+    )
+
+
+def _mirrored(count: int | None) -> Any:
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        if count is not None and count > len(gpus):
+            raise ExperimentError(
+                f"replicas must be in [1, {len(gpus)}], the number of GPUs. Received: "
+                f"replicas={count}"
+            )
+        return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(count)]
+                                              if count else None)  # fmt: skip
+    count = 2 if count is None else count
+    with contextlib.suppress(RuntimeError):  # Devices exist and stay as they are.
+        tf.config.set_logical_device_configuration(
+            tf.config.list_physical_devices("CPU")[0],
+            [tf.config.LogicalDeviceConfiguration()] * count,
+        )
+    found = len(tf.config.list_logical_devices("CPU"))
+    if found < count:
+        raise ExperimentError(
+            f"replicas={count} cannot be had: this process started TensorFlow with "
+            f"{found} CPU devices, and their number cannot change. Start a new one."
+        )
+    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
+
+
+def _multi_worker(count: int | None) -> Any:
+    import tensorflow as tf
+
+    try:
+        cluster = json.loads(os.environ.get("TF_CONFIG", ""))
+        workers = cluster["cluster"]
+        known = sum(len(workers.get(kind, ())) for kind in ("chief", "worker"))
+        task = cluster["task"]["type"], int(cluster["task"]["index"])
+        complete = known and task[1] < len(workers[task[0]])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        complete = False
+    if not complete:
+        raise ExperimentError(
+            "distribution=multi_worker needs the environment variable TF_CONFIG, such "
+            'as {"cluster": {"worker": ["host1:12345", "host2:12345"]}, "task": '
+            '{"type": "worker", "index": 0}}. On one machine, scripts/launch_local.py '
+            f"sets it. Received: TF_CONFIG={os.environ.get('TF_CONFIG')!r}"
+        )
+    gpus = tf.config.list_physical_devices("GPU")
+    kind = tf.distribute.experimental.CommunicationImplementation
+    options = tf.distribute.experimental.CommunicationOptions(
+        implementation=kind.NCCL if gpus else kind.RING
+    )
+    return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+
+
+@contextlib.contextmanager
+def _jax(count: int | None) -> Iterator[None]:
+    import jax
+
+    if count is not None:
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", count)
+    if os.environ.get("KERAS_DISTRIBUTION_JOB_ADDRESSES") and (
+        not jax.distributed.is_initialized()
+    ):
+        keras.distribution.initialize()
+    devices = keras.distribution.list_devices()
+    if jax.process_count() == 1 and count is not None and len(devices) < count:
+        raise ExperimentError(
+            f"replicas must be in [1, {len(devices)}], the number of JAX's devices. "
+            f"Received: replicas={count}"
+        )
+    before = keras.distribution.distribution()
+    everything = keras.distribution.DataParallel(
+        devices=devices, auto_shard_dataset=False
+    )
+    keras.distribution.set_distribution(everything)
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        raise ExperimentError(_gone(error)) from error
+    finally:
+        keras.distribution.set_distribution(before)
+
+
+def _drop_as_one_batch(layer: keras.layers.Dropout) -> None:
+    """Lets a dropout layer draw for the whole batch and take its replica's rows.
+
+    So the mask is that of a run on one device, and replicas do not all drop the same.
+    """
+    import tensorflow as tf
+
+    def call(inputs: Any, training: bool = False) -> Any:
+        if not training or layer.rate == 0:
+            return inputs
+        context = tf.distribute.get_replica_context()
+        rows, rest = tf.shape(inputs)[0], inputs.shape[1:]
+        shape = [rows * context.num_replicas_in_sync, *rest]
+        kept = keras.random.dropout(
+            tf.ones(shape, inputs.dtype),
+            layer.rate,
+            noise_shape=layer.noise_shape,
+            seed=layer.seed_generator,
+        )
+        first = context.replica_id_in_sync_group * rows
+        return inputs * tf.ensure_shape(kept[first : first + rows], inputs.shape)
+
+    layer.call = call
+
+
+def _shared(
+    model: keras.Model, state: Any, local: list[np.ndarray] | None, chief: bool
+) -> Any:
+    here = replicas.replicas_here(model)
+    if here.count < here.total:
+        ids = {id(v) for v in model.metrics_variables}
+        variables = [v for v in model.variables if id(v) not in ids]
+        known = {id(v) for v in variables}
+        variables += [v for v in model.optimizer.variables if id(v) not in known]
+        values = [keras.ops.convert_to_numpy(v) for v in variables]
+        file = io.BytesIO()
+        np.savez(file, *(local or []))
+        mine = (
+            json.dumps(vars(state)).encode(),
+            b"".join(np.ascontiguousarray(v).tobytes() for v in values),
+            file.getvalue(),
+        )
+        text, content, file = (
+            replicas.broadcast(model, part if chief else None) for part in mine
+        )
+        state = type(state)(**json.loads(text))
+        with np.load(io.BytesIO(file)) as arrays:
+            local = [arrays[f"arr_{i}"] for i in range(len(arrays.files))]
+        start = 0
+        for variable, value in zip(variables, values):
+            part = content[start : start + value.nbytes]
+            if not chief:
+                variable.assign(np.frombuffer(part, value.dtype).reshape(value.shape))
+            start += value.nbytes
+    if local:
+        try:
+            replicas.set_local_state(model, local)
+        except ValueError as error:
+            raise ExperimentError(
+                f"The run was made by {len(local[0])} replicas, and these are "
+                f"{here.total}: each goes on with its own momentum. Start as many."
+            ) from error
+    return state
