@@ -3,6 +3,7 @@
     python scripts/benchmark.py
     python scripts/benchmark.py --cases=matrices,tiny --rows=msvag,keras-adam,limit
     python scripts/benchmark.py --backend=jax
+    python scripts/benchmark.py --replicas
 
 Writes benchmark.json, benchmark.md and pictures into the workdir; docs/benchmarks.md
 says how to read them. Exit code: 0 if all is measured, else not 0.
@@ -29,6 +30,12 @@ _FRESH = flags.DEFINE_bool(
     "fresh", True, "Measure first step and extra memory, in new processes."
 )
 _SCALING = flags.DEFINE_bool("scaling", False, "Measure time against parameters.")
+_REPLICAS = flags.DEFINE_bool(
+    "replicas",
+    False,
+    "Instead: step time and bytes exchanged on several devices and processes, and a "
+    "model of a cluster. Writes replicas.json and replicas.md.",
+)
 _QUICK = flags.DEFINE_bool("quick", False, "Small sizes: to try the command.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/benchmark", "Folder for the results.")
 
@@ -37,6 +44,13 @@ def main() -> None:
     from svag_tf.experiments.benchmark.console import benchmark_with_progress
     from svag_tf.experiments.benchmark.measure import Options
 
+    if _REPLICAS.value:
+        from svag_tf.experiments.benchmark.replicas import benchmark_replicas
+
+        command_line = shlex.join(["python", *sys.argv])
+        benchmark_replicas(_WORKDIR.value, _QUICK.value, command_line, report=print)
+        print(f"Results: {Path(_WORKDIR.value) / 'replicas.md'}")
+        return
     rounds = (2 if _QUICK.value else 7) if _ROUNDS.value is None else _ROUNDS.value
     benchmark_with_progress(
         Options(

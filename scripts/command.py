@@ -50,9 +50,18 @@ def define_config(default: str = "digits.py") -> Callable[[], tuple[Any, str]]:
 def run(main: Callable[[], None]) -> None:
     """Parses the flags and runs `main`. Exit code: 0 if it is done, else not 0."""
 
+    def alone(arguments: list[str]) -> None:
+        if arguments:
+            raise app.UsageError(f"Unknown arguments: {' '.join(arguments)}")
+        main()
+
+    run_with_arguments(alone)
+
+
+def run_with_arguments(main: Callable[[list[str]], None]) -> None:
+    """The same, with a `main` that takes what follows the flags."""
+
     def parsed(argv: list[str]) -> None:
-        if len(argv) > 1:
-            raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}")
         logging.set_verbosity(logging.WARNING)
         try:
             with _quiet():
@@ -60,7 +69,7 @@ def run(main: Callable[[], None]) -> None:
         except ImportError as error:
             sys.exit(MISSING.format(error))
         try:
-            main()
+            main(argv[1:])
         except ImportError as error:
             sys.exit(MISSING.format(error))
         except (ExperimentError, OSError) as error:

@@ -256,8 +256,8 @@ def _check_distribution(flat: Mapping[str, Any]) -> None:
     )  # fmt: skip
     _require(
         name == "jax" or flat["jit_compile"] != "true",
-        "jit_compile must be 'auto' or 'false' with this distribution: XLA compiles for "
-        "one device. The optimizer's kernels are compiled on each",
+        "jit_compile must be 'auto' or 'false' with this distribution: XLA compiles "
+        "for one device. The optimizer's kernels are compiled on each",
         flat, "jit_compile", "distribution",
     )  # fmt: skip
     if name == "jax" or flat["optimizer.name"] not in KERAS_OPTIMIZERS:
@@ -272,8 +272,8 @@ def _check_distribution(flat: Mapping[str, Any]) -> None:
         )  # fmt: skip
     _require(
         flat["dtype_policy"] != "mixed_float16",
-        "dtype_policy must not be 'mixed_float16' for Keras' own optimizers, whose loss "
-        "scaling fails on several replicas. Use an optimizer of svag_tf, or "
+        "dtype_policy must not be 'mixed_float16' for Keras' own optimizers, whose "
+        "loss scaling fails on several replicas. Use an optimizer of svag_tf, or "
         "mixed_bfloat16",
         flat, "optimizer.name", "distribution", "dtype_policy",
     )  # fmt: skip

@@ -27,6 +27,7 @@ GO_ON = (
     "Start the same command again on all workers: it goes on from the last finished "
     "epoch."
 )
+HEARTBEAT_SECONDS = 20  # JAX gives a worker up that is silent for so long.
 
 
 class Distribution:
@@ -83,8 +84,8 @@ class Shards(keras.utils.PyDataset):
     Batch k becomes (x, y, sample weights). With n replicas and B examples, replica r
     gets the rows r b, ..., (r + 1) b - 1 with b = ceil(B / n); what lies beyond the
     batch is filled up with its first example, of weight 0. The weight of all others is
-    such that the mean over the n b rows is the mean over the real ones: of the batch, or
-    with `evaluation` of all batches.
+    such that the mean over the n b rows is the mean over the real ones: of the batch,
+    or with `evaluation` of all batches.
 
     Args:
         batches: has `len`, `size(k)` and `part(k, positions)`, as `training.Batches`.
@@ -128,11 +129,9 @@ class Mirrored(Distribution):
         self.strategy = strategy
         self._steps: dict[str, Any] = {}
         resolver = getattr(strategy, "cluster_resolver", None)
-        kind = getattr(resolver, "task_type", None)
-        leads = kind == "worker" and not resolver.cluster_spec().as_dict().get("chief")
-        self.chief = (
-            kind in (None, "", "chief") or leads and resolver.task_id in (0, None)
-        )
+        if resolver is not None and resolver.task_type == "worker":
+            has_chief = "chief" in resolver.cluster_spec().as_dict()
+            self.chief = not has_chief and resolver.task_id == 0
 
     def scope(self) -> contextlib.AbstractContextManager:
         return self.strategy.scope()
@@ -261,9 +260,12 @@ def started(config: dict[str, Any]) -> Iterator[Distribution]:
     else:
         import tensorflow as tf
 
-        start = _mirrored if name == "mirrored" else _multi_worker
         try:
-            yield Mirrored(start(config["replicas"]))
+            if name == "mirrored":
+                strategy = mirrored_strategy(config["replicas"])
+            else:
+                strategy = multi_worker_strategy()
+            yield Mirrored(strategy)
         except (
             tf.errors.UnavailableError,
             tf.errors.InternalError,
@@ -284,7 +286,15 @@ def _gone(error: Exception) -> str:
     )
 
 
-def _mirrored(count: int | None) -> Any:
+def mirrored_strategy(count: int | None) -> Any:
+    """All GPUs of this machine or the first `count`; without GPUs logical CPUs.
+
+    Args:
+        count: replicas; None for all GPUs, or 2 logical CPUs.
+
+    Raises:
+        ExperimentError: if there are not so many.
+    """
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
@@ -311,7 +321,12 @@ def _mirrored(count: int | None) -> Any:
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
 
 
-def _multi_worker(count: int | None) -> Any:
+def multi_worker_strategy() -> Any:
+    """The workers that the environment variable TF_CONFIG names.
+
+    Raises:
+        ExperimentError: if it names none.
+    """
     import tensorflow as tf
 
     try:
@@ -344,10 +359,15 @@ def _jax(count: int | None) -> Iterator[None]:
     if count is not None:
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", count)
-    if os.environ.get("KERAS_DISTRIBUTION_JOB_ADDRESSES") and (
-        not jax.distributed.is_initialized()
-    ):
-        keras.distribution.initialize()
+    coordinator = os.environ.get("KERAS_DISTRIBUTION_JOB_ADDRESSES", "").split(",")[0]
+    if coordinator and not jax.distributed.is_initialized():
+        jax.distributed.initialize(  # As keras.distribution does, but less patient.
+            coordinator,
+            int(os.environ["KERAS_DISTRIBUTION_NUM_PROCESSES"]),
+            int(os.environ["KERAS_DISTRIBUTION_PROCESS_ID"]),
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+        )
     devices = keras.distribution.list_devices()
     if jax.process_count() == 1 and count is not None and len(devices) < count:
         raise ExperimentError(

@@ -182,6 +182,7 @@ def _train_on(
         folder.save_model(model, folder.model)
     if report is None:
         _print_results(config, folder, state.rows, _parameters(model))
+        _print_exchanged(model)
 
 
 def _noise(config: dict[str, Any], folder: RunFolder) -> list[GradientNoise]:
@@ -493,6 +494,19 @@ def _tensorboard(folder: Path, rows: list[Row], chief: bool) -> Iterator[Any]:
 
 def _title(config: Mapping[str, Any]) -> str:
     return f"{config['problem']}, {config['optimizer']['name']}"
+
+
+def _print_exchanged(model: keras.Model) -> None:
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    payload = getattr(optimizer, "exchanged", None)
+    if payload is None:
+        return
+    n = model.distribute_strategy.num_replicas_in_sync
+    print(
+        f"{n} replicas; each gives {payload.bytes:,} bytes into the exchange of a "
+        f"step, {8 * payload.bytes / payload.parameters:.1f} bits a parameter, and in a ring "
+        f"sends {2 * (n - 1) / n * payload.bytes:,.0f}"
+    )
 
 
 def _print_results(

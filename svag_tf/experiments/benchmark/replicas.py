@@ -1,0 +1,331 @@
+"""Step time and bytes exchanged on several replicas, and what a cluster would do.
+
+Measured are trainings of one multilayer perceptron on 1, 2 and 4 logical CPUs and in
+2 processes of this machine, which share its cores: they show what the exchange costs,
+not what more machines bring. What 8, 64 and 512 GPUs would do is computed from a model:
+
+    T(n) = compute + exchange(n)
+    exchange(n) = 2 (n - 1) latency + 2 (n - 1)/n bytes / bandwidth
+
+(a ring: n - 1 steps that add, n - 1 that hand round, each of 1/n of the bytes; nothing
+is overlapped with the computation, and every GPU keeps its own batch).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from svag_tf.experiments import machine
+from svag_tf.experiments.errors import ExperimentError
+from svag_tf.experiments.files import write_json, write_text
+from svag_tf.experiments.launch import environments
+
+AGGREGATIONS = ("mean", "majority_vote")
+SETUPS = (("devices", 1), ("devices", 2), ("devices", 4), ("processes", 2))
+BATCH, WIDTH, LAYERS = 128, 1024, 3
+STEPS, WARM_UP = 20, 3
+QUICK = {"width": 64, "steps": 3}
+TIMEOUT = 600
+
+# The cluster of the model: a ResNet-50 on GPUs, each with its own batch.
+PARAMETERS = 25_557_032
+COMPUTE_SECONDS = 0.1
+LATENCY_SECONDS = 10e-6
+NETWORKS = {"10 Gbit/s": 10e9 / 8, "100 Gbit/s": 100e9 / 8}
+GPUS = (8, 64, 512)
+
+
+def exchanged_bytes(parameters: int, n: int, aggregation: str) -> int:
+    """What each of n replicas gives into the all-reduce of a step.
+
+    Args:
+        parameters: numbers in all gradients.
+        n: replicas.
+        aggregation: "mean" (float32) or "majority_vote" (packed votes).
+    """
+    if aggregation == "mean":
+        return 4 * parameters
+    from svag_tf.replicas import vote_digits
+
+    return 4 * -(-parameters // vote_digits(n)[1])
+
+
+def wire_bytes(payload: float, n: int) -> float:
+    """What each of n replicas sends in a ring, for a payload of so many bytes."""
+    return 2 * (n - 1) / n * payload
+
+
+def exchange_seconds(
+    payload: float, n: int, bandwidth: float, latency: float = LATENCY_SECONDS
+) -> float:
+    """Time of an all-reduce among n replicas in a ring.
+
+    Args:
+        payload: bytes of each replica.
+        n: replicas.
+        bandwidth: bytes a second that a replica can send while it receives.
+        latency: seconds, of one message.
+    """
+    return 2 * (n - 1) * latency + wire_bytes(payload, n) / bandwidth
+
+
+def extrapolated() -> list[dict[str, Any]]:
+    """The model's step time, bytes and efficiency for `GPUS` on `NETWORKS`."""
+    rows = []
+    for network, bandwidth in NETWORKS.items():
+        for n in GPUS:
+            for aggregation in AGGREGATIONS:
+                payload = exchanged_bytes(PARAMETERS, n, aggregation)
+                seconds = exchange_seconds(payload, n, bandwidth)
+                rows.append(
+                    {
+                        "network": network,
+                        "gpus": n,
+                        "aggregation": aggregation,
+                        "payload_bytes": payload,
+                        "sent_bytes": wire_bytes(payload, n),
+                        "exchange_seconds": seconds,
+                        "efficiency": COMPUTE_SECONDS / (COMPUTE_SECONDS + seconds),
+                    }
+                )
+    return rows
+
+
+def benchmark_replicas(
+    workdir: str | os.PathLike[str],
+    quick: bool = False,
+    command: str = "",
+    report: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Measures and writes `replicas.json` and `replicas.md`.
+
+    Args:
+        workdir: folder for the results.
+        quick: a small network and few steps, to try the command.
+        command: the command line, for the report.
+        report: told what has been measured.
+
+    Returns:
+        What `replicas.json` holds.
+
+    Raises:
+        ExperimentError: if a process fails.
+    """
+    folder = Path(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    width = QUICK["width"] if quick else WIDTH
+    steps = QUICK["steps"] if quick else STEPS
+    measured = []
+    for aggregation in AGGREGATIONS:
+        alone = None
+        for kind, n in SETUPS:
+            row = _measured(kind, n, aggregation, width, steps)
+            alone = alone or row["seconds"]
+            row |= {"aggregation": aggregation, "kind": kind, "replicas": n}
+            row["efficiency"] = alone / (row["seconds"] * n)
+            measured.append(row)
+            report(_line(row))
+    results = {
+        "command": command,
+        "machine": machine.description(),
+        "network": {"width": width, "layers": LAYERS, "batch": BATCH, "steps": steps},
+        "measured": measured,
+        "model": {
+            "parameters": PARAMETERS,
+            "compute_seconds": COMPUTE_SECONDS,
+            "latency_seconds": LATENCY_SECONDS,
+            "bytes_a_second": NETWORKS,
+            "rows": extrapolated(),
+        },
+    }
+    write_json(folder / "replicas.json", results)
+    write_text(folder / "replicas.md", report_of(results))
+    return results
+
+
+def _line(row: dict[str, Any]) -> str:
+    return (
+        f"{row['aggregation']}, {row['replicas']} {row['kind']}: "
+        f"{1e3 * row['seconds']:.1f} ms a step"
+    )
+
+
+def _measured(
+    kind: str, n: int, aggregation: str, width: int, steps: int
+) -> dict[str, Any]:
+    """Runs the worker in new processes; what the first of them has measured."""
+    order = [kind, str(n), aggregation, str(width), str(steps)]
+    variables = environments(n) if kind == "processes" else [{}]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "svag_tf.experiments.benchmark.replicas", *order],
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **own},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for own in variables
+    ]
+    try:
+        printed = [process.communicate(timeout=TIMEOUT) for process in processes]
+    except subprocess.TimeoutExpired as error:
+        raise ExperimentError(f"{n} {kind} took longer than {TIMEOUT} s.") from error
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    for process, (_, errors) in zip(processes, printed):
+        if process.returncode:
+            last = "\n".join(errors.splitlines()[-10:])
+            raise ExperimentError(
+                f"{n} {kind}, {aggregation}: a process failed:\n{last}"
+            )
+    return json.loads(printed[0][0].splitlines()[-1])
+
+
+def _work(
+    kind: str, n: int, aggregation: str, width: int, steps: int
+) -> dict[str, Any]:
+    """Trains on n replicas of this process, or as one of n processes."""
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    import svag_tf
+    from svag_tf.experiments.distributed import (
+        mirrored_strategy,
+        multi_worker_strategy,
+    )
+
+    processes = kind == "processes"
+    strategy = multi_worker_strategy() if processes else mirrored_strategy(n)
+    total = strategy.num_replicas_in_sync
+    with strategy.scope():
+        keras.utils.set_random_seed(0)
+        layers = [keras.layers.Dense(width, "relu") for _ in range(LAYERS)]
+        model = keras.Sequential([keras.Input((width,)), *layers])
+        model.compile(svag_tf.SSD(1e-4, aggregation=aggregation), "mse")
+        model.optimizer.build(model.trainable_variables)
+    x = np.random.default_rng(0).normal(size=(BATCH, width)).astype(np.float32)
+
+    def part(context: Any) -> Any:
+        return tf.constant(np.split(x, total)[context.replica_id_in_sync_group])
+
+    @tf.function
+    def step(data: Any) -> Any:
+        losses = strategy.run(model.train_step, args=((data, data),))["loss"]
+        return strategy.reduce("MEAN", losses, axis=None)
+
+    data = strategy.experimental_distribute_values_from_function(part)
+    for _ in range(WARM_UP):
+        step(data).numpy()
+    seconds, sent = [], _loopback_bytes()
+    for _ in range(steps):
+        start = time.perf_counter()
+        step(data).numpy()
+        seconds.append(time.perf_counter() - start)
+    sent = _loopback_bytes() - sent
+    payload = model.optimizer.exchanged
+    return {
+        "seconds": statistics.median(seconds),
+        "parameters": payload.parameters,
+        "payload_bytes": payload.bytes,
+        "sent_bytes": wire_bytes(payload.bytes, total),
+        "loopback_bytes": sent / steps / total if processes else None,
+    }
+
+
+def _loopback_bytes() -> int:
+    """Bytes that this machine has sent to itself, by all processes; 0 if unknown."""
+    try:
+        for line in Path("/proc/net/dev").read_text().splitlines():
+            name, _, numbers = line.partition(":")
+            if name.strip() == "lo":
+                return int(numbers.split()[8])
+    except OSError:
+        pass
+    return 0
+
+
+def report_of(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    about, model = results["machine"], results["model"]
+    network = results["network"]
+    lines = [
+        "# Replicas: step time and bytes exchanged",
+        "",
+        f"`{results['command']}`",
+        "",
+        f"{about['cpu']}, {about['cores']} cores, {about['system']}; commit "
+        f"{about['commit']}, {about['date']}.",
+        "",
+        "## Measured",
+        "",
+        f"SSD on {network['layers']} dense layers of {network['width']}, a batch of "
+        f"{network['batch']} in all, median of {network['steps']} steps. All replicas "
+        "share the cores of one machine, and one replica uses them all: efficiency "
+        "(time of one / (n times the time of n)) falls as 1/n even if the exchange "
+        "were free. Payload is what each replica gives into the all-reduce; sent is "
+        "that times 2 (n - 1)/n, and the last column what each process really sent, "
+        "counted on the loopback interface (with TCP's headers and whatever else the "
+        "machine sends itself).",
+        "",
+        "| replicas | aggregation | ms a step | efficiency | bits a parameter | "
+        "payload, MB | sent, MB | counted, MB |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in results["measured"]:
+        counted = row["loopback_bytes"]
+        lines.append(
+            f"| {row['replicas']} {row['kind']} | {_words(row['aggregation'])} "
+            f"| {1e3 * row['seconds']:.1f} | {row['efficiency']:.2f} "
+            f"| {8 * row['payload_bytes'] / row['parameters']:.2f} "
+            f"| {row['payload_bytes'] / 1e6:.3f} | {row['sent_bytes'] / 1e6:.3f} "
+            f"| {'' if counted is None else f'{counted / 1e6:.3f}'} |"
+        )
+    lines += [
+        "",
+        "## A model of a cluster",
+        "",
+        "T(n) = compute + 2 (n - 1) latency + 2 (n - 1)/n payload / bandwidth, with "
+        "these assumptions: every GPU keeps its own batch and needs "
+        f"{1e3 * model['compute_seconds']:.0f} ms for it; {model['parameters']:,} "
+        "parameters (ResNet-50), gradients in float32; one flat ring; every GPU has "
+        "the bandwidth to itself; a message takes "
+        f"{1e6 * model['latency_seconds']:.0f} µs; packing votes takes no time; "
+        "nothing is overlapped with the computation. Nothing of this was measured.",
+        "",
+        "| network | GPUs | aggregation | bits a parameter | sent, MB | exchange, ms | "
+        "efficiency |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in model["rows"]:
+        lines.append(
+            f"| {row['network']} | {row['gpus']} | {_words(row['aggregation'])} "
+            f"| {8 * row['payload_bytes'] / model['parameters']:.2f} "
+            f"| {row['sent_bytes'] / 1e6:.1f} | {1e3 * row['exchange_seconds']:.1f} "
+            f"| {row['efficiency']:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _words(aggregation: str) -> str:
+    return {"mean": "mean gradient", "majority_vote": "majority vote"}[aggregation]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """One measurement, in a process of its own: prints a line of JSON."""
+    kind, n, aggregation, width, steps = arguments
+    print(json.dumps(_work(kind, int(n), aggregation, int(width), int(steps))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

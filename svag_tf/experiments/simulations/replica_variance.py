@@ -1,0 +1,132 @@
+"""Two estimates of the variance of a gradient that is the mean over replicas.
+
+Replica i of n has the gradient g_i = G + noise of variance sigma^2, and the update sees
+their mean g, whose variance is sigma^2/n. M-SVAG estimates that from the past of g:
+
+    s = (v - m^2) / (1 - rho)              (rules.py; the gradient must not change)
+
+The replicas could estimate it from each other, at the price of a second all-reduce:
+
+    c = sum over i of (g_i - g)^2 / (n (n - 1)),      averaged over time as m is
+
+Both are compared with sigma^2/n, in a gradient G that stays and in one that changes, and
+so is the step gamma m, gamma = m^2/(m^2 + rho s), with G.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from svag_tf.experiments.files import write_json, write_text
+
+Array = NDArray[np.float64]
+
+REPLICAS = (2, 4, 8)
+PERIOD = 50  # Steps in which a changing gradient swings once.
+SIGNALS = {
+    "constant": lambda t: np.ones_like(t),
+    "changing": lambda t: np.cos(2 * np.pi * t / PERIOD),
+}
+ETA = 1.0  # sigma / sqrt(n) over the size of G: the noise of the mean gradient.
+
+
+def estimates(gradients: Array, beta: float) -> tuple[Array, Array, Array, float]:
+    """Both estimates after the last step, and m and rho.
+
+    Args:
+        gradients: shape (steps, replicas, elements).
+        beta: decay of all averages.
+
+    Returns:
+        s from time and from replicas, and m, each of the shape (elements,); rho.
+    """
+    steps, n, _ = gradients.shape
+    weights = (1 - beta) * beta ** np.arange(steps)[::-1] / (1 - beta**steps)
+    g = gradients.mean(1)
+    m = np.tensordot(weights, g, 1)
+    v = np.tensordot(weights, g**2, 1)
+    rho = float((weights**2).sum())
+    across = ((gradients - g[:, None]) ** 2).sum(1) / (n * (n - 1))
+    over_time = np.maximum(v - m**2, 0) / (1 - rho)
+    return over_time, np.tensordot(weights, across, 1), m, rho
+
+
+def simulate(elements: int, steps: int, beta: float, seed: int) -> list[dict[str, Any]]:
+    """Bias and standard deviation of both estimates, and the error of the step.
+
+    Args:
+        elements: independent repetitions.
+        steps: after which the estimates are looked at.
+        beta: decay of all averages.
+        seed: of the noise.
+
+    Returns:
+        A dict for each number of replicas, signal and estimate; bias and deviation in
+        units of sigma^2/n, the step's error (its mean square) in units of the mean
+        G^2. In the changing gradient every element is at another phase.
+    """
+    rows = []
+    for n in REPLICAS:
+        for signal, function in SIGNALS.items():
+            rng = np.random.default_rng([seed, n])
+            phase = rng.uniform(0, PERIOD, elements)
+            truth = function(np.arange(steps)[:, None] + phase)
+            sigma = ETA * np.sqrt(n)
+            noise = sigma * rng.normal(size=(steps, n, elements))
+            *both, m, rho = estimates(truth[:, None] + noise, beta)
+            for name, s in zip(("time", "replicas"), both):
+                relative = s / ETA**2
+                gamma = m**2 / (m**2 + rho * s)
+                error = (gamma * m - truth[-1]) ** 2
+                rows.append(
+                    {
+                        "replicas": n,
+                        "gradient": signal,
+                        "estimate": name,
+                        "bias": float(relative.mean() - 1),
+                        "deviation": float(relative.std()),
+                        "step_error": float(error.mean() / (truth[-1] ** 2).mean()),
+                    }
+                )
+    return rows
+
+
+def write_simulation(
+    workdir: str | os.PathLike[str],
+    elements: int = 20_000,
+    steps: int = 100,
+    beta: float = 0.9,
+    seed: int = 0,
+    command: str = "",
+) -> str:
+    """Simulates; writes `results.json` and `results.md`, and returns the latter."""
+    rows = simulate(elements, steps, beta, seed)
+    lines = [
+        "# The noise of a mean gradient, from its past and from its replicas",
+        "",
+        f"`{command}`",
+        "",
+        f"beta = {beta:g}, after {steps} steps, {elements:,} repetitions, seed {seed}; "
+        f"noise of the mean gradient over its size: {ETA:g}; a changing gradient swings "
+        f"once in {PERIOD} steps. Bias and standard deviation of s are in units of the "
+        "true variance; the step's error is E (gamma m - G)^2 / E G^2.",
+        "",
+        "| gradient | replicas | s from | bias | deviation | error of the step |",
+        "| --- | ---: | --- | ---: | ---: | ---: |",
+    ]
+    for row in sorted(rows, key=lambda r: (r["gradient"], r["replicas"])):
+        lines.append(
+            f"| {row['gradient']} | {row['replicas']} | {row['estimate']} "
+            f"| {row['bias']:+.3f} | {row['deviation']:.3f} | {row['step_error']:.3f} |"
+        )
+    text = "\n".join(lines) + "\n"
+    folder = Path(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "results.json", {"command": command, "rows": rows})
+    write_text(folder / "results.md", text)
+    return text

@@ -1,0 +1,366 @@
+"""Run by `test_distribution.py` in a process of its own, with three logical CPUs.
+
+Runs all checks; prints the traceback of each that fails, and exits with 1 if any did.
+"""
+
+import runpy
+import sys
+import traceback
+from pathlib import Path
+
+import keras
+import numpy as np
+import table
+import tensorflow as tf
+
+import svag_tf
+from svag_tf import distribution
+from svag_tf.experiments.training import train
+
+REPLICAS = 3
+ROWS = 12  # Of a batch: 4 a replica.
+STEPS = 6
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(STEPS, ROWS, 3)).astype("float32")
+Y = RNG.normal(size=(STEPS, ROWS, 4)).astype("float32")
+ROOT = Path(svag_tf.__file__).parents[1]
+
+
+class Training:
+    """Linear least squares with an optimizer, on the replicas of a strategy or on none.
+
+    Args:
+        make: returns the optimizer.
+        strategy: of tf.distribute, or `None`.
+        gradient: function of a batch x, y and the variables: the gradients of the mean
+            loss. Defaults to `None`: least squares.
+    """
+
+    def __init__(self, make, strategy=None, gradient=None):
+        self.strategy = strategy or tf.distribute.get_strategy()
+        self.n = self.strategy.num_replicas_in_sync
+        with self.strategy.scope():
+            self.kernel = keras.Variable(
+                np.linspace(-1, 1, 12).reshape(3, 4), dtype="float32"
+            )
+            self.bias = keras.Variable(np.zeros(4), dtype="float32")
+            self.variables = [self.kernel, self.bias]
+            self.optimizer = make()
+            self.optimizer.build(self.variables)
+        self.distribute_strategy = self.strategy  # As a model has them.
+        self.metrics_variables = []
+        self.step = tf.function(self._step, autograph=False)
+        self.gradient = gradient or self._least_squares
+
+    def _least_squares(self, x, y):
+        with tf.GradientTape() as tape:
+            error = tf.reduce_mean((x @ self.kernel + self.bias - y) ** 2) / self.n
+            loss = self.optimizer.scale_loss(error)
+        return tape.gradient(loss, [v.value for v in self.variables])
+
+    def _step(self, x, y):
+        def on_replica(x, y):
+            grads = self.gradient(x, y)
+            self.optimizer.apply(grads, self.variables)
+
+        self.strategy.run(on_replica, args=(x, y))
+
+    def parts(self, k):
+        """Batch k, on the replicas."""
+        values = []
+        for data in (X, Y):
+            parts = np.split(data[k], self.n)
+
+            def part(context, parts=parts):
+                return tf.constant(parts[context.replica_id_in_sync_group])
+
+            distribute = self.strategy.experimental_distribute_values_from_function
+            values.append(distribute(part) if self.n > 1 else tf.constant(parts[0]))
+        return values
+
+    def run(self, steps=STEPS):
+        for k in range(steps):
+            self.step(*self.parts(k))
+        return self
+
+    def values(self):
+        """All variables but the learning rate and counts, as they are on the first."""
+        both = [*self.variables, *self.optimizer.variables]
+        return [v.numpy() for v in both if len(v.shape)]
+
+
+def schedule():
+    return keras.optimizers.schedules.CosineDecay(0.02, 10)
+
+
+COMBINATIONS = {
+    "schedule, decay, global_clipnorm, EMA, scale": lambda variant: table.make(
+        variant,
+        learning_rate=schedule(),
+        weight_decay=0.1,
+        global_clipnorm=0.3,
+        use_ema=True,
+        ema_overwrite_frequency=2,
+        loss_scale_factor=8.0,
+    ),
+    "accumulation, clipnorm, dynamic scale": lambda variant: (
+        distribution.LossScaleOptimizer(
+            table.make(
+                variant,
+                learning_rate=0.02,
+                gradient_accumulation_steps=2,
+                clipnorm=0.2,
+                use_ema=True,
+                ema_overwrite_frequency=2,
+            ),
+            initial_scale=16.0,
+            dynamic_growth_steps=3,
+        )
+    ),
+}
+
+
+def check_same_numbers_as_on_one_device(strategy):
+    for variant in table.VARIANTS:
+        for name, make in COMBINATIONS.items():
+            one = Training(lambda: make(variant)).run()  # noqa: B023
+            many = Training(lambda: make(variant), strategy).run()  # noqa: B023
+            start = Training(lambda: make(variant)).values()[0]  # noqa: B023
+            assert abs(one.values()[0] - start).max() > 1e-3, (variant, name)
+            for a, b in zip(one.values(), many.values()):
+                np.testing.assert_allclose(
+                    a, b, rtol=1e-6, atol=1e-6, err_msg=f"{variant}, {name}"
+                )
+            assert distribution.check_replicas(many) == REPLICAS
+
+
+def check_clipvalue_and_plain_rule(strategy):
+    def make():
+        return svag_tf.MSVAG(0.02, clipvalue=0.05, jit_compile=False)
+
+    one, many = Training(make).run(), Training(make, strategy).run()
+    for a, b in zip(one.values(), many.values()):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+    assert distribution.check_replicas(many) == REPLICAS
+
+
+def check_sparse_gradients(strategy):
+    for sparse_updates in ("exact", "lazy"):
+
+        def make():
+            return svag_tf.MSVAG(0.02, sparse_updates=sparse_updates)  # noqa: B023
+
+        def training(strategy):
+            t = Training(make, strategy)
+
+            def gradient(x, y):
+                rows = tf.cast(tf.math.argmax(x, 1), tf.int32)
+                values = y / tf.cast(ROWS, y.dtype)
+                return [
+                    tf.IndexedSlices(values, rows, (3, 4)),
+                    tf.reduce_sum(y, 0) / ROWS,
+                ]
+
+            t.gradient = gradient
+            return t.run()
+
+        one, many = training(None), training(strategy)
+        for a, b in zip(one.values(), many.values()):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+        assert distribution.check_replicas(many) == REPLICAS
+
+
+def check_an_infinite_gradient_on_the_last_replica(strategy):
+    """Is left out on all replicas, as on one device, and the scale is halved."""
+    x = X.copy()
+    x[2, ROWS - 1, 0] = np.inf
+    make = COMBINATIONS["accumulation, clipnorm, dynamic scale"]
+    results = []
+    for s in (None, strategy):
+        t = Training(lambda: make("msvag"), s)
+        original = X[2].copy()
+        X[2] = x[2]
+        try:
+            t.run()
+        finally:
+            X[2] = original
+        results.append(t)
+    one, many = results
+    for a, b in zip(one.values(), many.values()):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+    assert float(many.optimizer.dynamic_scale) == float(one.optimizer.dynamic_scale)
+    assert int(many.optimizer.iterations) == int(one.optimizer.iterations) == 2
+    assert distribution.check_replicas(many) == REPLICAS
+
+
+def check_a_perturbed_replica_is_found(strategy):
+    t = Training(lambda: svag_tf.MSVAG(0.1), strategy).run(1)
+    assert distribution.check_replicas(t) == REPLICAS
+    copies = strategy.experimental_local_results(t.optimizer.v_tilde[0].value)
+    value = copies[1].numpy()
+    value[0, 0] = np.nextafter(value[0, 0], np.float32(9))
+    copies[1].assign(value)
+    try:
+        distribution.check_replicas(t)
+    except distribution.ReplicasDifferError as error:
+        assert error.variables == [t.optimizer.v_tilde[0].path], error
+    else:
+        raise AssertionError("not found")
+
+
+def check_kernels_are_compiled_on_each_replica(strategy):
+    t = Training(lambda: svag_tf.MSVAG(0.1), strategy)
+    graph = t.step.get_concrete_function(*t.parts(0)).graph
+    calls = [
+        (op.device, op.get_attr("f").name)
+        for op in graph.get_operations()
+        if op.type in ("PartitionedCall", "StatefulPartitionedCall")
+        and "svag_kernel" in op.get_attr("f").name
+    ]
+    assert len(calls) == REPLICAS * 2, calls
+    assert len({device for device, _ in calls}) == REPLICAS, calls
+    functions = {f.signature.name: f for f in graph.as_graph_def().library.function}
+    for _, name in calls:
+        assert functions[name].attr["_XlaMustCompile"].b, name
+        written = [n.op for n in functions[name].node_def if "Assign" in n.op]
+        assert written == ["AssignVariableOp"] * 3, written  # In place.
+
+
+def reference_vote(opinions):
+    """The sign that most are for; 0 for a tie. NaN for all if one is not finite."""
+    opinions = np.array(opinions)
+    if not np.isfinite(opinions).all():
+        return np.full(opinions[0].shape, np.nan)
+    up, down = (opinions > 0).sum(0), (opinions < 0).sum(0)
+    return np.where(up > down, 1.0, np.where(down > up, -1.0, 0.0))
+
+
+def check_majority_vote(strategy):
+    """Against votes written out; gradients with ties and zeros, then a NaN."""
+    rng = np.random.default_rng(1)
+    gradients = rng.integers(-2, 3, (STEPS, REPLICAS, 3, 4)).astype("float32")
+    assert (reference_vote(gradients[0]) == 0).any()
+    beta, rate, decay = 0.5, 0.125, 0.5
+    for cls in (svag_tf.SSD, svag_tf.MSSD):
+        t = Training(
+            lambda: cls(  # noqa: B023
+                rate, beta, weight_decay=decay, aggregation="majority_vote"
+            ),
+            strategy,
+        )
+
+        def gradient(x, y):
+            # x: this replica's gradient, 12 numbers, divided by their number.
+            return [tf.reshape(x, (3, 4)) / REPLICAS, tf.reshape(x, (3, 4))[0]]
+
+        t.gradient = gradient
+        theta = t.kernel.numpy().astype(np.float64)
+        m = np.zeros((REPLICAS, 3, 4))
+        step = tf.function(t._step, autograph=False)
+        for g in [*gradients, np.where(np.arange(12).reshape(3, 4) == 5, np.nan, g0())]:
+            g = np.broadcast_to(g, (REPLICAS, 3, 4)).astype("float32")
+            m = beta * m + (1 - beta) * g if cls is svag_tf.MSSD else g
+            theta = theta - rate * decay * theta - rate * reference_vote(m)
+            values = strategy.experimental_distribute_values_from_function(
+                lambda c: tf.constant(g[c.replica_id_in_sync_group])  # noqa: B023
+            )
+            step(values, values)
+            np.testing.assert_allclose(t.kernel.numpy(), theta, 1e-6, 1e-6)
+        assert np.isnan(theta).all()
+        assert distribution.check_replicas(t) == REPLICAS
+        # 16 votes and a digit for each of the two variables, 11 of them an int32.
+        assert t.optimizer.exchanged == (16, 4 * 2)
+        state = distribution.local_state(t)
+        assert [s.shape for s in state] == (
+            [(REPLICAS, 3, 4), (REPLICAS, 4)] if cls is svag_tf.MSSD else []
+        )
+        if state:
+            np.testing.assert_allclose(state[0], m, 1e-6)
+            distribution.set_local_state(t, [s + 1 for s in np.nan_to_num(state[:1])] +
+                                         [state[1]])  # fmt: skip
+            again = distribution.local_state(t)
+            np.testing.assert_array_equal(again[0], np.nan_to_num(state[0]) + 1)
+
+
+def g0():
+    return np.ones((3, 4))
+
+
+def check_refusals(strategy):
+    def refused(make, text):
+        try:
+            make()
+        except ValueError as error:
+            assert text in str(error), error
+        else:
+            raise AssertionError(f"no error: {text}")
+
+    def outside():
+        t = Training(lambda: svag_tf.MSVAG(0.1))
+        t.strategy, t.n = strategy, REPLICAS
+        t.step(*t.parts(0))
+
+    def keras_loss_scaling():
+        inner = svag_tf.MSVAG(0.1)
+        Training(lambda: keras.optimizers.LossScaleOptimizer(inner), strategy).run(1)
+
+    def central_storage():
+        with tf.distribute.experimental.CentralStorageStrategy().scope():
+            svag_tf.MSVAG(0.1).build([keras.Variable([1.0])])
+
+    refused(outside, "in `with strategy.scope():`")
+    refused(keras_loss_scaling, "svag_tf.distribution.LossScaleOptimizer")
+    refused(central_storage, "Received: CentralStorageStrategy")
+    refused(
+        lambda: svag_tf.SSD(aggregation="majority_vote", gradient_accumulation_steps=2),
+        "Received: gradient_accumulation_steps=2",
+    )
+
+
+def check_train_mirrored(strategy):
+    """The digits, with dropout; 20 rows on 3 replicas and a last test batch of 1."""
+    results = {}
+    for name, replicas in (("none", None), ("mirrored", REPLICAS)):
+        config = runpy.run_path(str(ROOT / "configs" / "digits.py"))["get_config"]()
+        config.update_from_flattened_dict(
+            {
+                "epochs": 1,
+                "batch_size": 20,
+                "train_examples": 60,
+                "test_examples": 61,
+                "distribution": name,
+                "replicas": replicas,
+                "optimizer.learning_rate": 0.01,
+            }
+        )
+        folder = Path(sys.argv[1]) / name
+        rows = train(config, folder, report=lambda row: None)
+        model = keras.models.load_model(folder / "model.keras", compile=False)
+        results[name] = rows, model.get_weights()
+    for a, b in zip(results["none"][1], results["mirrored"][1]):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    for a, b in zip(results["none"][0], results["mirrored"][0]):
+        for key in ("train_loss", "test_loss", "test_accuracy", "step"):
+            np.testing.assert_allclose(a[key], b[key], rtol=1e-5, err_msg=key)
+
+
+def main():
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0],
+        [tf.config.LogicalDeviceConfiguration()] * REPLICAS,
+    )
+    strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(REPLICAS)])
+    failed = []
+    for name, check in list(globals().items()):
+        if name.startswith("check_"):
+            try:
+                check(strategy)
+            except Exception:
+                traceback.print_exc()
+                failed.append(name)
+    if failed:
+        sys.exit(f"Failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
