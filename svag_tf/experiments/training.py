@@ -504,8 +504,8 @@ def _print_exchanged(model: keras.Model) -> None:
     n = model.distribute_strategy.num_replicas_in_sync
     print(
         f"{n} replicas; each gives {payload.bytes:,} bytes into the exchange of a "
-        f"step, {8 * payload.bytes / payload.parameters:.1f} bits a parameter, and in a ring "
-        f"sends {2 * (n - 1) / n * payload.bytes:,.0f}"
+        f"step, {8 * payload.bytes / payload.parameters:.1f} bits a parameter, and in "
+        f"a ring sends {2 * (n - 1) / n * payload.bytes:,.0f}"
     )
 
 

@@ -9,8 +9,8 @@ The replicas could estimate it from each other, at the price of a second all-red
 
     c = sum over i of (g_i - g)^2 / (n (n - 1)),      averaged over time as m is
 
-Both are compared with sigma^2/n, in a gradient G that stays and in one that changes, and
-so is the step gamma m, gamma = m^2/(m^2 + rho s), with G.
+Both are compared with sigma^2/n, in a gradient G that stays and in one that changes,
+and so is the step gamma m, gamma = m^2/(m^2 + rho s), with G.
 """
 
 from __future__ import annotations
@@ -112,9 +112,9 @@ def write_simulation(
         f"`{command}`",
         "",
         f"beta = {beta:g}, after {steps} steps, {elements:,} repetitions, seed {seed}; "
-        f"noise of the mean gradient over its size: {ETA:g}; a changing gradient swings "
-        f"once in {PERIOD} steps. Bias and standard deviation of s are in units of the "
-        "true variance; the step's error is E (gamma m - G)^2 / E G^2.",
+        f"noise of the mean gradient over its size: {ETA:g}; a changing gradient "
+        f"swings once in {PERIOD} steps. Bias and standard deviation of s are in units "
+        "of the true variance; the step's error is E (gamma m - G)^2 / E G^2.",
         "",
         "| gradient | replicas | s from | bias | deviation | error of the step |",
         "| --- | ---: | --- | ---: | ---: | ---: |",
