@@ -169,6 +169,11 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
                 "Argument `inner_optimizer` must be an optimizer of svag_tf. Received: "
                 f"{inner_optimizer!r}"
             )
+        if getattr(inner_optimizer, "variance", "time") == "replicas":
+            raise ValueError(
+                'An optimizer with variance="replicas" cannot be used with loss '
+                "scaling, which changes its variances. Use mixed_bfloat16."
+            )
         super().__init__(inner_optimizer, *args, **kwargs)
         inner_optimizer.scaled_by_keras = False
 

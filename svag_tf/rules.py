@@ -115,6 +115,17 @@ def mean_variance_factor(t, beta):
     return (1.0 - beta) * (1.0 + ops.exp(t * math.log(beta))) * _over_decay(t, beta)
 
 
+def mean_variance_ratio(t, beta):
+    """rho, the variance of m over that of g; 1 at t = 1.
+
+    Equation: rho = (1 - beta)(1 + beta^t) / ((1 + beta)(1 - beta^t)).
+    """
+    if beta == 0.0:
+        return ops.ones_like(t)
+    decayed = ops.exp(t * math.log(beta))
+    return (1.0 - beta) * (1.0 + decayed) / (1.0 + beta) * bias_correction(t, beta)
+
+
 def _over_decay(t, beta):
     """1 / (2 (beta - beta^t)), 0 at t = 1."""
     decay = -ops.expm1(ops.clip(t - 1.0, 1.0, math.inf) * math.log(beta))
@@ -139,6 +150,18 @@ def signal_and_noise(m, v, factor):
         factor: Scalar. `variance_factor` for the gradient's noise (s),
             `mean_variance_factor` for that of its average (rho s).
     """
+    return signal_and_variance(m, excess(m, v), factor)
+
+
+def signal_and_variance(m, variance, factor):
+    """m^2 and factor times a variance, as `signal_and_noise` scales and bounds them.
+
+    Args:
+        m: Average of g, corrected for its start.
+        variance: An estimate of g's variance, never negative.
+        factor: Scalar. 1 for the gradient's noise, `mean_variance_ratio` for that of
+            its average.
+    """
     exponent = int(ml_dtypes.finfo(backend.standardize_dtype(m.dtype)).maxexp)
     one, up = (
         ops.convert_to_tensor(scale, dtype=m.dtype)
@@ -146,7 +169,7 @@ def signal_and_noise(m, v, factor):
     )
     scale = ops.where(ops.abs(m) < 2.0 ** -(exponent // 4), up, one)
     # In this order, and finite: the factor may be 0, or make the product underflow.
-    noise = _at_most(excess(m, v) * scale * scale, _largest_like(m))
+    noise = _at_most(variance * scale * scale, _largest_like(m))
     return saturating_square(m * scale), factor * noise
 
 

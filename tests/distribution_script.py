@@ -282,6 +282,37 @@ def check_majority_vote(strategy):
             np.testing.assert_array_equal(again[0], np.nan_to_num(state[0]) + 1)
 
 
+def check_variance_of_replicas(strategy):
+    """M-SVAG from the variance across replicas, against the same written out."""
+    rng = np.random.default_rng(2)
+    gradients = rng.normal(0.5, 1, (STEPS, REPLICAS, 3, 4)).astype("float32")
+    beta, rate = 0.8, 0.25
+    t = Training(lambda: svag_tf.MSVAG(rate, beta, variance="replicas"), strategy)
+
+    def gradient(x, y):
+        return [tf.reshape(x, (3, 4)) / REPLICAS, tf.reshape(x, (3, 4))[0] / REPLICAS]
+
+    t.gradient = gradient
+    theta, m, c = t.kernel.numpy().astype(np.float64), 0.0, 0.0
+    for k, g in enumerate(gradients.astype(np.float64), 1):
+        mean = g.mean(0)
+        m = beta * m + (1 - beta) * mean
+        c = beta * c + (1 - beta) * g.var(0, ddof=1) / REPLICAS
+        corrected = 1 - beta**k
+        rho = (1 - beta) * (1 + beta**k) / ((1 + beta) * (1 - beta**k))
+        signal = (m / corrected) ** 2
+        gamma = signal / (signal + rho * c / corrected)
+        theta = theta - rate * gamma * m / corrected
+        values = strategy.experimental_distribute_values_from_function(
+            lambda s: tf.constant(gradients[k - 1][s.replica_id_in_sync_group])  # noqa: B023
+        )
+        t.step(values, values)
+        np.testing.assert_allclose(t.kernel.numpy(), theta, 1e-5, 1e-6)
+    np.testing.assert_allclose(t.optimizer.c_tilde[0].numpy(), c, 1e-5)
+    assert t.optimizer.exchanged == (16, 2 * 4 * 16)
+    assert distribution.check_replicas(t) == REPLICAS
+
+
 def g0():
     return np.ones((3, 4))
 
@@ -314,6 +345,15 @@ def check_refusals(strategy):
     refused(
         lambda: svag_tf.SSD(aggregation="majority_vote", gradient_accumulation_steps=2),
         "Received: gradient_accumulation_steps=2",
+    )
+    refused(lambda: svag_tf.MSVAG(variance="replicas", clipnorm=1.0), "clipnorm=1.0")
+    refused(
+        lambda: Training(lambda: svag_tf.MSVAG(variance="replicas")).run(1),
+        "needs the gradients of at least two replicas",
+    )
+    refused(
+        lambda: distribution.LossScaleOptimizer(svag_tf.MSVAG(variance="replicas")),
+        "cannot be used with loss scaling",
     )
 
 

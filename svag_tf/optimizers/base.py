@@ -204,6 +204,8 @@ class MomentOptimizer(keras.optimizers.Optimizer):
     # _get_current_learning_rate. Nor has TensorFlow for _trackable_children and
     # _lookup_dependency. They are used in this class and nowhere else.
     slots: tuple[str, ...] = ()
+    # The slot that the noise is estimated from.
+    second_slot = "v_tilde"
     # Whether the direction depends on the update count t.
     counts_updates = False
     m_tilde: list | tuple = ()
@@ -544,6 +546,15 @@ class MomentOptimizer(keras.optimizers.Optimizer):
     def _decays(self, variable):
         return bool(self.weight_decay) and self._use_weight_decay(variable)
 
+    def _run(self, rule, name, variables, gradient, scalars, index):
+        """Runs one rule by a kernel of its own."""
+        dtype = self._compute_dtype(self._trainable_variables[index])
+        decays = self._decays(self._trainable_variables[index])
+        rule = functools.partial(rule, dtype=dtype)
+        key = (*self._rule_identity(), dtype, name, decays)
+        kernel = kernels.Kernel((rule,), key, self.jit_compile, True)
+        kernels.update(kernel, variables, gradient, scalars[dtype][index])
+
     def _rule_identity(self):
         """What distinguishes this optimizer's rule from those of all others."""
         if type(self).__module__.startswith("svag_tf."):
@@ -559,7 +570,7 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         averages = self.new_averages(
             ops.cast(gradient, dtype), [ops.cast(slot, dtype) for slot in slots]
         )
-        stored = [_saturating_cast(x, s.dtype) for x, s in zip(averages, slots)]
+        stored = [saturating_cast(x, s.dtype) for x, s in zip(averages, slots)]
         return [None, *stored]
 
     def _theta_rule(self, gradient, scalars, theta, *slots, dtype, decays):
@@ -605,7 +616,7 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             factor: Scalar, what the method's `noise_factor` gives for t.
         """
         average = dict(zip(self.slots, slots))
-        m, v = average.get("m_tilde"), average.get("v_tilde")
+        m, v = average.get("m_tilde"), average.get(self.second_slot)
         finite = ops.isfinite(g if m is None else m)
         if self.counts_updates:
             m = rules.bias_corrected(m, correction)
@@ -733,7 +744,7 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         }
 
 
-def _saturating_cast(x, dtype):
+def saturating_cast(x, dtype):
     """x cast to dtype, if finite at most its largest finite number."""
     dtype = keras.backend.standardize_dtype(dtype)
     if keras.backend.standardize_dtype(x.dtype) == dtype:

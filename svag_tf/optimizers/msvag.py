@@ -1,9 +1,13 @@
 """M-SVAG: stochastic variance-adapted gradient with momentum."""
 
+import types
+
 import keras
+from keras import ops
 
 from svag_tf import rules
-from svag_tf.optimizers.base import MomentOptimizer
+from svag_tf.optimizers import base
+from svag_tf.optimizers.base import MomentOptimizer, check_choice, saturating_cast
 
 
 @keras.saving.register_keras_serializable(package="svag_tf")
@@ -34,6 +38,16 @@ class MSVAG(MomentOptimizer):
         beta: Float in [0, 1), the decay of both averages. One beta serves both; that
             is what makes s unbiased. With 0 there is no averaging: gamma = 1.
             Defaults to `0.9`.
+        variance: `"time"` or `"replicas"`: what the noise is estimated from, on several
+            replicas of tf.distribute. `"time"`: s, from the past of the mean gradient,
+            as on one device. `"replicas"`: the variance of that mean as its parts show
+            it, c = sum_i (g_i - g)^2 / (n (n - 1)) for the gradients g_i of n replicas
+            and their mean g, averaged with beta like g: unbiased also while the
+            gradient changes, the less noisy the more replicas, and valid from t = 1
+            on; but a step exchanges twice the bytes. Its average is the slot
+            `c_tilde`, in the place of `v_tilde`. Needs at least two replicas and
+            excludes clipping, accumulation, loss scaling and lazy updates. Defaults to
+            `"time"`.
         {{keras_arguments}}
 
     Raises:
@@ -80,7 +94,18 @@ class MSVAG(MomentOptimizer):
         loss_scale_factor=None,
         gradient_accumulation_steps=None,
         name=None,
+        variance="time",
     ):
+        check_choice("variance", variance, ("time", "replicas"))
+        if variance == "replicas":
+            _refuse(
+                clipnorm=clipnorm,
+                clipvalue=clipvalue,
+                global_clipnorm=global_clipnorm,
+                loss_scale_factor=loss_scale_factor,
+                gradient_accumulation_steps=gradient_accumulation_steps,
+                sparse_updates=None if sparse_updates == "exact" else sparse_updates,
+            )
         super().__init__(
             learning_rate=learning_rate,
             beta=beta,
@@ -98,11 +123,98 @@ class MSVAG(MomentOptimizer):
             gradient_accumulation_steps=gradient_accumulation_steps,
             name=name,
         )
+        self.variance = variance
+        self._across = types.SimpleNamespace(variances={})
+        if self._compares:
+            self.slots = ("m_tilde", "c_tilde")
+            self.second_slot = "c_tilde"
+
+    @property
+    def _compares(self):
+        return self.variance == "replicas"
+
+    def _rule_arguments(self):
+        return (*super()._rule_arguments(), self.variance)
+
+    def _takes_sparse_gradients(self):
+        return super()._takes_sparse_gradients() and not self._compares
+
+    def reduced(self, grads, variables):
+        """The summed gradients; with `variance="replicas"` it notes their variances."""
+        mean = super().reduced(grads, variables)
+        if not self._compares:
+            return mean
+        n = base.replicas.context().num_replicas_in_sync
+        if n < 2:
+            raise ValueError(_NEEDS_REPLICAS)
+        # The loss of a replica is divided by their number: n g is its own gradient.
+        squares = [
+            None if g is None else ops.square(g * n - total) / (n * (n - 1))
+            for g, total in zip(grads, mean)
+        ]
+        squares, payload = base.replicas.summed(squares)
+        self.exchanged = self.exchanged._replace(
+            bytes=self.exchanged.bytes + payload.bytes
+        )
+        for variable, square in zip(variables, squares):
+            if square is not None:
+                self._across.variances[id(base.replicas.local(variable))] = square
+        return mean
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Updates one variable and its slots, given its gradient."""
+        if self._compares:
+            across = self._across.variances.pop(id(variable), None)
+            if across is None:
+                raise ValueError(_NEEDS_REPLICAS)
+            index = self._get_variable_index(variable)
+            slots = [self.c_tilde[index]]
+            self._run(self._c_rule, "c", slots, across, learning_rate, index)
+        super().update_step(gradient, variable, learning_rate)
+
+    def _c_rule(self, across, scalars, c, dtype):
+        average = rules.moving_average(
+            ops.cast(c, dtype), ops.cast(across, dtype), self.beta
+        )
+        return [saturating_cast(average, c.dtype)]
+
+    def new_averages(self, g, slots):
+        """The slots' new values as a pure function; c~ has its new value already."""
+        if not self._compares:
+            return super().new_averages(g, slots)
+        return [rules.moving_average(slots[0], g, self.beta), slots[1]]
 
     def direction(self, g, m, v, factor):
         """gamma * m; see the class."""
-        return rules.gamma_gradient(*rules.signal_and_noise(m, v, factor)) * m
+        if self._compares:
+            noise = rules.signal_and_variance(m, v, factor)
+        else:
+            noise = rules.signal_and_noise(m, v, factor)
+        return rules.gamma_gradient(*noise) * m
 
     def noise_factor(self, t):
-        """rho / (1 - rho): v - m^2 becomes rho s, the variance of m."""
+        """rho / (1 - rho): v - m^2 becomes rho s, the variance of m. For c: rho."""
+        if self._compares:
+            return rules.mean_variance_ratio(t, self.beta)
         return rules.mean_variance_factor(t, self.beta)
+
+    def get_config(self):
+        """The arguments that make an equal optimizer, for `from_config`."""
+        return {**super().get_config(), "variance": self.variance}
+
+
+_NEEDS_REPLICAS = (
+    'variance="replicas" needs the gradients of at least two replicas: the strategy '
+    'MirroredStrategy or MultiWorkerMirroredStrategy of tf.distribute. Use "time", or '
+    "make the model and the optimizer in the strategy's scope."
+)
+
+
+def _refuse(**arguments):
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(
+                f'Argument `{name}` cannot be used with variance="replicas", whose '
+                f"variances are those of the gradients as they come. Received: "
+                f"{name}={value!r}"
+            )

@@ -72,9 +72,10 @@ class SignDescentOptimizer(MomentOptimizer):
         ]
         votes, self.exchanged = base.replicas.majority(ballots)
         for vote, variable in zip(votes, variables):
+            index = self._get_variable_index(variable)
             variable = base.replicas.local(variable)
             rule = functools.partial(self._vote_rule, decays=self._decays(variable))
-            self._run(rule, "vote", [variable], vote, scalars)
+            self._run(rule, "vote", [variable], vote, scalars, index)
 
     def _own_opinion(self, gradient, variable, scalars):
         """What this replica votes with the sign of: g, or its own average m~."""
@@ -82,16 +83,9 @@ class SignDescentOptimizer(MomentOptimizer):
             return gradient
         index = self._get_variable_index(variable)
         slots = [getattr(self, name)[index] for name in self.slots]
-        self._run(self._slots_rule, "slots", [variable, *slots], gradient, scalars)
+        stored = [variable, *slots]
+        self._run(self._slots_rule, "slots", stored, gradient, scalars, index)
         return ops.convert_to_tensor(base.replicas.local(slots[0]))
-
-    def _run(self, rule, name, variables, gradient, scalars):
-        dtype = self._compute_dtype(variables[0])
-        rule = functools.partial(rule, dtype=dtype)
-        key = (*self._rule_identity(), dtype, name, self._decays(variables[0]))
-        kernel = base.kernels.Kernel((rule,), key, self.jit_compile, True)
-        index = self._get_variable_index(variables[0])
-        base.kernels.update(kernel, variables, gradient, scalars[dtype][index])
 
     def _vote_rule(self, vote, scalars, theta, dtype, decays):
         """The variable's new value, the vote in the place of g and m."""
