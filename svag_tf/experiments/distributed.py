@@ -10,6 +10,7 @@ seed, and each takes the rows of its own replicas.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import math
@@ -286,6 +287,7 @@ def _gone(error: Exception) -> str:
     )
 
 
+@functools.cache  # Two strategies on the same GPUs break each other's collectives.
 def mirrored_strategy(count: int | None) -> Any:
     """All GPUs of this machine or the first `count`; without GPUs logical CPUs.
 
@@ -318,7 +320,11 @@ def mirrored_strategy(count: int | None) -> Any:
             f"replicas={count} cannot be had: this process started TensorFlow with "
             f"{found} CPU devices, and their number cannot change. Start a new one."
         )
-    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
+    return tf.distribute.MirroredStrategy(
+        [f"CPU:{i}" for i in range(count)],
+        # In one process no collectives, which a second strategy would break.
+        cross_device_ops=tf.distribute.ReductionToOneDevice(),
+    )
 
 
 def multi_worker_strategy() -> Any:

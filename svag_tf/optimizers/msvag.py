@@ -153,9 +153,7 @@ class MSVAG(MomentOptimizer):
             for g, total in zip(grads, mean)
         ]
         squares, payload = base.replicas.summed(squares)
-        self.exchanged = self.exchanged._replace(
-            bytes=self.exchanged.bytes + payload.bytes
-        )
+        self.exchanged = payload._replace(bytes=2 * payload.bytes)
         for variable, square in zip(variables, squares):
             if square is not None:
                 self._across.variances[id(base.replicas.local(variable))] = square
