@@ -37,6 +37,7 @@ def get_config() -> ConfigDict:
     config.optimizer.adaptation = placeholder(str)  # msvas, svas: gaussian or adam
     config.optimizer.state_dtype = placeholder(str)  # the seven of svag_tf
     config.optimizer.aggregation = placeholder(str)  # ssd, mssd: mean, majority_vote
+    config.optimizer.variance = placeholder(str)  # msvag: time, replicas
     config.optimizer.momentum = placeholder(float)  # momentum; its default is 0.9
     config.optimizer.beta_1 = placeholder(float)  # adam, lion
     config.optimizer.beta_2 = placeholder(float)  # adam, lion

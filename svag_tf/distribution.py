@@ -310,11 +310,11 @@ def _copies(variable: Any) -> list:
 def _digests(model: keras.Model, variables: list) -> np.ndarray:
     """Digests of all variables on all replicas: int32, (replicas, variables, 2)."""
     here = replicas_here(model)
-    digests = np.zeros((here.count, len(variables), 2), np.int32)
+    digests = np.zeros((here.number, len(variables), 2), np.int32)
     for i, variable in enumerate(variables if here.total > 1 else ()):
         copies = [keras.ops.convert_to_numpy(c) for c in _copies(variable)]
         hashed = [_digest(c) for c in copies]
-        digests[:, i] = hashed if len(hashed) == here.count else hashed[0]
+        digests[:, i] = hashed if len(hashed) == here.number else hashed[0]
     return _gathered(model, digests)
 
 
@@ -324,10 +324,10 @@ def _digest(array: np.ndarray) -> np.ndarray:
 
 
 class Here(NamedTuple):
-    """The replicas of this process: `first`, ..., `first + count - 1` of `total`."""
+    """The replicas of this process: `first`, ..., `first + number - 1` of `total`."""
 
     first: int
-    count: int
+    number: int
     total: int
 
 
@@ -356,10 +356,10 @@ def replicas_here(model: keras.Model) -> Here:
 def _gathered(model: keras.Model, array: np.ndarray) -> np.ndarray:
     """Arrays (replicas here, ...) of all processes as one (all replicas, ...)."""
     here = replicas_here(model)
-    if here.count == here.total:
+    if here.number == here.total:
         return array
     everything = np.zeros((here.total, *array.shape[1:]), array.dtype)
-    everything[here.first : here.first + here.count] = array
+    everything[here.first : here.first + here.number] = array
     words = _summed(model, _words(everything.tobytes()))
     content = words.tobytes()[: everything.nbytes]
     return np.frombuffer(content, array.dtype).reshape(everything.shape)
@@ -373,7 +373,7 @@ def broadcast(model: keras.Model, content: bytes | None) -> bytes:
         content: Bytes, needed on the first process.
     """
     here = replicas_here(model)
-    if here.count == here.total:
+    if here.number == here.total:
         return content or b""
     mine = content if here.first == 0 and content is not None else b""
     length = int(_summed(model, np.array([len(mine)], np.int32))[0])

@@ -102,6 +102,7 @@ FIELDS: dict[str, Field] = {
     "optimizer.adaptation": _one_of(("gaussian", "adam"), optional=True),
     "optimizer.state_dtype": _one_of(STATE_DTYPES, optional=True),
     "optimizer.aggregation": _one_of(("mean", "majority_vote"), optional=True),
+    "optimizer.variance": _one_of(("time", "replicas"), optional=True),
     "optimizer.momentum": _number(0, 1),
     "optimizer.beta_1": _number(0, 1, "[)"),
     "optimizer.beta_2": _number(0, 1, "[)"),

@@ -55,13 +55,33 @@ class Distribution:
         """Arguments of `compile`."""
         return {"metrics": names}
 
-    def fit(self, model: keras.Model, batches: Any, **arguments: Any) -> None:
+    def fit(
+        self,
+        model: keras.Model,
+        batches: Any,
+        epochs: int,
+        initial_epoch: int,
+        callbacks: Sequence[Any],
+        verbose: int = 0,
+    ) -> None:
         """`model.fit` on batches, whose order stays as it is."""
-        model.fit(batches, shuffle=False, **arguments)
+        model.fit(
+            self._rows(model, batches),
+            shuffle=False,  # else Keras shuffles the batches a second time
+            epochs=epochs,
+            initial_epoch=initial_epoch,
+            callbacks=list(callbacks),
+            verbose=verbose,
+        )
 
     def evaluate(self, model: keras.Model, batches: Any) -> dict[str, float]:
         """Loss and metrics on all examples."""
-        return model.evaluate(batches, verbose=0, return_dict=True)
+        rows = self._rows(model, batches, evaluation=True)
+        return model.evaluate(rows, verbose=0, return_dict=True)
+
+    def _rows(self, model: keras.Model, batches: Any, evaluation: bool = False) -> Any:
+        """What this process takes of the batches."""
+        return batches
 
     def share(
         self, model: keras.Model, state: Any, local: list[np.ndarray] | None
@@ -120,7 +140,7 @@ class Shards(keras.utils.PyDataset):
         return x, y, np.where(real, weight, 0.0).astype(np.float32)
 
     def __getitem__(self, k: int) -> tuple[np.ndarray, ...]:
-        return self.part(k, self._here.first, self._here.count)
+        return self.part(k, self._here.first, self._here.number)
 
 
 class Mirrored(Distribution):
@@ -161,7 +181,7 @@ class Mirrored(Distribution):
         callbacks: Sequence[Any],
         verbose: int = 0,
     ) -> None:
-        shards = Shards(batches, replicas.replicas_here(model))
+        shards = self._rows(model, batches)
         called = keras.callbacks.CallbackList(
             list(callbacks),
             model=model,
@@ -187,12 +207,14 @@ class Mirrored(Distribution):
         called.on_train_end(logs)
 
     def evaluate(self, model: keras.Model, batches: Any) -> dict[str, float]:
-        here = replicas.replicas_here(model)
-        shards = Shards(batches, here, evaluation=True)
+        shards = self._rows(model, batches, evaluation=True)
         model.reset_metrics()
         for k in range(len(shards)):
             self._step(model, "test_step", shards, k)
         return {name: float(v) for name, v in model.get_metrics_result().items()}
+
+    def _rows(self, model: keras.Model, batches: Any, evaluation: bool = False) -> Any:
+        return Shards(batches, replicas.replicas_here(model), evaluation)
 
     def _step(
         self, model: keras.Model, name: str, shards: Shards, k: int
@@ -232,14 +254,8 @@ class JaxProcesses(Distribution):
     def metrics(self, names: list[str]) -> dict[str, list[str]]:
         return {"weighted_metrics": names}
 
-    def fit(self, model: keras.Model, batches: Any, **arguments: Any) -> None:
-        shards = Shards(batches, replicas.replicas_here(model))
-        model.fit(shards, shuffle=False, **arguments)
-
-    def evaluate(self, model: keras.Model, batches: Any) -> dict[str, float]:
-        here = replicas.replicas_here(model)
-        shards = Shards(batches, here, evaluation=True)
-        return model.evaluate(shards, verbose=0, return_dict=True)
+    def _rows(self, model: keras.Model, batches: Any, evaluation: bool = False) -> Any:
+        return Shards(batches, replicas.replicas_here(model), evaluation)
 
 
 @contextlib.contextmanager
@@ -424,7 +440,7 @@ def _shared(
     model: keras.Model, state: Any, local: list[np.ndarray] | None, chief: bool
 ) -> Any:
     here = replicas.replicas_here(model)
-    if here.count < here.total:
+    if here.number < here.total:
         ids = {id(v) for v in model.metrics_variables}
         variables = [v for v in model.variables if id(v) not in ids]
         known = {id(v) for v in variables}
@@ -437,12 +453,12 @@ def _shared(
             b"".join(np.ascontiguousarray(v).tobytes() for v in values),
             file.getvalue(),
         )
-        text, content, file = (
+        text, content, arrays = (
             replicas.broadcast(model, part if chief else None) for part in mine
         )
         state = type(state)(**json.loads(text))
-        with np.load(io.BytesIO(file)) as arrays:
-            local = [arrays[f"arr_{i}"] for i in range(len(arrays.files))]
+        with np.load(io.BytesIO(arrays)) as loaded:
+            local = [loaded[f"arr_{i}"] for i in range(len(loaded.files))]
         start = 0
         for variable, value in zip(variables, values):
             part = content[start : start + value.nbytes]

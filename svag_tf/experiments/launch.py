@@ -75,19 +75,19 @@ def launch(workers: int, flags: Sequence[str], logdir: str | os.PathLike[str]) -
     logs = [folder / f"worker-{index}.log" for index in range(workers)]
     with _started(workers, flags, logs) as processes, logs[0].open() as shown:
         while True:
-            codes = [process.poll() for process in processes]
+            codes = [p.poll() for p in processes]
             print(shown.read(), end="", flush=True)
-            failed = [i for i, code in enumerate(codes) if code not in (None, 0)]
+            failed = {code: i for i, code in enumerate(codes) if code}
             if failed:
                 break
             if None not in codes:
                 return
             time.sleep(0.1)
     # Where one is killed, others may have ended for lack of it: blame the first.
-    index = min(failed, key=lambda i: codes[i])
+    code, index = min(failed.items())
     lines = logs[index].read_text(errors="replace").splitlines()[-SHOWN_LINES:]
     raise ExperimentError(
-        f"Worker {index} {_ending(codes[index])}; the others were stopped. "
+        f"Worker {index} {_ending(code)}; the others were stopped. "
         f"The end of {logs[index]}:\n" + "\n".join(f"  {line}" for line in lines)
     )
 

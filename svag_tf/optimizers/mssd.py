@@ -73,6 +73,7 @@ class MSSD(SignDescentOptimizer):
         self,
         learning_rate=0.001,
         beta=0.9,
+        aggregation="mean",
         state_dtype=None,
         jit_compile="auto",
         sparse_updates="exact",
@@ -86,7 +87,6 @@ class MSSD(SignDescentOptimizer):
         loss_scale_factor=None,
         gradient_accumulation_steps=None,
         name=None,
-        aggregation="mean",
     ):
         super().__init__(
             aggregation=aggregation,

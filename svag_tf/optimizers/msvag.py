@@ -81,6 +81,7 @@ class MSVAG(MomentOptimizer):
         self,
         learning_rate=0.1,
         beta=0.9,
+        variance="time",
         state_dtype=None,
         jit_compile="auto",
         sparse_updates="exact",
@@ -94,7 +95,6 @@ class MSVAG(MomentOptimizer):
         loss_scale_factor=None,
         gradient_accumulation_steps=None,
         name=None,
-        variance="time",
     ):
         check_choice("variance", variance, ("time", "replicas"))
         if variance == "replicas":

@@ -69,6 +69,7 @@ class SSD(SignDescentOptimizer):
         self,
         learning_rate=0.001,
         beta=0.9,
+        aggregation="mean",
         state_dtype=None,
         jit_compile="auto",
         sparse_updates="exact",
@@ -82,7 +83,6 @@ class SSD(SignDescentOptimizer):
         loss_scale_factor=None,
         gradient_accumulation_steps=None,
         name=None,
-        aggregation="mean",
     ):
         super().__init__(
             aggregation=aggregation,

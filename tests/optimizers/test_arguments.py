@@ -46,6 +46,10 @@ def test_signature(cls):
     assert defaults.pop("beta") == 0.9
     if cls in ADAPTED_SIGNS:
         assert defaults.pop("adaptation") == "gaussian"
+    if cls in (svag_tf.SSD, svag_tf.MSSD):
+        assert defaults.pop("aggregation") == "mean"
+    if cls is svag_tf.MSVAG:
+        assert defaults.pop("variance") == "time"
     assert defaults.pop("state_dtype") is None
     assert defaults.pop("jit_compile") == "auto"
     assert defaults.pop("sparse_updates") == "exact"
