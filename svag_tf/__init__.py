@@ -46,7 +46,7 @@ if tuple(int(part) for part in _keras.__version__.split(".")[:2]) < _OLDEST_KERA
     )
 
 
-from svag_tf import callbacks, convert  # noqa: E402
+from svag_tf import callbacks, convert, distribution  # noqa: E402
 from svag_tf.export import export_trainable, restore_trained  # noqa: E402
 from svag_tf.gradients import GradientStatistics, gradient_statistics  # noqa: E402
 from svag_tf.optimizers import MSGD, MSSD, MSVAG, MSVAS, SSD, SVAG, SVAS  # noqa: E402
@@ -64,6 +64,7 @@ __all__ = [
     "__version__",
     "callbacks",
     "convert",
+    "distribution",
     "export_trainable",
     "gradient_statistics",
     "keep_random_state",
