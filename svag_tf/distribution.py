@@ -302,9 +302,11 @@ def _copies(variable: Any) -> list:
     if replicas is not None:
         strategy = getattr(value, "distribute_strategy", tf.distribute.get_strategy())
         return list(strategy.experimental_local_results(value))
-    if keras.backend.backend() == "jax" and value.is_fully_replicated:
-        return [shard.data for shard in value.addressable_shards]
-    return [value]
+    if keras.backend.backend() != "jax" or not value.is_fully_replicated:
+        return [value]
+    if len(value.sharding.addressable_devices) == 1:
+        return [np.asarray(value)]
+    return [shard.data for shard in value.addressable_shards]
 
 
 def _digests(model: keras.Model, variables: list) -> np.ndarray:

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import json
 import math
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,6 +23,7 @@ import numpy as np
 
 from svag_tf import distribution as replicas
 from svag_tf.experiments.errors import ExperimentError
+from svag_tf.experiments.run_folder import RunFolder, State
 
 GO_ON = (
     "Start the same command again on all workers: it goes on from the last finished "
@@ -83,20 +84,38 @@ class Distribution:
         """What this process takes of the batches."""
         return batches
 
-    def share(
-        self, model: keras.Model, state: Any, local: list[np.ndarray] | None
-    ) -> Any:
-        """Gives all processes what the chief has read.
+    def everywhere(self, model: keras.Model, fact: bool) -> bool:
+        """Whether something holds on the chief."""
+        return _from_chief(self, model, b"1" if fact else b"0") == b"1"
+
+    def restore(self, model: keras.Model, folder: RunFolder, state: State) -> State:
+        """Gives the model of every process the values of the last commit.
 
         Args:
-            model: with the chief's values on the chief.
-            state: the chief's `State`.
-            local: what each replica had of its own, or None.
+            model: new, the same on all processes.
+            folder: of the run; only the chief looks at it.
+            state: of the run, likewise.
 
         Returns:
-            The chief's `State`.
+            The chief's state.
         """
-        return _shared(model, state, local, self.chief)
+        here = replicas.replicas_here(model)
+        if here.number == here.total:
+            _restore(model, folder, state)
+            return state
+        # All at once: on JAX all processes must assign to a variable together.
+        state = State(**json.loads(_from_chief(self, model, _json(state))))
+        names = [name for name in (state.checkpoint, state.local_state) if name]
+        with tempfile.TemporaryDirectory() as temporary:
+            copy = RunFolder(temporary)
+            copy.checkpoints.mkdir()
+            for name in names:
+                path = folder.checkpoints / name
+                content = path.read_bytes() if self.chief else b""
+                content = _from_chief(self, model, content)
+                (copy.checkpoints / name).write_bytes(content)
+            _restore(model, copy, state)
+        return state
 
 
 class Shards(keras.utils.PyDataset):
@@ -436,41 +455,28 @@ def _drop_as_one_batch(layer: keras.layers.Dropout) -> None:
     layer.call = call
 
 
-def _shared(
-    model: keras.Model, state: Any, local: list[np.ndarray] | None, chief: bool
-) -> Any:
-    here = replicas.replicas_here(model)
-    if here.number < here.total:
-        ids = {id(v) for v in model.metrics_variables}
-        variables = [v for v in model.variables if id(v) not in ids]
-        known = {id(v) for v in variables}
-        variables += [v for v in model.optimizer.variables if id(v) not in known]
-        values = [keras.ops.convert_to_numpy(v) for v in variables]
-        file = io.BytesIO()
-        np.savez(file, *(local or []))
-        mine = (
-            json.dumps(vars(state)).encode(),
-            b"".join(np.ascontiguousarray(v).tobytes() for v in values),
-            file.getvalue(),
-        )
-        text, content, arrays = (
-            replicas.broadcast(model, part if chief else None) for part in mine
-        )
-        state = type(state)(**json.loads(text))
-        with np.load(io.BytesIO(arrays)) as loaded:
-            local = [loaded[f"arr_{i}"] for i in range(len(loaded.files))]
-        start = 0
-        for variable, value in zip(variables, values):
-            part = content[start : start + value.nbytes]
-            if not chief:
-                variable.assign(np.frombuffer(part, value.dtype).reshape(value.shape))
-            start += value.nbytes
-    if local:
-        try:
-            replicas.set_local_state(model, local)
-        except ValueError as error:
-            raise ExperimentError(
-                f"The run was made by {len(local[0])} replicas, and these are "
-                f"{here.total}: each goes on with its own momentum. Start as many."
-            ) from error
-    return state
+def _json(state: State) -> bytes:
+    return json.dumps(vars(state)).encode()
+
+
+def _from_chief(
+    distribution: Distribution, model: keras.Model, content: bytes
+) -> bytes:
+    return replicas.broadcast(model, content if distribution.chief else None)
+
+
+def _restore(model: keras.Model, folder: RunFolder, state: State) -> None:
+    if state.epoch < 0:
+        return
+    folder.restore(state, model)
+    local = folder.read_local_state(state)
+    if not local:
+        return
+    try:
+        replicas.set_local_state(model, local)
+    except ValueError as error:
+        raise ExperimentError(
+            f"The run was made by {len(local[0])} replicas, and these are "
+            f"{replicas.replicas_here(model).total}: each goes on with its own "
+            "momentum. Start as many."
+        ) from error

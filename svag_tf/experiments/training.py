@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -81,16 +82,13 @@ def train(
     config = checked(config)
     folder = RunFolder(workdir)
     with started(config) as distribution, contextlib.ExitStack() as stack:
-        state, local = State(keras.backend.backend()), None
-        if distribution.chief:
-            folder.check(config)
+        if not distribution.chief:
+            # Saving is for all processes together; these throw it away.
+            folder = RunFolder(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.check(config)
         data, model = prepared(config, data, distribution)
-        if distribution.chief:
-            state = stack.enter_context(folder.opened(config))
-            if state.epoch >= 0:
-                folder.restore(state, model)
-                local = folder.read_local_state(state)
-        state = distribution.share(model, state, local)
+        state = stack.enter_context(folder.opened(config))
+        state = distribution.restore(model, folder, state)
         _train_on(config, folder, state, model, data, report, distribution)
     return state.rows
 
@@ -163,8 +161,7 @@ def _train_on(
                 ],
                 verbose=1 if report is None else 0,
             )
-    if chief:
-        folder.write_tables(state, epochs)
+    folder.write_tables(state, epochs)
     if chief and (trained or not folder.curves.exists()):
         rate = state.rows[0]["learning_rate"]
         title = f"{_title(config)} (learning rate {rate:g})"
@@ -176,7 +173,7 @@ def _train_on(
             f"{state.rows[-1]['learning_rate']:g}). The epochs so far are in "
             f"{folder.metrics} and {folder.curves}."
         )
-    if chief and (trained or not folder.model.exists()):
+    if trained or not distribution.everywhere(model, folder.model.exists()):
         if config["optimizer"]["use_ema"]:
             model.optimizer.finalize_variable_values(model.trainable_variables)
         folder.save_model(model, folder.model)
@@ -338,8 +335,7 @@ class _Recorder(keras.callbacks.Callback):
         self._state.rows.append(row)
         replicas.check_replicas(model)
         local = replicas.local_state(model)  # From all processes.
-        if self._distribution.chief:
-            self._folder.commit(self._state, model, self._config["epochs"], local)
+        self._folder.commit(self._state, model, self._config["epochs"], local)
         self._tell(row)
 
 

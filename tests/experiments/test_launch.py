@@ -141,13 +141,14 @@ def test_two_processes_on_jax_are_one_device(tmp_path, monkeypatch):
     """And the numbers those of one process, dropout and an uneven batch included."""
     pytest.importorskip("jax")
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    arguments = flags(
-        tmp_path / "two",
-        epochs=1,
-        **{"batch_size": 15, "optimizer.name": "msvag", "optimizer.aggregation": None},
-    )
-    launch(2, arguments, tmp_path / "logs")
-    alone = [a.replace("two", "one") for a in arguments]
+    fields = {
+        "epochs": 1,
+        "batch_size": 15,
+        "optimizer.name": "msvag",
+        "optimizer.aggregation": None,
+    }
+    launch(2, flags(tmp_path / "two", **fields), tmp_path / "logs")
+    alone = flags(tmp_path / "one", **fields)
     subprocess.run([sys.executable, str(TRAIN), *alone], check=True)
     one, two = (
         keras.models.load_model(tmp_path / name / "model.keras", compile=False)
