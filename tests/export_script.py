@@ -10,21 +10,26 @@ import json
 import sys
 from pathlib import Path
 
-for name in ("keras", "svag_tf", "tf_keras"):
-    sys.modules[name] = None  # Importing it fails.
 
-import numpy as np  # noqa: E402
-import tensorflow as tf  # noqa: E402
+def main(folders):
+    for name in ("keras", "svag_tf", "tf_keras"):
+        sys.modules[name] = None  # Importing it fails.
+    import numpy as np
+    import tensorflow as tf
 
-for folder in map(Path, sys.argv[1:]):
-    loaded = tf.saved_model.load(str(folder / "exported"))
-    batches: dict = {}
-    for key, value in np.load(folder / "data.npz").items():
-        argument, number = key.split("/")
-        batches.setdefault(int(number), {})[argument] = tf.constant(value)
-    logs = []
-    for number in sorted(batches):
-        found = loaded.signatures["train"](**batches[number])
-        logs.append({key: float(value) for key, value in found.items()})
-    (folder / "logs.json").write_text(json.dumps(logs))
-    loaded.signatures["save"](path=tf.constant(str(folder / "trained")))
+    for folder in map(Path, folders):
+        loaded = tf.saved_model.load(str(folder / "exported"))
+        batches: dict = {}
+        for key, value in np.load(folder / "data.npz").items():
+            argument, number = key.split("/")
+            batches.setdefault(int(number), {})[argument] = tf.constant(value)
+        logs = []
+        for number in sorted(batches):
+            found = loaded.signatures["train"](**batches[number])
+            logs.append({key: float(value) for key, value in found.items()})
+        (folder / "logs.json").write_text(json.dumps(logs))
+        loaded.signatures["save"](path=tf.constant(str(folder / "trained")))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
