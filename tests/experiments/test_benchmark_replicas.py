@@ -1,0 +1,39 @@
+"""The model of a cluster, against the same worked out by hand, and one measurement."""
+
+import math
+
+import pytest
+
+from svag_tf.experiments.benchmark import replicas
+
+
+def test_bytes_of_a_gradient_and_of_votes():
+    assert replicas.exchanged_bytes(1000, 8, "mean") == 4000
+    # 8 replicas: digits in base 17, 7 of them an int32 (17^7 < 2^31 < 17^8).
+    assert replicas.exchanged_bytes(1000, 8, "majority_vote") == 4 * 143
+    assert replicas.wire_bytes(4000, 4) == 6000
+
+
+def test_time_of_a_ring():
+    # 6 messages of 10 us each, and 6000 bytes at 1 MB/s.
+    seconds = replicas.exchange_seconds(4000, 4, bandwidth=1e6, latency=10e-6)
+    assert seconds == pytest.approx(6 * 10e-6 + 6e-3)
+    assert replicas.exchange_seconds(4000, 1, 1e6) == 0
+
+
+def test_votes_are_cheaper_than_gradients_on_every_network():
+    rows = replicas.extrapolated()
+    assert {row["gpus"] for row in rows} == {8, 64, 512}
+    for mean, vote in zip(rows[::2], rows[1::2]):
+        assert (mean["aggregation"], vote["aggregation"]) == replicas.AGGREGATIONS
+        assert vote["sent_bytes"] < mean["sent_bytes"]
+        assert mean["efficiency"] < vote["efficiency"] < 1
+
+
+def test_two_processes_send_what_is_reckoned():
+    row = replicas._measured("processes", 2, "majority_vote", 64, 3)
+    layers = replicas.LAYERS
+    assert row["parameters"] == layers * (64 * 64 + 64)
+    votes = row["parameters"] + 2 * layers  # And a digit for each variable.
+    assert row["payload_bytes"] == 4 * math.ceil(votes / 13)
+    assert row["loopback_bytes"] > row["sent_bytes"]
