@@ -364,7 +364,8 @@ def _slots_of(optimizer):
             "not compiled. Call model.compile first."
         )
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # Loss scaling.
-    if isinstance(optimizer, MSVAG | SVAG | MSVAS | SVAS) and optimizer.beta > 0:
+    ours = isinstance(optimizer, MSVAG | SVAG | MSVAS | SVAS) and optimizer.beta > 0
+    if ours and "v_tilde" in optimizer.slots:
         kind = "gradient" if isinstance(optimizer, MSVAG) else "sampled"
         if isinstance(optimizer, MSVAS | SVAS):
             kind = "sign" if optimizer.adaptation == "gaussian" else "adam"

@@ -447,6 +447,7 @@ def test_another_file_of_that_name(tmp_path):
         (svag_tf.SSD(), "SSD"),
         (svag_tf.MSGD(), "MSGD"),
         (svag_tf.MSVAG(beta=0.0), r"MSVAG with beta=0\.0"),
+        (svag_tf.MSVAG(variance="replicas"), "MSVAG"),
     ],
 )
 def test_optimizers_that_cannot_be_measured(optimizer, received):
