@@ -9,11 +9,8 @@ targets that it makes up and writes as `y`, and saves a checkpoint.
 import sys
 from pathlib import Path
 
-for name in ("keras", "svag_tf"):
-    sys.modules[name] = None  # type: ignore[assignment]  # Importing it fails.
-
-import numpy as np  # noqa: E402
-import tensorflow as tf  # noqa: E402
+import numpy as np
+import tensorflow as tf
 
 
 def main(folder, inputs, results, steps="0", checkpoint=""):
@@ -59,4 +56,6 @@ def targets(like, examples):
 
 
 if __name__ == "__main__":
+    for name in ("keras", "svag_tf"):
+        sys.modules[name] = None  # type: ignore[assignment]  # Importing it fails.
     main(*sys.argv[1:])
