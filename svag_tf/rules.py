@@ -44,8 +44,8 @@ def saturating_square(x):
     return _at_most(ops.square(x), 0.25 * _largest_like(x))
 
 
-# Bounds by a choice, which is one instruction of a processor where NaN may stay what
-# it is. `clip`, which promises that, costs M-SVAG's step a third of its time.
+# Bounds by a choice, which leaves NaN what it is. XLA on a CPU makes slower code of
+# `clip`.
 
 
 def _at_most(x, bound):
