@@ -89,8 +89,10 @@ def assert_in_place(hlo, outputs):
     assert aliases.count("may-alias") == outputs
     entry = hlo[hlo.index("\nENTRY") :]
     made = re.findall(r"= \(?b?f\d+\[512,256\]\S* (\w[\w-]*)\(", entry)
-    assert made.count("fusion") == outputs
-    assert set(made) == {"parameter", "fusion"}
+    # Older versions of XLA call a loop that runs on several threads.
+    loops = made.count("fusion") + made.count("call")
+    assert loops == outputs
+    assert made.count("parameter") + loops == len(made)
 
 
 @pytest.mark.parametrize("weight_decay", [None, 0.05])
