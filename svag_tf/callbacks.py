@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import functools
 import math
 import time
 import warnings
@@ -13,6 +14,7 @@ import numpy as np
 from keras import ops
 
 from svag_tf import rules
+from svag_tf.gradients import compiled
 from svag_tf.optimizers import MSVAG, MSVAS, SVAG, SVAS
 
 PRESETS = ("economy", "business", "full")
@@ -130,7 +132,6 @@ class GradientNoise(keras.callbacks.Callback):
             None if batch_size is None else _whole("batch_size", batch_size)
         )
         self._slots: Any = None
-        self._compiled_kind: Any = None
         self._files: Any = None
         self._batches = self._first = self._in_epoch = self._epoch = 0
         self._latest: dict[str, dict[str, float]] = {}
@@ -143,10 +144,10 @@ class GradientNoise(keras.callbacks.Callback):
         """Finds the slots, and opens the files."""
         model = self.model
         self._slots = _slots_of(getattr(model, "optimizer", None))
-        if self._compiled_kind != self._slots.kind:  # Else as in an earlier `fit`.
-            self._compiled_kind = self._slots.kind
-            self._sums = _compiled(self._compiled_kind, self.preset != "economy")
-            self._histograms = _compiled_histograms(self._compiled_kind)
+        kind = self._slots.kind
+        shapes = tuple(tuple(v.shape) for v in model.trainable_variables)
+        self._sums = _compiled(_sums, shapes, kind, self.preset != "economy")
+        self._histograms = _compiled(_histograms, shapes, kind)
         optimizer = self._slots.optimizer
         updates = int(ops.convert_to_numpy(optimizer.iterations))
         if not self._batches:  # A training that goes on measures where it would have.
@@ -458,26 +459,11 @@ def _histograms(kind, theta, m_tilde, v_tilde, factors):
     return counts
 
 
-def _compiled(kind, with_update):
-    return _compile(lambda *arguments: _sums(kind, with_update, *arguments))
-
-
-def _compiled_histograms(kind):
-    return _compile(lambda *arguments: _histograms(kind, *arguments))
-
-
-def _compile(function):
-    """`function` as one program that allocates nothing of a variable's size."""
-    backend = keras.backend.backend()
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        return tf.function(function, autograph=False, jit_compile=True)
-    if backend == "jax":
-        import jax
-
-        return jax.jit(function)
-    return function
+@functools.lru_cache(maxsize=16)
+def _compiled(function, shapes, *arguments):
+    """`function` for variables of these shapes: for all models that have them."""
+    del shapes  # One program for each: none is traced twice.
+    return compiled(functools.partial(function, *arguments))
 
 
 def _groups(model):

@@ -195,15 +195,7 @@ class _Computation:
                 f"Received: {self._backend}"
             )
         self._compiled = {}
-        self._add = _add
-        if self._backend == "tensorflow":
-            import tensorflow as tf
-
-            self._add = tf.function(_add, autograph=False, jit_compile=True)
-        elif self._backend == "jax":
-            import jax
-
-            self._add = jax.jit(_add)
+        self._add = compiled(_add)
 
     def zeros(self):
         """Means and sums of squared differences, before the first example."""
@@ -318,6 +310,8 @@ class _Computation:
             signature = (dtypes, self._loss_of.dtype)
             return tf.map_fn(one, batch, fn_output_signature=signature)
 
+        # As in `compiled`: each call of gradient_statistics traces its own.
+        of_all = functools.partial(of_all)
         return tf.function(of_all, autograph=False, reduce_retracing=True)
 
     def _on_jax(self, vectorized):
@@ -389,6 +383,23 @@ class _Computation:
             enable = importlib.import_module("jax.experimental").enable_x64
         with enable(True):
             yield
+
+
+def compiled(function):
+    """`function` as one program that allocates nothing of a variable's size."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        # TensorFlow warns if several functions made of the same code are traced, each
+        # for the first time; a partial has no code of its own.
+        function = functools.partial(function)
+        return tf.function(function, autograph=False, jit_compile=True)
+    if backend == "jax":
+        import jax
+
+        return jax.jit(function)
+    return function
 
 
 def _add(moments, gradients, examples):

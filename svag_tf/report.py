@@ -197,7 +197,8 @@ def _sections(runs: Sequence[Run]) -> Iterator[tuple[str, str, list[Any]]]:
         "Noise",
         "All layers together. η² is the noise-to-signal ratio of a mini-batch's "
         "gradient, γ the mean factor that damps a step, the noise scale the batch size "
-        "at which noise and signal are equal, with its standard error.",
+        "at which noise and signal are equal, with its standard error. A gap: no "
+        "signal can be told from the noise.",
         [_noise(runs)],
     )
     yield (
@@ -259,14 +260,16 @@ def _add(
     """A line of a run in the panel number `at`; its legend is in the first panel."""
     import plotly.graph_objects as go
 
+    values = _plain(y)
     figure.add_trace(
         go.Scatter(
             x=_plain(x),
-            y=_plain(y),
+            y=values,
             name=run.name + label,
             legendgroup=run.name + label,
             showlegend=at == 0,
-            mode="lines+markers" if len(x) < 40 else "lines",
+            # A point between two gaps has no line.
+            mode="lines+markers" if len(x) < 40 or None in values else "lines",
             line={"color": _colour(i), "width": 2, "dash": dash},
             marker={"size": 5},
         ),
@@ -320,14 +323,11 @@ def _noise(runs: Sequence[Run]) -> Any:
         for i, run in enumerate(runs):
             columns = run.noise[OVERALL]
             _add(figure, at, run, i, columns["step"], columns[name])
-            error = columns["noise_scale_error"]
-            fine = np.isfinite(error) & np.isfinite(columns["noise_scale"])
-            if name == "noise_scale" and fine.any():
-                x, y, e = columns["step"][fine], columns[name][fine], error[fine]
-                low, high = np.maximum(y - e, y / 10), y + e
+            if name == "noise_scale":
+                x, y = _band(columns)
                 figure.add_trace(
                     go.Scatter(
-                        x=_plain([*x, *x[::-1]]), y=_plain([*high, *low[::-1]]),
+                        x=x, y=y,
                         fill="toself", fillcolor=_colour(i), opacity=0.18,
                         line={"width": 0}, hoverinfo="skip", showlegend=False,
                         legendgroup=run.name,
@@ -340,6 +340,22 @@ def _noise(runs: Sequence[Run]) -> Any:
             figure.update_yaxes(type="log", exponentformat="power", row=row, col=col)
     figure.update_xaxes(title="updates")
     return figure
+
+
+def _band(columns: dict[str, np.ndarray]) -> tuple[list[Any], list[Any]]:
+    """The outline of noise scale +- error; a gap ends one and begins another."""
+    scale, error = columns["noise_scale"], columns["noise_scale_error"]
+    fine = np.isfinite(scale) & np.isfinite(error)
+    x: list[Any] = []
+    y: list[Any] = []
+    for part in np.split(np.arange(len(fine)), np.flatnonzero(np.diff(fine)) + 1):
+        if len(part) and fine[part[0]]:
+            middle, e = scale[part], error[part]
+            low, high = np.maximum(middle - e, middle / 10), middle + e
+            x += [*_plain(columns["step"][part]), *_plain(columns["step"][part[::-1]])]
+            x.append(None)
+            y += [*_plain(high), *_plain(low[::-1]), None]
+    return x, y
 
 
 def _layers(run: Run) -> list[str]:

@@ -28,6 +28,7 @@ from svag_tf.callbacks import (
     noise_scale,
     read_table,
 )
+from svag_tf.gradients import compiled
 
 
 def linear_model(optimizer, units=1):
@@ -238,6 +239,20 @@ def test_nothing_is_traced_again(jit_compile):
     noise = GradientNoise(every=2, preset="business")
     assert traces(noise) == traces(keras.callbacks.Callback()) >= 1
     assert noise._sums.experimental_get_tracing_count() == 1
+
+
+def test_callback_after_callback(caplog):
+    """Models of the same shapes share a program, and TensorFlow has no warnings."""
+    noises = [GradientNoise() for _ in range(3)]
+    for noise, units in zip(noises, (1, 2, 1)):
+        by_hand(linear_model(svag_tf.MSVAG(), units), noise, ())
+    assert noises[0]._sums is noises[2]._sums is not noises[1]._sums
+    monitor = tf.get_logger()
+    monitor.addHandler(caplog.handler)
+    for _ in range(6):
+        compiled(lambda x: x + 1)(tf.zeros(()))
+    monitor.removeHandler(caplog.handler)
+    assert not caplog.records
 
 
 def test_the_training_is_the_same_with_and_without():

@@ -112,6 +112,22 @@ def test_noisiest_layers_come_first(tmp_path):
     ]  # fmt: skip
 
 
+def test_gaps_are_gaps(tmp_path):
+    """Nothing is drawn across them, and a point between two of them is seen."""
+    rows = [
+        {"step": step, "layer": layer, "gamma": 0.5, "seconds": 1, "eta2": scale,
+         "noise_scale": scale, "noise_scale_error": "nan" if scale == "inf" else 1}
+        for step, scale in enumerate([3, 4, "inf", 5, *["inf"] * 40])
+        for layer in ("first", OVERALL)
+    ]  # fmt: skip
+    write_noise(tmp_path / "a", rows)
+    traces = report._noise([report.read_run(tmp_path / "a", "a")]).data
+    assert traces[0].mode == "lines+markers"
+    (band,) = [trace for trace in traces if trace.fill == "toself"]
+    assert band.x == (0, 1, 1, 0, None, 3, 3, None)
+    assert band.y == (4, 5, 3, 2, None, 6, 4, None)
+
+
 def test_names_tell_folders_apart(tmp_path):
     folders = [tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "other"]
     assert report._names(folders[:2]) == ["a/run", "b/run"]
