@@ -220,9 +220,7 @@ class _Computation:
         model = self._model
         values, state = self._values()
         x, y, _ = tree.map_structure(lambda part: part[:8], batch)
-        _, new, _ = model.stateless_call(
-            values, state, _tensors(x), training=self._training, return_losses=True
-        )
+        _, new, _ = self._call(values, state, _tensors(x))
         changed = {
             id(variable)
             for variable, old, now in zip(model.non_trainable_variables, state, new)
@@ -360,11 +358,24 @@ class _Computation:
             return [[v.value.detach() for v in variables] for variables in lists]
         return [[ops.convert_to_tensor(v.value) for v in part] for part in lists]
 
+    def _call(self, values, state, x):
+        """Output, state and added losses of the model with these variables.
+
+        Not `stateless_call`: that goes past `__call__`, which tells layers within of
+        `training` even if the model's own `call` has no such argument.
+        """
+        model = self._model
+        variables = [*model.trainable_variables, *model.non_trainable_variables]
+        mapping = list(zip(variables, [*values, *state]))
+        with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
+            output = model(x, training=self._training)
+            added = model.losses
+        new = [scope.get_current_value(v) for v in model.non_trainable_variables]
+        return output, new, added
+
     def _loss(self, values, state, x, y, weight):
         """The mean loss of a batch times `weight`, and what layers add."""
-        output, _, added = self._model.stateless_call(
-            values, state, x, training=self._training, return_losses=True
-        )
+        output, _, added = self._call(values, state, x)
         loss = ops.mean(self._loss_of(y, output))
         loss = loss * ops.cast(ops.squeeze(weight), loss.dtype)
         return sum((ops.cast(term, loss.dtype) for term in added), loss)
