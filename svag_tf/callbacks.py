@@ -2,7 +2,9 @@
 
 import collections
 import csv
+import functools
 import math
+import os
 import time
 import warnings
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 from keras import ops
 
 from svag_tf import rules
+from svag_tf.gradients import compiled
 from svag_tf.optimizers import MSVAG, MSVAS, SVAG, SVAS
 
 PRESETS = ("economy", "business", "full")
@@ -33,8 +36,10 @@ BINS = 20
 # Bins of equal width: gamma as it is, eta^2 by its decimal logarithm, ends included.
 RANGES = {"gamma": (0.0, 1.0), "log10_eta2": (-5.0, 5.0)}
 HISTOGRAM_COLUMNS = ("step", "layer", "quantity", *(f"bin_{i}" for i in range(BINS)))
+_OURS = (MSVAG, SVAG, MSVAS, SVAS)
 SUPPORTED = (
-    "svag_tf's MSVAG, SVAG, MSVAS and SVAS with beta > 0, and Keras' Adam and AdamW"
+    "svag_tf's MSVAG (variance='time'), SVAG, MSVAS and SVAS with beta > 0, and Keras' "
+    "Adam and AdamW with beta_1 > 0"
 )
 
 
@@ -125,12 +130,16 @@ class GradientNoise(keras.callbacks.Callback):
                 f"Received: preset={preset!r}"
             )
         self.preset = preset
+        if log_dir is not None and not isinstance(log_dir, str | os.PathLike):
+            raise TypeError(
+                "Argument `log_dir` must be a path or None. "
+                f"Received: log_dir={log_dir!r} of type {type(log_dir).__name__}"
+            )
         self.log_dir = None if log_dir is None else Path(log_dir)
         self.batch_size = (
             None if batch_size is None else _whole("batch_size", batch_size)
         )
         self._slots: Any = None
-        self._compiled_kind: Any = None
         self._files: Any = None
         self._batches = self._first = self._in_epoch = self._epoch = 0
         self._latest: dict[str, dict[str, float]] = {}
@@ -143,10 +152,10 @@ class GradientNoise(keras.callbacks.Callback):
         """Finds the slots, and opens the files."""
         model = self.model
         self._slots = _slots_of(getattr(model, "optimizer", None))
-        if self._compiled_kind != self._slots.kind:  # Else as in an earlier `fit`.
-            self._compiled_kind = self._slots.kind
-            self._sums = _compiled(self._compiled_kind, self.preset != "economy")
-            self._histograms = _compiled_histograms(self._compiled_kind)
+        kind = self._slots.kind
+        shapes = tuple(tuple(v.shape) for v in model.trainable_variables)
+        self._sums = _compiled(_sums, shapes, kind, self.preset != "economy")
+        self._histograms = _compiled(_histograms, shapes, kind)
         optimizer = self._slots.optimizer
         updates = int(ops.convert_to_numpy(optimizer.iterations))
         if not self._batches:  # A training that goes on measures where it would have.
@@ -242,7 +251,7 @@ class GradientNoise(keras.callbacks.Callback):
         window.append((batch_size * s, signal))
         values = {
             "eta2": _quotient(s, signal),
-            "gamma": float(gamma / alive) if alive else 0.0,
+            "gamma": float(gamma / alive) if alive else float(gamma),  # 0 or NaN
             "m": math.sqrt(m2),
             "sqrt_s": math.sqrt(s),
         }
@@ -266,7 +275,8 @@ class GradientNoise(keras.callbacks.Callback):
         for metric in model.metrics:
             if metric.name == "loss" and hasattr(metric, "count"):
                 count = float(ops.convert_to_numpy(metric.count))
-                return count / self._in_epoch if self._in_epoch else math.nan
+                # A train step of the user's own may leave it alone.
+                return count / self._in_epoch if count else math.nan
         return math.nan
 
 
@@ -321,21 +331,24 @@ class _Slots:
 
     def arguments(self, model):
         """Lists of a tensor for each variable: theta, m~, v~; and its factors."""
-        optimizer = self.optimizer
-        lists = [model.trainable_variables, self._m(), self._v()]
+        optimizer, variables = self.optimizer, model.trainable_variables
+        # The optimizer may hold more: those of layers that were frozen later.
+        at = [optimizer._get_variable_index(v) for v in variables]
+        m, v = self._m(), self._v()
+        lists = [variables, [m[i] for i in at], [v[i] for i in at]]
         tensors = [[ops.convert_to_tensor(v.value) for v in part] for part in lists]
         factors = []
         missed = getattr(optimizer, "_missed_updates", None)
         rows = getattr(optimizer, "_row_updates", None)
-        counts = ops.broadcast_to(optimizer.iterations, (len(tensors[0]),))
+        counts = ops.broadcast_to(optimizer.iterations, (len(at),))
         if missed is not None:
-            counts = counts - ops.cast(missed, counts.dtype)
+            counts = counts - ops.take(ops.cast(missed, counts.dtype), at)
         shared = np.stack(
             [ops.convert_to_numpy(f) for f in self._factors(counts)], axis=1
         )
         for i, theta in enumerate(tensors[0]):
-            if rows is not None and rows[i] is not None:  # Each row has its own t.
-                of_rows = self._factors(rows[i].value)
+            if rows is not None and rows[at[i]] is not None:  # Each row has its own t.
+                of_rows = self._factors(rows[at[i]].value)
                 shape = (-1, *[1] * (len(theta.shape) - 1))
                 factors.append([ops.reshape(f, shape) for f in of_rows])
             else:
@@ -364,7 +377,7 @@ def _slots_of(optimizer):
             "not compiled. Call model.compile first."
         )
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # Loss scaling.
-    ours = isinstance(optimizer, MSVAG | SVAG | MSVAS | SVAS) and optimizer.beta > 0
+    ours = isinstance(optimizer, _OURS) and optimizer.beta > 0
     if ours and "v_tilde" in optimizer.slots:
         kind = "gradient" if isinstance(optimizer, MSVAG) else "sampled"
         if isinstance(optimizer, MSVAS | SVAS):
@@ -376,7 +389,7 @@ def _slots_of(optimizer):
             (optimizer.beta, optimizer.beta),
             kind,
         )
-    if isinstance(optimizer, keras.optimizers.Adam):
+    if isinstance(optimizer, keras.optimizers.Adam) and optimizer.beta_1 > 0:
 
         def named(suffix):
             return lambda: [v for v in optimizer.variables if v.path.endswith(suffix)]
@@ -388,13 +401,17 @@ def _slots_of(optimizer):
             (optimizer.beta_1, optimizer.beta_2),
             "adam",
         )
-    beta = getattr(optimizer, "beta", None)
+    adaptive = isinstance(optimizer, (*_OURS, keras.optimizers.Adam))
+    settings = [
+        f", {name}={getattr(optimizer, name)!r}"
+        for name in ("beta", "beta_1", "variance")
+        if adaptive and hasattr(optimizer, name)
+    ]
     raise ValueError(
         "GradientNoise needs the averages of the gradient and of its square, and this "
         f"optimizer does not keep both. It can measure {SUPPORTED}. For any other, "
         "svag_tf.gradient_statistics computes gradient and variance from the data. "
-        f"Received: {type(optimizer).__name__}"
-        + (f" with beta={beta}" if beta is not None else "")
+        f"Received: {type(optimizer).__name__}{''.join(settings)}"
     )
 
 
@@ -458,34 +475,23 @@ def _histograms(kind, theta, m_tilde, v_tilde, factors):
     return counts
 
 
-def _compiled(kind, with_update):
-    return _compile(lambda *arguments: _sums(kind, with_update, *arguments))
-
-
-def _compiled_histograms(kind):
-    return _compile(lambda *arguments: _histograms(kind, *arguments))
-
-
-def _compile(function):
-    """`function` as one program that allocates nothing of a variable's size."""
-    backend = keras.backend.backend()
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        return tf.function(function, autograph=False, jit_compile=True)
-    if backend == "jax":
-        import jax
-
-        return jax.jit(function)
-    return function
+@functools.lru_cache(maxsize=16)
+def _compiled(function, shapes, *arguments):
+    """`function` for variables of these shapes: for all models that have them."""
+    del shapes  # One program for each: none is traced twice.
+    return compiled(functools.partial(function, *arguments))
 
 
 def _groups(model):
     """Indices of the variables of each layer, by the layer's path, and of all."""
     groups: dict[str, list[int]] = {}
+    seen: collections.Counter = collections.Counter()
     for i, variable in enumerate(model.trainable_variables):
         path = variable.path.removeprefix(f"{model.name}/")
         layer = path.rpartition("/")[0] or path
+        if seen[path] or layer == OVERALL:  # Of another layer with this name.
+            layer = f"{layer}_{seen[path]}"
+        seen[path] += 1
         groups.setdefault(layer, []).append(i)
     return {**groups, OVERALL: list(range(len(model.trainable_variables)))}
 

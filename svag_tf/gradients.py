@@ -195,15 +195,7 @@ class _Computation:
                 f"Received: {self._backend}"
             )
         self._compiled = {}
-        self._add = _add
-        if self._backend == "tensorflow":
-            import tensorflow as tf
-
-            self._add = tf.function(_add, autograph=False, jit_compile=True)
-        elif self._backend == "jax":
-            import jax
-
-            self._add = jax.jit(_add)
+        self._add = compiled(_add)
 
     def zeros(self):
         """Means and sums of squared differences, before the first example."""
@@ -228,9 +220,7 @@ class _Computation:
         model = self._model
         values, state = self._values()
         x, y, _ = tree.map_structure(lambda part: part[:8], batch)
-        _, new, _ = model.stateless_call(
-            values, state, _tensors(x), training=self._training, return_losses=True
-        )
+        _, new, _ = self._call(values, state, _tensors(x))
         changed = {
             id(variable)
             for variable, old, now in zip(model.non_trainable_variables, state, new)
@@ -318,6 +308,8 @@ class _Computation:
             signature = (dtypes, self._loss_of.dtype)
             return tf.map_fn(one, batch, fn_output_signature=signature)
 
+        # As in `compiled`: each call of gradient_statistics traces its own.
+        of_all = functools.partial(of_all)
         return tf.function(of_all, autograph=False, reduce_retracing=True)
 
     def _on_jax(self, vectorized):
@@ -366,11 +358,24 @@ class _Computation:
             return [[v.value.detach() for v in variables] for variables in lists]
         return [[ops.convert_to_tensor(v.value) for v in part] for part in lists]
 
+    def _call(self, values, state, x):
+        """Output, state and added losses of the model with these variables.
+
+        Not `stateless_call`: that goes past `__call__`, which tells layers within of
+        `training` even if the model's own `call` has no such argument.
+        """
+        model = self._model
+        variables = [*model.trainable_variables, *model.non_trainable_variables]
+        mapping = list(zip(variables, [*values, *state]))
+        with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
+            output = model(x, training=self._training)
+            added = model.losses
+        new = [scope.get_current_value(v) for v in model.non_trainable_variables]
+        return output, new, added
+
     def _loss(self, values, state, x, y, weight):
         """The mean loss of a batch times `weight`, and what layers add."""
-        output, _, added = self._model.stateless_call(
-            values, state, x, training=self._training, return_losses=True
-        )
+        output, _, added = self._call(values, state, x)
         loss = ops.mean(self._loss_of(y, output))
         loss = loss * ops.cast(ops.squeeze(weight), loss.dtype)
         return sum((ops.cast(term, loss.dtype) for term in added), loss)
@@ -389,6 +394,23 @@ class _Computation:
             enable = importlib.import_module("jax.experimental").enable_x64
         with enable(True):
             yield
+
+
+def compiled(function):
+    """`function` as one program that allocates nothing of a variable's size."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        # TensorFlow warns if several functions made of the same code are traced, each
+        # for the first time; a partial has no code of its own.
+        function = functools.partial(function)
+        return tf.function(function, autograph=False, jit_compile=True)
+    if backend == "jax":
+        import jax
+
+        return jax.jit(function)
+    return function
 
 
 def _add(moments, gradients, examples):

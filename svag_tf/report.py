@@ -47,6 +47,10 @@ class ReportError(Exception):
     """A folder that cannot be reported on; the message is meant for the user."""
 
 
+class NothingMeasured(ReportError):
+    """A folder without a measurement, or without one yet."""
+
+
 @dataclass(frozen=True)
 class Run:
     """What is known of a run.
@@ -79,18 +83,24 @@ def read_run(folder: Path, name: str) -> Run:
     try:
         rows = read_table(folder / "noise.csv", COLUMNS)
         histograms = read_table(folder / "noise_histograms.csv", HISTOGRAM_COLUMNS)
-        if not rows:
-            raise ReportError(
+        # The line of all layers comes last: without it a measurement is not whole.
+        steps = list(dict.fromkeys(r["step"] for r in rows if r["layer"] == OVERALL))
+        if not steps:
+            raise NothingMeasured(
                 f"{folder} holds no measurements: {folder / 'noise.csv'} must have "
                 "been written by svag_tf.callbacks.GradientNoise(log_dir=...), or by "
                 "scripts/train.py with --config.noise.preset=full"
             )
-        noise: dict[str, dict[str, list[float]]] = {}
+        at = {step: i for i, step in enumerate(steps)}
+        noise: dict[str, dict[str, np.ndarray]] = {}
         for row in rows:
-            columns = noise.setdefault(row["layer"], {c: [] for c in COLUMNS})
-            for column in COLUMNS:
-                if column != "layer":
-                    columns[column].append(float(row[column] or math.nan))
+            if row["step"] in at:
+                columns = noise.setdefault(
+                    row["layer"],
+                    {c: np.full(len(at), math.nan) for c in COLUMNS if c != "layer"},
+                )
+                for column, values in columns.items():
+                    values[at[row["step"]]] = float(row[column] or math.nan)
         gamma = [row for row in histograms if row["quantity"] == "gamma"]
         counts = {
             (int(row["step"]), row["layer"]): np.array(
@@ -101,17 +111,14 @@ def read_run(folder: Path, name: str) -> Run:
     except (OSError, ValueError) as error:
         raise ReportError(f"{folder} cannot be read: {error}") from error
     last = max((step for step, _ in counts), default=0)
-    steps = sorted(step for step, layer in counts if layer == OVERALL)
-    over_time = np.array([counts[step, OVERALL] for step in steps]).T
+    counted = sorted(step for step, layer in counts if layer == OVERALL)
+    over_time = np.array([counts[step, OVERALL] for step in counted]).T
     metrics = _metrics(folder / "metrics.csv")
     return Run(
         name,
-        {
-            layer: {c: np.array(values) for c, values in columns.items()}
-            for layer, columns in noise.items()
-        },
+        noise,
         {layer: row for (step, layer), row in counts.items() if step == last},
-        (np.array(steps), over_time / np.maximum(over_time.sum(0), 1)),
+        (np.array(counted), over_time / np.maximum(over_time.sum(0), 1)),
         metrics,
         _complete(folder, metrics),
     )
@@ -132,7 +139,7 @@ def _metrics(path: Path) -> dict[str, np.ndarray]:
 
 def _complete(folder: Path, metrics: dict[str, np.ndarray]) -> bool | None:
     try:
-        epochs = json.loads((folder / "config.json").read_text())["epochs"]
+        epochs = float(json.loads((folder / "config.json").read_text())["epochs"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return bool("epoch" in metrics and metrics["epoch"][-1] >= epochs)
@@ -197,7 +204,8 @@ def _sections(runs: Sequence[Run]) -> Iterator[tuple[str, str, list[Any]]]:
         "Noise",
         "All layers together. η² is the noise-to-signal ratio of a mini-batch's "
         "gradient, γ the mean factor that damps a step, the noise scale the batch size "
-        "at which noise and signal are equal, with its standard error.",
+        "at which noise and signal are equal, with its standard error. A gap: no "
+        "signal can be told from the noise.",
         [_noise(runs)],
     )
     yield (
@@ -259,14 +267,16 @@ def _add(
     """A line of a run in the panel number `at`; its legend is in the first panel."""
     import plotly.graph_objects as go
 
+    values = _plain(y)
     figure.add_trace(
         go.Scatter(
             x=_plain(x),
-            y=_plain(y),
+            y=values,
             name=run.name + label,
             legendgroup=run.name + label,
             showlegend=at == 0,
-            mode="lines+markers" if len(x) < 40 else "lines",
+            # A point between two gaps has no line.
+            mode="lines+markers" if len(x) < 40 or None in values else "lines",
             line={"color": _colour(i), "width": 2, "dash": dash},
             marker={"size": 5},
         ),
@@ -320,14 +330,11 @@ def _noise(runs: Sequence[Run]) -> Any:
         for i, run in enumerate(runs):
             columns = run.noise[OVERALL]
             _add(figure, at, run, i, columns["step"], columns[name])
-            error = columns["noise_scale_error"]
-            fine = np.isfinite(error) & np.isfinite(columns["noise_scale"])
-            if name == "noise_scale" and fine.any():
-                x, y, e = columns["step"][fine], columns[name][fine], error[fine]
-                low, high = np.maximum(y - e, y / 10), y + e
+            if name == "noise_scale":
+                x, y = _band(columns)
                 figure.add_trace(
                     go.Scatter(
-                        x=_plain([*x, *x[::-1]]), y=_plain([*high, *low[::-1]]),
+                        x=x, y=y,
                         fill="toself", fillcolor=_colour(i), opacity=0.18,
                         line={"width": 0}, hoverinfo="skip", showlegend=False,
                         legendgroup=run.name,
@@ -340,6 +347,22 @@ def _noise(runs: Sequence[Run]) -> Any:
             figure.update_yaxes(type="log", exponentformat="power", row=row, col=col)
     figure.update_xaxes(title="updates")
     return figure
+
+
+def _band(columns: dict[str, np.ndarray]) -> tuple[list[Any], list[Any]]:
+    """The outline of noise scale +- error; a gap ends one and begins another."""
+    scale, error = columns["noise_scale"], columns["noise_scale_error"]
+    fine = np.isfinite(scale) & np.isfinite(error)
+    x: list[Any] = []
+    y: list[Any] = []
+    for part in np.split(np.arange(len(fine)), np.flatnonzero(np.diff(fine)) + 1):
+        if len(part) and fine[part[0]]:
+            middle, e = scale[part], error[part]
+            low, high = np.maximum(middle - e, middle / 10), middle + e
+            x += [*_plain(columns["step"][part]), *_plain(columns["step"][part[::-1]])]
+            x.append(None)
+            y += [*_plain(high), *_plain(low[::-1]), None]
+    return x, y
 
 
 def _layers(run: Run) -> list[str]:
@@ -483,6 +506,8 @@ def write_report(
         read_run(folder, name)
         for folder, name in zip(folders, _names(folders), strict=True)
     ]
+    if output.is_dir():
+        raise ReportError(f"Cannot write {output}: it is a folder")
     temporary = output.with_name(f".tmp-{output.name}")
     try:
         temporary.write_text(page(runs, refresh), encoding="utf-8")
@@ -536,21 +561,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _watch(folders: Sequence[Path], output: Path, interval: int) -> None:
-    told = False
+    told = ""
     while True:
-        missing = [f for f in folders if not (f / "noise.csv").exists()]
-        if missing:
-            if not told:
-                print(f"Waiting for {missing[0] / 'noise.csv'}", flush=True)
-        else:
+        try:
             runs = write_report(folders, output, interval)
             if all(run.complete for run in runs):
                 write_report(folders, output)
                 print(f"Wrote {output}: complete")
                 return
-            if not told:
-                print(f"Writing {output} every {interval} s; Ctrl-C ends", flush=True)
-        told = True
+            text = f"Writing {output} every {interval} s; Ctrl-C ends"
+        except NothingMeasured as error:
+            text = f"Waiting: {error}"
+        if text != told:
+            print(text, flush=True)
+        told = text
         time.sleep(interval)
 
 

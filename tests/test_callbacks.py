@@ -5,6 +5,7 @@ import json
 import math
 import os
 import time
+import types
 import urllib.parse
 import urllib.request
 from pathlib import Path
@@ -28,6 +29,7 @@ from svag_tf.callbacks import (
     noise_scale,
     read_table,
 )
+from svag_tf.gradients import compiled
 
 
 def linear_model(optimizer, units=1):
@@ -171,6 +173,50 @@ def test_rows_of_a_lazy_embedding_have_their_own_counts():
     )
 
 
+@pytest.mark.parametrize("name", ["msvag", "adam"])
+def test_layers_that_are_frozen_later(name):
+    """The optimizer still has their slots, at the head of its lists."""
+    model = linear_model(OPTIMIZERS[name]())
+    model.optimizer.build(model.trainable_variables)
+    gradients = random_gradients(model, 8)
+    model.layers[0].trainable = False
+    noise = GradientNoise()
+    noise.set_model(model)
+    noise.on_train_begin()
+    noise.on_epoch_begin(0)
+    for g in gradients:
+        model.optimizer.apply(list(map(tf.constant, g[1:])), model.trainable_variables)
+    logs = {}
+    noise.on_epoch_end(0, logs)
+    second = 0.99 if name == "adam" else None
+    rest = [flat(g[1:]) for g in gradients]
+    expected = twin(name, np.ones(5), rest, 0.01, second=second)
+    for quantity in ("eta2", "gamma", "m", "sqrt_s"):
+        value = pytest.approx(expected[quantity], rel=2e-4)
+        assert logs[f"noise/{quantity}"] == logs[f"noise/second/{quantity}"] == value
+    assert not any("first" in key for key in logs)
+
+
+def test_layers_of_the_same_name():
+    paths = ["m/x/kernel", "m/x/bias", "m/x/kernel", "m/x/bias", "m/all/bias", "free"]
+    variables = [types.SimpleNamespace(path=path) for path in paths]
+    model = types.SimpleNamespace(name="m", trainable_variables=variables)
+    assert callbacks._groups(model) == {
+        "x": [0, 1], "x_1": [2, 3], "all_0": [4], "free": [5], OVERALL: [*range(6)],
+    }  # fmt: skip
+
+
+def test_what_is_not_known_is_nan():
+    """A batch size that no metric has counted; averages of what is not a number."""
+    model = linear_model(svag_tf.MSVAG(0.01))
+    gradients = random_gradients(model, 4)
+    gradients[2] = [np.nan * g for g in gradients[2]]
+    every, _ = by_hand(model, GradientNoise(every=2), gradients)
+    assert every[1]["noise/eta2"] > 0 and every[1]["noise/gamma"] > 0
+    assert math.isnan(every[1]["noise/noise_scale"])
+    assert all(math.isnan(every[3][f"noise/{name}"]) for name in ("eta2", "gamma", "m"))
+
+
 def fit(model, noise, batches=10, batch_size=4, epochs=1, more=(), **arguments):
     rng = np.random.default_rng(0)
     n = batches * batch_size
@@ -238,6 +284,20 @@ def test_nothing_is_traced_again(jit_compile):
     noise = GradientNoise(every=2, preset="business")
     assert traces(noise) == traces(keras.callbacks.Callback()) >= 1
     assert noise._sums.experimental_get_tracing_count() == 1
+
+
+def test_callback_after_callback(caplog):
+    """Models of the same shapes share a program, and TensorFlow has no warnings."""
+    noises = [GradientNoise() for _ in range(3)]
+    for noise, units in zip(noises, (1, 2, 1)):
+        by_hand(linear_model(svag_tf.MSVAG(), units), noise, ())
+    assert noises[0]._sums is noises[2]._sums is not noises[1]._sums
+    monitor = tf.get_logger()
+    monitor.addHandler(caplog.handler)
+    for _ in range(6):
+        compiled(lambda x: x + 1)(tf.zeros(()))
+    monitor.removeHandler(caplog.handler)
+    assert not caplog.records
 
 
 def test_the_training_is_the_same_with_and_without():
@@ -444,10 +504,11 @@ def test_another_file_of_that_name(tmp_path):
     [
         (keras.optimizers.SGD(), "SGD$"),
         (keras.optimizers.RMSprop(), "RMSprop$"),
-        (svag_tf.SSD(), "SSD"),
-        (svag_tf.MSGD(), "MSGD"),
-        (svag_tf.MSVAG(beta=0.0), r"MSVAG with beta=0\.0"),
-        (svag_tf.MSVAG(variance="replicas"), "MSVAG"),
+        (svag_tf.SSD(), "SSD$"),
+        (svag_tf.MSGD(), "MSGD$"),
+        (svag_tf.MSVAG(beta=0.0), r"MSVAG, beta=0\.0"),
+        (svag_tf.MSVAG(variance="replicas"), "MSVAG, beta=0.9, variance='replicas'"),
+        (keras.optimizers.Adam(beta_1=0.0), r"Adam, beta_1=0\.0"),
     ],
 )
 def test_optimizers_that_cannot_be_measured(optimizer, received):
@@ -466,6 +527,7 @@ def test_optimizers_that_cannot_be_measured(optimizer, received):
         ),
         ({"every": 1.5}, TypeError, "`every` must be .*every=1.5 of type float"),
         ({"every": True}, TypeError, "`every` must be"),
+        ({"log_dir": 3}, TypeError, "`log_dir` must be a path .*log_dir=3 of type int"),
         ({"batch_size": -1}, ValueError, "`batch_size` must be .*batch_size=-1"),
         ({"preset": "huge"}, ValueError, "'economy', 'business', 'full'.*'huge'"),
     ],

@@ -112,6 +112,22 @@ def test_noisiest_layers_come_first(tmp_path):
     ]  # fmt: skip
 
 
+def test_gaps_are_gaps(tmp_path):
+    """Nothing is drawn across them, and a point between two of them is seen."""
+    rows = [
+        {"step": step, "layer": layer, "gamma": 0.5, "seconds": 1, "eta2": scale,
+         "noise_scale": scale, "noise_scale_error": "nan" if scale == "inf" else 1}
+        for step, scale in enumerate([3, 4, "inf", 5, *["inf"] * 40])
+        for layer in ("first", OVERALL)
+    ]  # fmt: skip
+    write_noise(tmp_path / "a", rows)
+    traces = report._noise([report.read_run(tmp_path / "a", "a")]).data
+    assert traces[0].mode == "lines+markers"
+    (band,) = [trace for trace in traces if trace.fill == "toself"]
+    assert band.x == (0, 1, 1, 0, None, 3, 3, None)
+    assert band.y == (4, 5, 3, 2, None, 6, 4, None)
+
+
 def test_names_tell_folders_apart(tmp_path):
     folders = [tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "other"]
     assert report._names(folders[:2]) == ["a/run", "b/run"]
@@ -125,6 +141,25 @@ def test_a_line_that_is_being_written_is_left_out(runs, tmp_path):
             file.write("10,3,0.")
     run = report.read_run(tmp_path / "a", "a")
     assert run.noise[OVERALL]["step"].tolist() == [2, 4, 6, 8]
+
+
+def test_a_measurement_that_is_not_whole_is_left_out(tmp_path):
+    """And a layer that was not measured has a gap."""
+    rows = [
+        {"step": step, "layer": layer, "gamma": 0.5}
+        for step, layers in ((1, "ab"), (2, "b"), (3, "abc"))
+        for layer in [*layers, OVERALL]
+    ]
+    write_noise(tmp_path / "a", rows[:-1])
+    (tmp_path / "a" / "config.json").write_text('{"epochs": "many"}')
+    run = report.read_run(tmp_path / "a", "a")
+    assert list(run.noise) == ["a", "b", OVERALL] and run.complete is None
+    assert run.noise[OVERALL]["step"].tolist() == [1, 2]
+    np.testing.assert_array_equal(run.noise["a"]["gamma"], [0.5, np.nan])
+    report.write_report([tmp_path / "a"], tmp_path / "page.html")
+    write_noise(tmp_path / "b", rows[:2])
+    with pytest.raises(report.ReportError, match="holds no measurements"):
+        report.read_run(tmp_path / "b", "b")
 
 
 def test_command(runs, tmp_path, monkeypatch, capsys):
@@ -143,23 +178,26 @@ def test_watching_until_the_run_is_complete(runs, tmp_path, monkeypatch, capsys)
     steps = []
 
     def sleep(seconds):
-        """What happens while the watcher sleeps: the run begins, and ends."""
+        """What happens while the watcher sleeps: the run begins, measures, and ends."""
         steps.append(page.read_text() if page.exists() else None)
         if len(steps) == 1:
+            write_noise(folder, [])
+        elif len(steps) == 2:
+            shutil.rmtree(folder)
             shutil.copytree(runs[0], folder)
             (folder / "report.html").unlink(missing_ok=True)
             (folder / "metrics.csv").write_text(METRICS[: METRICS.index("2,8")])
-        elif len(steps) == 2:
+        elif len(steps) == 3:
             (folder / "metrics.csv").write_text(METRICS)
-        assert len(steps) < 4
+        assert len(steps) < 5
 
     monkeypatch.setattr(report.time, "sleep", sleep)
     report.main([str(folder), "--watch", "--interval=7"])
-    assert steps[0] is None and len(steps) == 2
-    assert '<meta http-equiv="refresh" content="7">' in steps[1]
+    assert steps[:2] == [None, None] and len(steps) == 3
+    assert '<meta http-equiv="refresh" content="7">' in steps[2]
     assert "http-equiv" not in page.read_text()
     output = capsys.readouterr().out
-    assert "Waiting for" in output and "complete" in output
+    assert output.count("Waiting: ") == 1 and "complete" in output
 
 
 @pytest.mark.parametrize(
@@ -169,7 +207,7 @@ def test_watching_until_the_run_is_complete(runs, tmp_path, monkeypatch, capsys)
         (",".join(COLUMNS) + "\n", "holds no measurements"),
         ("a,b\n1,2\n", "must start with the columns step, epoch"),
         (
-            ",".join(COLUMNS) + "\n" + "x," * (len(COLUMNS) - 1) + "x\n",
+            f"{','.join(COLUMNS)}\n{','.join('x' * 5)},{OVERALL}{',x' * 8}\n",
             "cannot be read",
         ),
     ],
@@ -198,6 +236,8 @@ def test_bad_flags(runs, tmp_path, capsys):
     with pytest.raises(SystemExit):
         report.main([str(runs[0]), "--interval=0"])
     assert "--interval must be at least 1. Received: 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=r"Cannot write \.: it is a folder"):
+        report.main([str(runs[0]), "--output=."])
     with pytest.raises(SystemExit, match="Cannot write"):
         report.main([str(runs[0]), f"--output={tmp_path}/no/page.html"])
 

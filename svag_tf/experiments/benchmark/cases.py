@@ -36,8 +36,13 @@ class Case:
 
     @property
     def fit_steps(self) -> int:
-        """Steps of the short epoch that is timed where a model is fitted."""
-        return 2 if self.quick else 5
+        """Steps of the short epoch that is timed where a model is fitted.
+
+        Those between two measurements of GradientNoise, where that is timed.
+        """
+        if self.quick:
+            return 2
+        return 100 if self.model == "noise" else 5
 
     @property
     def parameters(self) -> int:

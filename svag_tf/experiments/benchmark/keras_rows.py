@@ -19,7 +19,7 @@ from svag_tf.experiments.problems import fmnist_2c2d
 
 JAX = keras.backend.backend() == "jax"
 COMPILED = "-compiled"
-NOISE = "noise-"
+NOISE, NOISE_FIT = "noise-", "noise-fit"
 
 _OURS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
     "msvag": svag_tf.MSVAG,
@@ -167,7 +167,8 @@ def tensorflow_meter() -> Callable[[], int]:
 class FitRows:
     """Whole steps of `fit`: forward, backward, update, metrics, all that Keras does.
 
-    A step is the mean over a short epoch, from its first batch to its end.
+    A step is the mean over a short epoch, from its first batch to its end. With
+    GradientNoise it is what all callbacks take in an epoch with one measurement.
     """
 
     def __init__(self, case: Case):
@@ -192,11 +193,17 @@ class FitRows:
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             jit_compile=True if name.endswith(COMPILED) else "auto",
         )
-        clock = _Clock()
-        callbacks = [clock]
-        preset = name.removeprefix(NOISE) if name.startswith(NOISE) else "fit"
-        if preset != "fit":
-            callbacks = [clock := _TimedNoise(self.steps, preset)]
+        clock: Any = _Clock()
+        callbacks: Any = [clock]
+        steps = self.steps
+        if name != NOISE_FIT and name.startswith(NOISE):
+            folder = tempfile.TemporaryDirectory()  # removed with the callback
+            noise = svag_tf.callbacks.GradientNoise(
+                steps, name.removeprefix(NOISE), folder.name
+            )
+            noise.folder = folder
+            clock = callbacks = _TimedCallbacks([noise], add_history=True, model=model)
+            steps = 1
 
         def step() -> float:
             model.fit(
@@ -208,7 +215,7 @@ class FitRows:
                 verbose=0,
                 callbacks=callbacks,
             )
-            return clock.seconds / (1 if preset != "fit" else self.steps)
+            return clock.seconds / steps
 
         return step
 
@@ -231,29 +238,29 @@ class _Clock(keras.callbacks.Callback):
         self.seconds = time.perf_counter() - self._start
 
 
-class _TimedNoise(svag_tf.callbacks.GradientNoise):
-    """Time that the callback takes in an epoch, with its files: one measurement."""
+class _TimedCallbacks(keras.callbacks.CallbackList):
+    """Time that `fit` spends on callbacks in an epoch: its logs become numbers, all
+    callbacks are called for every batch, and the epoch's logs go to `History`."""
 
     seconds = 0.0
 
-    def __init__(self, every: int, preset: str):
-        folder = tempfile.TemporaryDirectory()
-        super().__init__(every, preset, folder.name)
-        self._folder = folder  # removed with the callback
-
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.seconds = 0.0
-        super().on_epoch_begin(epoch, logs)
+        self._timed(super().on_epoch_begin, epoch, logs)
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self._timed(super().on_train_batch_begin, batch, logs)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         float(logs["loss"])  # the device is done
-        begin = time.perf_counter()
-        super().on_train_batch_end(batch, logs)
-        self.seconds += time.perf_counter() - begin
+        self._timed(super().on_train_batch_end, batch, logs)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._timed(super().on_epoch_end, epoch, logs)
+
+    def _timed(self, function: Callable[..., None], *arguments: Any) -> None:
         begin = time.perf_counter()
-        super().on_epoch_end(epoch, logs)
+        function(*arguments)
         self.seconds += time.perf_counter() - begin
 
 

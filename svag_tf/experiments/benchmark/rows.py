@@ -134,7 +134,7 @@ def _tensorflow_rows() -> list[Row]:
         rows.append(ours("msvag-lazy", "M-SVAG, lazy", 8, kinds=kinds, sparse="lazy"))
     for name, title in (
         ("noise-fit", "M-SVAG, a step of fit"),
-        *((f"noise-{preset}", f"GradientNoise, {preset}: a measurement")
+        *((f"noise-{preset}", f"GradientNoise, {preset}: in 100 steps")
           for preset in PRESETS),
     ):  # fmt: skip
         rows.append(ours(name, title, 8, kinds=("noise",)))

@@ -73,7 +73,7 @@ TARGETS = (
            _ratio("embedding", "msvag", "msvag-dense")),
     Target("M-SVAG / M-SVAG lazy, embedding", 20, True,
            _ratio("embedding", "msvag", "msvag-lazy")),
-    # Every 100 steps: a measurement that takes one step costs 1 %.
+    # In 100 steps: what takes as long as one of them costs 1 %.
     Target("GradientNoise every 100 steps, economy, % of fit", 1, False,
            _ratio("noise", "noise-economy", "noise-fit")),
     Target("GradientNoise every 100 steps, business, % of fit", 3, False,
