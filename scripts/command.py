@@ -40,6 +40,9 @@ def define_config(default: str = "digits.py") -> Callable[[], tuple[Any, str]]:
             f"Error: bad field in --config: {' '.join(str(error.args[0]).split())}"
         )
 
+    # So that --help shows it among the flags of the command.
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["config"])
+
     def config() -> tuple[Any, str]:
         path = config_flags.get_config_filename(flags.FLAGS["config"])
         return holder.value, Path(path).stem

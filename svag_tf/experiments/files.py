@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,20 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes a whole JSON file, or nothing. NaN is written as `NaN`."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+def write_json(path: Path, value: Any, exact: bool = False) -> None:
+    """Writes a whole JSON file, or nothing.
+
+    Args:
+        path: the file to write.
+        value: what it is to hold.
+        exact: write `NaN` and `Infinity`, which Python reads again and JSON does not
+            have. Defaults to `False`: numbers that are not finite become `null`.
+
+    Raises:
+        ExperimentError: if the file cannot be written.
+    """
+    value = value if exact else _finite(value)
+    write_text(path, json.dumps(value, indent=2, allow_nan=exact) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -83,6 +95,15 @@ def remove_temporaries(folder: Path, pattern: str) -> None:
     """
     for path in folder.glob(TEMPORARY_PREFIX + pattern):
         path.unlink()
+
+
+def _finite(value: Any) -> Any:
+    """`value` with None in place of numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _sync(path: Path) -> None:

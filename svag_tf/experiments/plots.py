@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import (
     FixedLocator,
     FormatStrFormatter,
@@ -253,7 +254,7 @@ def save_sensitivity(
         for heading, colours in DIRECTIONS.items()
         if (mine := [x for x in labels if x.partition(":")[0] in colours])
     }
-    figure = Figure(figsize=(6 * len(groups), 4.8), layout="constrained", dpi=150)
+    figure = Figure(figsize=(6 * len(groups), 5.2), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=12, fontweight="bold")
     panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
@@ -333,6 +334,13 @@ def save_sensitivity(
             title=group,
         )
         axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, frameon=False)
+    figure.legend(
+        handles=_sensitivity_marks(tried, results),
+        loc="outside lower center",
+        ncols=len(groups),
+        frameon=False,
+        fontsize=9,
+    )
     panels[0].set_ylabel(f"final {field.replace('_', ' ')}")
     if accurate:
         _spread_near_one(panels)
@@ -342,14 +350,51 @@ def save_sensitivity(
         figure.savefig(temporary)
 
 
+def _sensitivity_marks(
+    tried: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]
+) -> list[Line2D]:
+    """What the circles, crosses and stars say: those that are drawn."""
+    ended = {row["ended"] for row in tried}
+    grey = "#555555"
+    marks = (
+        ("completed" in ended, "o", grey, "a run that went through"),
+        ("stopped" in ended, "o", "white", "stopped as hopeless: its last value"),
+        (ended & {"diverged", "failed"}, "x", grey, "diverged or failed"),
+        (
+            any(row["ended"] == "completed" for row in results),
+            "*",
+            grey,
+            "the best rate with all seeds: mean ± deviation",
+        ),
+    )
+    return [
+        Line2D(
+            [],
+            [],
+            linestyle="",
+            marker=marker,
+            color=grey,
+            markerfacecolor=fill,
+            markersize=10 if marker == "*" else 5,
+            label=label,
+        )
+        for drawn, marker, fill, label in marks
+        if drawn
+    ]
+
+
 def _spread_near_one(panels: np.ndarray) -> None:
     """A scale of accuracy for the panels of a column that share it.
 
     Near 1 it is the error that counts: it is spread there. The scale ends at the first
-    mark above what is drawn.
+    mark above what is drawn. If that is not above 0.9, it is an ordinary scale.
     """
     marks = (0, 0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 1)
     highest = max(axes.dataLim.y1 for axes in panels)
+    if highest <= 0.9:
+        panels[0].set_ylim(bottom=0)
+        panels[0].yaxis.set_major_formatter(PercentFormatter(1.0, 0, symbol=" %"))
+        return
     for axes in panels:
         axes.set_yscale(
             "function",

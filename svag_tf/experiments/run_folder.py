@@ -188,7 +188,8 @@ class RunFolder:
                     write_json(self.config, config)
                 self.checkpoints.mkdir(exist_ok=True)
                 if state.epoch >= 0 and self._good_state()[1] != self.state:
-                    write_json(self.state, asdict(state))  # In place of a damaged one.
+                    # In place of a damaged one.
+                    write_json(self.state, asdict(state), exact=True)
                 for path in (self.config, self.state, *self.results):
                     remove_temporaries(self.path, path.name)
                 remove_temporaries(self.checkpoints, KEPT)
@@ -224,7 +225,8 @@ class RunFolder:
         self.save_model(model, path)
         if state.checkpoint:  # As it still is but for the rows.
             before = self.checkpoints / Path(state.checkpoint).with_suffix(".json")
-            write_json(before, asdict(state) | {"rows": state.rows[:-1]})
+            rows = state.rows[:-1]
+            write_json(before, asdict(state) | {"rows": rows}, exact=True)
         state.checkpoint, state.checkpoint_sha256 = name, sha256(path)
         state.random = [
             [int(number) for number in keras.ops.convert_to_numpy(v)]
@@ -236,7 +238,7 @@ class RunFolder:
             state.local_state = f"epoch_{state.epoch:04d}.npz"
             with replacing(self.checkpoints / state.local_state) as temporary:
                 np.savez(temporary, *local_state)
-        write_json(self.state, asdict(state))
+        write_json(self.state, asdict(state), exact=True)
         self.write_tables(state, epochs)
         self._remove_old_checkpoints(state)
 

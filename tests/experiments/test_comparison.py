@@ -3,8 +3,10 @@
 import csv
 import json
 import os
+import runpy
 import statistics
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +21,7 @@ from svag_tf.experiments.comparison_report import (
 )
 from svag_tf.experiments.errors import DivergedError, ExperimentError
 from svag_tf.experiments.faithfulness import published_variants
+from svag_tf.experiments.problems import PROBLEMS
 from svag_tf.experiments.training import train
 
 
@@ -359,3 +362,16 @@ def test_the_published_optimizers_are_set_beside_their_curves(
     compare(config, names, tmp_path / "part", seeds=[0])
     page = (tmp_path / "part" / "faithfulness.md").read_text()
     assert "Not a test of faithfulness: an epoch has 500 of 1,000 training" in page
+
+
+def test_the_documented_problem_of_ones_own(tmp_path, monkeypatch):
+    root = Path(__file__).resolve().parents[2]
+    text = (root / "docs" / "compare.md").read_text()
+    path = tmp_path / "my_problem.py"
+    path.write_text(text.partition("```python\n")[2].partition("```")[0])
+    monkeypatch.chdir(root)
+    monkeypatch.setitem(PROBLEMS, "mine", None)  # and away with it in the end
+    config = runpy.run_path(str(path))["get_config"]()
+    config.epochs = 2
+    (row,) = compare(config, ["msvag"], tmp_path / "compared", seeds=[0])
+    assert row["ended"] == "completed" and row["test_accuracy"] > 0.8

@@ -1,5 +1,7 @@
 """Files that are whole or absent."""
 
+import json
+import math
 import os
 
 import pytest
@@ -56,6 +58,16 @@ def test_a_failed_write_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ExperimentError, match=r"Cannot write .*file/a\.txt"):
         files.write_text(tmp_path / "file" / "a.txt", "x")
+
+
+def test_json_has_no_nan(tmp_path):
+    path = tmp_path / "results.json"
+    value = {"loss": [1.5, math.nan], "worst": (-math.inf, 2), "name": "NaN"}
+    files.write_json(path, value)
+    expected = {"loss": [1.5, None], "worst": [None, 2], "name": "NaN"}
+    assert json.loads(path.read_text()) == expected
+    files.write_json(path, value, exact=True)  # for Python alone
+    assert files.read_json(path)["worst"] == [-math.inf, 2]
 
 
 @pytest.mark.parametrize("content", [b"", b'{"a": ', b"[1]", b"\xff\xfe"])

@@ -1,5 +1,6 @@
 """The curves are drawn, whatever the numbers."""
 
+import matplotlib.figure
 import matplotlib.image
 import pytest
 
@@ -7,6 +8,7 @@ from svag_tf.experiments.baselines import published
 from svag_tf.experiments.optimizers import OPTIMIZERS, TITLES
 from svag_tf.experiments.plots import (
     DIRECTIONS,
+    _spread_near_one,
     line_styles,
     save_comparison,
     save_curves,
@@ -95,6 +97,16 @@ def test_variants_of_an_optimizer_differ_in_style():
     styles = line_styles(["adam", "ssd", "adam:epsilon=1", "adam:epsilon=2"])
     assert len(set(map(str, styles.values()))) == 4
     assert len({colour for colour, _ in styles.values()}) == 2
+
+
+@pytest.mark.parametrize("highest, ticks", [(0.4, 4), (0.93, 3)])
+def test_an_axis_of_accuracies_has_marks_where_they_are(highest, ticks):
+    axes = matplotlib.figure.Figure().subplots()
+    axes.plot([0.1, highest])
+    _spread_near_one([axes])
+    low, high = axes.get_ylim()
+    assert low == 0 and high > highest
+    assert sum(low < tick < high for tick in axes.get_yticks()) >= ticks
 
 
 @pytest.mark.parametrize("accurate", [True, False])

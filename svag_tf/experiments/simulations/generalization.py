@@ -28,6 +28,7 @@ from svag_tf.experiments.simulations import plots
 from svag_tf.experiments.simulations.report import (
     Finding,
     checked,
+    made,
     progress,
     table,
     whole,
@@ -150,7 +151,7 @@ def simulate(
         and `findings`.
 
     Raises:
-        ExperimentError: before any work, if the config cannot be used.
+        ExperimentError: before any work, if the config or the workdir cannot be used.
     """
     config = checked(config, FIELDS)
     if config["exact_steps"] > config["steps"]:
@@ -158,8 +159,7 @@ def simulate(
             "exact_steps must be at most steps. Received: "
             f"exact_steps={config['exact_steps']}, steps={config['steps']}"
         )
-    workdir = Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir = made(workdir)
     about: dict[str, Any] = {
         "title": "Generalization: least squares after Wilson et al.",
         "command": command,

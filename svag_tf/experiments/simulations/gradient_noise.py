@@ -48,6 +48,7 @@ from svag_tf.experiments.simulations import plots
 from svag_tf.experiments.simulations.report import (
     Finding,
     checked,
+    made,
     progress,
     table,
     whole,
@@ -284,7 +285,7 @@ def simulate(
     workdir = Path(workdir)
     data, model = prepared(training)
     _check_problem(own, training, data, model)
-    (workdir / "measurements").mkdir(parents=True, exist_ok=True)
+    (made(workdir) / "measurements").mkdir(exist_ok=True)
     try:
         with filelock.FileLock(workdir / ".lock", blocking=False):
             return _simulate(everything, workdir, command, data, model)

@@ -29,6 +29,7 @@ from svag_tf.experiments.simulations import plots
 from svag_tf.experiments.simulations.report import (
     Finding,
     checked,
+    made,
     progress,
     several,
     table,
@@ -232,7 +233,8 @@ def simulate(
         (steps + 1, rates, seeds)) and `findings`.
 
     Raises:
-        ExperimentError: before any work, if the config or the backend cannot be used.
+        ExperimentError: before any work, if the config, the workdir or the backend
+            cannot be used.
     """
     config = checked(config, FIELDS)
     if config["highest_rate"] <= config["lowest_rate"]:
@@ -246,8 +248,7 @@ def simulate(
             "This simulation needs Keras' TensorFlow backend: set "
             f"KERAS_BACKEND=tensorflow. Received: {keras.backend.backend()}"
         )
-    workdir = Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir = made(workdir)
     about = {
         "title": "SGD against sign descent on noisy quadratics",
         "command": command,

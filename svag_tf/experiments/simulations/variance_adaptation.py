@@ -27,6 +27,7 @@ from svag_tf.experiments.simulations import plots
 from svag_tf.experiments.simulations.report import (
     Finding,
     checked,
+    made,
     progress,
     several,
     table,
@@ -113,11 +114,10 @@ def simulate(
         `results`, one dict for each kind and eta, and `findings`.
 
     Raises:
-        ExperimentError: before any work, if the config cannot be used.
+        ExperimentError: before any work, if the config or the workdir cannot be used.
     """
     config = checked(config, FIELDS)
-    workdir = Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir = made(workdir)
     about = {
         "title": "Variance adaptation: the factors and the Lemma",
         "command": command,
