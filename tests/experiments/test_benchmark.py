@@ -17,7 +17,7 @@ import pytest
 from matplotlib.image import imread
 
 import svag_tf
-from svag_tf.experiments.benchmark import measure, targets, texts
+from svag_tf.experiments.benchmark import measure, plots, targets, texts
 from svag_tf.experiments.benchmark.cases import (
     TINY_SHAPES,
     all_cases,
@@ -431,6 +431,15 @@ def test_numbers_as_people_read_them():
     assert texts.seconds(3.26e-6) == "3.26 µs"
     assert texts.spread(0.0009, 0.002) == "0.90 to 2.00 ms"
     assert texts.mebibytes(3 * 2**19) == "1.50"
+
+
+def test_a_bar_is_as_long_as_the_table_says():
+    """The ratio within a batch, of a row that did not fit beside all others."""
+    row = {"median": 6.0, "to_limit": 2.5}
+    case = {"rows": {"limit": {"median": 2.0}, "msvag": row}}
+    assert plots._bar(case, row, "limit") == 2.5
+    assert plots._bar(case, {"median": 6.0}, "limit") == 3.0
+    assert plots._bar(case, row, "") == 6.0
 
 
 def test_the_fixed_cost_and_the_slope():
