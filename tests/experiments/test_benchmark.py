@@ -27,6 +27,7 @@ from svag_tf.experiments.benchmark.cases import (
     scaling_case,
     scaling_sizes,
 )
+from svag_tf.experiments.benchmark.console import benchmark_with_progress
 from svag_tf.experiments.benchmark.limit import build_limit
 from svag_tf.experiments.benchmark.measure import Options, benchmark
 from svag_tf.experiments.benchmark.memory import batches, footprint
@@ -149,6 +150,7 @@ def test_a_missing_or_old_package_is_told():
         ({"rounds": 0}, ["--rounds", "at least 1", "0"]),
         ({"memory_limit": 0.0}, ["--memory_limit", "above 0", "0.0"]),
         ({"memory_limit": math.nan}, ["--memory_limit", "above 0", "nan"]),
+        ({"cases": ["cnn"], "rows": ["limit"]}, ["Nothing to", "cases cnn", "limit"]),
     ],
 )
 def test_bad_options(tmp_path, fields, words, monkeypatch):
@@ -313,6 +315,14 @@ def test_all_rows_take_turns(tmp_path):
     assert results["skipped"] == {"limit": "no compiler"}
     assert "SSD fails. cannot" in (tmp_path / "benchmark.md").read_text()
     assert all(server.closed for server, _, _ in started)
+
+
+@pytest.mark.usefixtures("fake_servers")
+def test_a_row_that_fails_is_an_error_when_all_is_written(tmp_path):
+    options = Options(tmp_path, cases=["tiny"], rows=["msvag", "ssd"], rounds=1)
+    with pytest.raises(ExperimentError, match=r"why: SSD \(60 tiny variables\)$"):
+        benchmark_with_progress(options)
+    assert "SSD fails. cannot" in (tmp_path / "benchmark.md").read_text()
 
 
 @pytest.mark.usefixtures("fake_servers")
