@@ -68,6 +68,7 @@ def update(kernel, variables, gradient, scalars):
         scalars: Tensor, passed on to the rule.
     """
     variables = _tf_variables(variables)
+    gradient = _of_known_shape(gradient, variables[0].shape)
     if not isinstance(gradient, tf.IndexedSlices):
         _update_all(kernel, variables, gradient, scalars)
         return
@@ -90,6 +91,7 @@ def update_lazily(kernel, variables, gradient, counts, scalars):
             shape (k,), or of `None`: the rule's scalars, a tuple.
     """
     variables = _tf_variables(variables)
+    gradient = _of_known_shape(gradient, variables[0].shape)
     sparse = isinstance(gradient, tf.IndexedSlices)
     t = None
     if sparse:
@@ -118,6 +120,21 @@ def update_lazily(kernel, variables, gradient, counts, scalars):
 
 def _tf_variables(variables):
     return [replicas.local(v) for v in variables]
+
+
+def _of_known_shape(gradient, shape):
+    """The gradient; where its graph does not know the shape, the run checks it.
+
+    One of another shape would be broadcast, and one of unknown shape get a kernel of
+    its own.
+    """
+    if isinstance(gradient, tf.IndexedSlices):
+        rows = tf.TensorShape([None]).concatenate(shape[1:])
+        values = _of_known_shape(gradient.values, rows)
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+    if tf.TensorShape(gradient.shape).is_fully_defined():
+        return gradient
+    return tf.ensure_shape(gradient, shape)
 
 
 def _update_all(kernel, variables, gradient, scalars):

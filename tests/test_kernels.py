@@ -143,6 +143,44 @@ def test_a_schedule_compiles_and_traces_nothing_again():
     assert len(kernels._COMPILED) == 1
 
 
+@pytest.mark.parametrize("sparse_updates", ["exact", "lazy"])
+def test_a_gradient_whose_shape_shows_in_the_run_only(sparse_updates):
+    """It takes the kernel of its variable, and another shape is not broadcast."""
+    kernels._COMPILED.clear()
+    optimizer, theta = svag_tf.MSVAG(sparse_updates=sparse_updates), variable()
+    optimizer.build([theta])
+
+    @tf.function(input_signature=[tf.TensorSpec(None)])
+    def dense(gradient):
+        optimizer.apply([gradient], [theta])
+
+    @tf.function(input_signature=[tf.TensorSpec(None), tf.TensorSpec([None], tf.int64)])
+    def sparse(values, indices):
+        optimizer.apply([tf.IndexedSlices(values, indices, [6, 4])], [theta])
+
+    dense(gradient(0))
+    sparse(slices(1).values, slices(1).indices)
+    before = theta.numpy()
+    for wrong in (tf.ones(()), tf.ones((1, 4))):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="compatible"):
+            dense(wrong)
+    np.testing.assert_array_equal(theta.numpy(), before)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="compatible"):
+        sparse(tf.ones((2, 1)), [0, 1])
+    specs = {key[-2] for key in kernels._COMPILED}
+    assert specs <= {tf.TensorSpec([6, 4]), tf.TensorSpec([])}
+
+
+def test_the_shape_of_a_sparse_gradient_is_checked():
+    optimizer, theta = svag_tf.MSVAG(), variable()
+    for values, dense_shape in (((2, 1), (6, 4)), ((2, 4), (5, 4))):
+        slices = tf.IndexedSlices(
+            tf.ones(values), tf.constant([0, 1]), tf.constant(dense_shape)
+        )
+        with pytest.raises(ValueError, match=r"must have its shape, \(6, 4\)"):
+            optimizer.apply([slices], [theta])
+
+
 def test_a_kernel_keeps_no_optimizer_alive():
     optimizer, theta = svag_tf.MSVAG(), variable()
     optimizer.apply([gradient(0)], [theta])

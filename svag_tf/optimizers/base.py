@@ -138,17 +138,26 @@ def check_choice(name, value, choices):
 
 def _check_shape(gradient, variable):
     """Raises an error if a gradient is not of its variable's shape, as far as known."""
-    shape = getattr(gradient, "shape", None)
+    expected = tuple(variable.shape)
+    _check_fits("a gradient", gradient, expected, variable)
+    values = getattr(gradient, "values", None)
+    if values is not None and not callable(values):
+        rows = (None, *expected[1:])
+        _check_fits("a sparse gradient with values", values, rows, variable)
+
+
+def _check_fits(what, tensor, expected, variable):
+    shape = getattr(tensor, "shape", None)
     if shape is None or getattr(shape, "rank", 0) is None:
         return
-    shape, expected = tuple(shape), tuple(variable.shape)
+    shape = tuple(shape)
     fits = len(shape) == len(expected) and all(
         a == b or a is None or b is None for a, b in zip(shape, expected)
     )
     if not fits:
         raise ValueError(
             f"The gradient of variable {variable.name} must have its shape, "
-            f"{expected}. Received: a gradient of shape {shape}"
+            f"{tuple(variable.shape)}. Received: {what} of shape {shape}"
         )
 
 

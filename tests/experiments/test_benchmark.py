@@ -17,7 +17,7 @@ import pytest
 from matplotlib.image import imread
 
 import svag_tf
-from svag_tf.experiments.benchmark import measure, targets, texts
+from svag_tf.experiments.benchmark import measure, plots, targets, texts
 from svag_tf.experiments.benchmark.cases import (
     TINY_SHAPES,
     all_cases,
@@ -27,6 +27,7 @@ from svag_tf.experiments.benchmark.cases import (
     scaling_case,
     scaling_sizes,
 )
+from svag_tf.experiments.benchmark.console import benchmark_with_progress
 from svag_tf.experiments.benchmark.limit import build_limit
 from svag_tf.experiments.benchmark.measure import Options, benchmark
 from svag_tf.experiments.benchmark.memory import batches, footprint
@@ -149,6 +150,7 @@ def test_a_missing_or_old_package_is_told():
         ({"rounds": 0}, ["--rounds", "at least 1", "0"]),
         ({"memory_limit": 0.0}, ["--memory_limit", "above 0", "0.0"]),
         ({"memory_limit": math.nan}, ["--memory_limit", "above 0", "nan"]),
+        ({"cases": ["cnn"], "rows": ["limit"]}, ["Nothing to", "cases cnn", "limit"]),
     ],
 )
 def test_bad_options(tmp_path, fields, words, monkeypatch):
@@ -316,6 +318,14 @@ def test_all_rows_take_turns(tmp_path):
 
 
 @pytest.mark.usefixtures("fake_servers")
+def test_a_row_that_fails_is_an_error_when_all_is_written(tmp_path):
+    options = Options(tmp_path, cases=["tiny"], rows=["msvag", "ssd"], rounds=1)
+    with pytest.raises(ExperimentError, match=r"why: SSD \(60 tiny variables\)$"):
+        benchmark_with_progress(options)
+    assert "SSD fails. cannot" in (tmp_path / "benchmark.md").read_text()
+
+
+@pytest.mark.usefixtures("fake_servers")
 def test_rows_that_do_not_fit_take_turns_in_batches(tmp_path):
     names = ["msvag", "svag", "msvas", "keras-adam"]
     # Two of the four fit: 12 bytes a parameter each, 4 for the gradients, 8 that Adam
@@ -431,6 +441,15 @@ def test_numbers_as_people_read_them():
     assert texts.seconds(3.26e-6) == "3.26 µs"
     assert texts.spread(0.0009, 0.002) == "0.90 to 2.00 ms"
     assert texts.mebibytes(3 * 2**19) == "1.50"
+
+
+def test_a_bar_is_as_long_as_the_table_says():
+    """The ratio within a batch, of a row that did not fit beside all others."""
+    row = {"median": 6.0, "to_limit": 2.5}
+    case = {"rows": {"limit": {"median": 2.0}, "msvag": row}}
+    assert plots._bar(case, row, "limit") == 2.5
+    assert plots._bar(case, {"median": 6.0}, "limit") == 3.0
+    assert plots._bar(case, row, "") == 6.0
 
 
 def test_the_fixed_cost_and_the_slope():

@@ -20,7 +20,11 @@ from svag_tf.experiments.errors import ExperimentError
 
 
 def benchmark_with_progress(options: Options) -> dict[str, Any]:
-    """`benchmark` with a progress bar; at its end the targets and the files."""
+    """`benchmark` with a progress bar; at its end the targets and the files.
+
+    Raises:
+        ExperimentError: as `benchmark`; and, when all is written, for rows that failed.
+    """
     console = Console()
     progress = Progress(
         TextColumn("{task.description}"),
@@ -55,4 +59,12 @@ def benchmark_with_progress(options: Options) -> dict[str, Any]:
                 highlight=False,
             )
     console.print(f"Results: {options.workdir / 'benchmark.md'}", highlight=False)
+    failed = [
+        f"{row['title']} ({case['title']})"
+        for case in results["cases"].values()
+        for row in case["rows"].values()
+        if "error" in row or "fresh_error" in row
+    ]
+    if failed:
+        raise ExperimentError(f"Not measured, see there why: {', '.join(failed)}")
     return results

@@ -78,8 +78,9 @@ def benchmark(
         The results, as in `benchmark.json`.
 
     Raises:
-        ExperimentError: for an unknown name, a bad number or a workdir that cannot be
-            written to, before anything is measured.
+        ExperimentError: for an unknown name, a bad number, a workdir that cannot be
+            written to, or rows and cases that have nothing in common, before anything
+            is measured.
     """
     cases, rows, skipped = _chosen(options)
     _check_workdir(options.workdir)
@@ -132,11 +133,19 @@ def _chosen(options: Options) -> tuple[list[Case], list[Row], dict[str, str]]:
     # Each name once, in the order of the tables.
     chosen = [row for row in rows.values() if row.name in (options.rows or rows)]
     skipped = {row.name: why for row in chosen if (why := row.missing())}
-    return (
-        [case for case in cases.values() if case.name in (options.cases or cases)],
-        [row for row in chosen if row.name not in skipped],
-        skipped,
-    )
+    measured = [row for row in chosen if row.name not in skipped]
+    wanted = [case for case in cases.values() if case.name in (options.cases or cases)]
+    scaling = options.scaling and any(row.name in SCALING_ROWS for row in measured)
+    if not scaling and not any(row.serves(case) for case in wanted for row in measured):
+        raise ExperimentError(
+            "Nothing to measure: none of the rows has one of the cases. Received: "
+            f"cases {', '.join(case.name for case in wanted)}; rows "
+            + ", ".join(
+                row.name + (f" ({skipped[row.name]})" if row.name in skipped else "")
+                for row in chosen
+            )
+        )
+    return wanted, measured, skipped
 
 
 def _check_names(flag: str, received: Iterable[str], known: Iterable[str]) -> None:

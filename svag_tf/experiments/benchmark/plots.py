@@ -67,20 +67,32 @@ def _bars(case: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -row["median"])
 
 
+def _bar(case: dict[str, Any], row: dict[str, Any], reference: str) -> float:
+    """The length of a bar: the ratio to the reference, as the tables have it.
+
+    That is the ratio within a batch, if not all rows were measured at once.
+    """
+    if not reference:
+        return row["median"]
+    pooled = row["median"] / case["rows"][reference]["median"]
+    return row.get(f"to_{reference}", pooled)
+
+
 def _draw_bars(axes: Axes, case: dict[str, Any]) -> None:
     rows = _bars(case)
-    unit, of_unit = 1.0, "time a step, seconds"
+    reference, label = "", "time a step, seconds"
     for name, text in (
         ("limit", "time a step over the limit's"),
         ("keras-adam", "time a step over Keras Adam's"),
     ):
         if "median" in case["rows"].get(name, {}):
-            unit, of_unit = case["rows"][name]["median"], text
+            reference, label = name, text
             axes.axvline(1.0, color="black", linewidth=1.2, linestyle="--", zorder=3)
             break
-    medians = np.array([row["median"] for row in rows]) / unit
-    lows = np.array([row["low"] for row in rows]) / unit
-    highs = np.array([row["high"] for row in rows]) / unit
+    medians = np.array([_bar(case, row, reference) for row in rows])
+    scales = medians / [row["median"] for row in rows]
+    lows = scales * [row["low"] for row in rows]
+    highs = scales * [row["high"] for row in rows]
     places = [float(i) for i in range(len(rows))]
     axes.barh(
         places,
@@ -95,12 +107,12 @@ def _draw_bars(axes: Axes, case: dict[str, Any]) -> None:
     gap, width = 0.012 * right, 0.24 * right  # Of a label, at most.
     for place, row, high, median in zip(places, rows, highs, medians):
         left = min(max(high, median), right) + gap
-        if left - gap < 1.0 < left + width and unit != 1.0:
+        if reference and left - gap < 1.0 < left + width:
             left = 1.0 + gap  # Beside the dashed line, not on it.
         axes.text(
             left,
             place,
-            f"{seconds(row['median'])}  ({number(row['median'] / unit)})",
+            f"{seconds(row['median'])}  ({number(median)})",
             va="center",
             fontsize=8,
             zorder=4,
@@ -110,7 +122,7 @@ def _draw_bars(axes: Axes, case: dict[str, Any]) -> None:
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.set_xlim(0, 1.28 * right)
     axes.set_title(case["title"], fontsize=11, fontweight="bold", loc="left")
-    axes.set_xlabel(of_unit, fontsize=9)
+    axes.set_xlabel(label, fontsize=9)
     axes.tick_params(axis="x", labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
