@@ -13,6 +13,10 @@ from svag_tf.saved_state import check_class, check_record
 # The child under which Keras' optimizers keep all their variables by their number.
 # Ours are under their names, so that none is restored from one of another meaning.
 NUMBERED = "_variables"
+# Where they keep the step count. We keep ours elsewhere, and a `Guard` there.
+COUNT, OWN_COUNT = "_iterations", "step_count"
+# Part of TensorFlow's message when another optimizer reads the guard.
+GUARD = "this_is_the_state_of_an_optimizer_of_svag_tf_and_not_of_this_class"
 
 
 class Record(tf.train.experimental.PythonState):
@@ -45,6 +49,28 @@ class Record(tf.train.experimental.PythonState):
         if self._found is not None and "variables" in self._found:
             check_record(self._found, expected)
         self._found = None
+
+
+class Guard(tf.train.experimental.PythonState):
+    """Saved as a string where other optimizers expect their step count, a number.
+
+    Without it they take what happens to have the same name, the step count, and say
+    nothing about the rest. TensorFlow refuses to read a string as a number.
+    """
+
+    def serialize(self) -> str:
+        """What nobody reads."""
+        return ""
+
+    def deserialize(self, string_value: bytes) -> None:
+        """Does nothing."""
+
+    def _serialize_to_tensors(self) -> dict[str, Any]:
+        (value,) = super()._serialize_to_tensors().values()
+        return {"VARIABLE_VALUE": value}
+
+    def _restore_from_tensors(self, restored_tensors: dict[str, Any]) -> None:
+        pass
 
 
 def check_child(name: str) -> None:

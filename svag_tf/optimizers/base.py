@@ -221,7 +221,8 @@ class MomentOptimizer(keras.optimizers.Optimizer):
     v_tilde: list | tuple = ()
     exchanged: Any = None
     local_variables: Any = ()
-    # Whether it is in a `keras.optimizers.LossScaleOptimizer`.
+    # Whether it is in a LossScaleOptimizer; and whether in Keras' own.
+    in_loss_scale_optimizer = False
     scaled_by_keras = False
 
     def __init_subclass__(cls, **kwargs):
@@ -247,6 +248,7 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         self.sparse_updates = sparse_updates
         self._own_rule = object()
         self._record = checkpoints.Record(self._description) if checkpoints else None
+        self._guard = checkpoints.Guard() if checkpoints else None
         # Keras would take the variables in a list or dict for the optimizer's own.
         self._waiting = types.SimpleNamespace(store=None, random_states=[])
         self._random = types.SimpleNamespace(states=[])
@@ -265,7 +267,7 @@ class MomentOptimizer(keras.optimizers.Optimizer):
     def __setattr__(self, name, value):
         # A LossScaleOptimizer takes it away from the optimizer that it is given.
         if name == "loss_scale_factor" and value is None and hasattr(self, name):
-            self.scaled_by_keras = True
+            self.in_loss_scale_optimizer = self.scaled_by_keras = True
         super().__setattr__(name, value)
 
     def build(self, variables):
@@ -676,7 +678,8 @@ class MomentOptimizer(keras.optimizers.Optimizer):
 
         Raises:
             ValueError: If it is the state of another class of optimizer, or one for
-                other variables, or if it is damaged. The optimizer is as it was.
+                other variables, if it is damaged, or if this is in a LossScaleOptimizer
+                that is not built. The optimizer is as it was.
         """
         keys = list(store.keys())
         if _RECORD not in keys:
@@ -689,6 +692,12 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         found = json.loads(np.asarray(store[_RECORD]).tobytes())
         if not self.built:
             check_class(found, self._description())
+            if self.in_loss_scale_optimizer and "variables" in found:
+                raise ValueError(
+                    "A LossScaleOptimizer must be built before its state is loaded: "
+                    "Keras leaves its loss scale out otherwise. Call "
+                    "model.optimizer.build(model.trainable_variables) first."
+                )
             self._waiting.store = {key: np.array(store[key]) for key in keys}
             return
         check_record(found, self._description())
@@ -733,13 +742,21 @@ class MomentOptimizer(keras.optimizers.Optimizer):
 
     def _trackable_children(self, save_type="checkpoint", **kwargs):
         children = super()._trackable_children(save_type, **kwargs)
-        if save_type == "checkpoint":
-            children = {k: v for k, v in children.items() if k != checkpoints.NUMBERED}
-        return children
+        if save_type != "checkpoint":
+            return children
+        for name in (checkpoints.NUMBERED, checkpoints.COUNT):
+            children.pop(name)
+        # TensorFlow's message has the first name of the guard.
+        guards = dict.fromkeys((checkpoints.GUARD, checkpoints.COUNT), self._guard)
+        return {**guards, checkpoints.OWN_COUNT: self._iterations, **children}
 
     def _lookup_dependency(self, name, cached_dependencies=None):
         if cached_dependencies is not None:  # Asked for by a checkpoint.
             checkpoints.check_child(name)
+            if name in (checkpoints.GUARD, checkpoints.COUNT):
+                return self._guard
+            if name == checkpoints.OWN_COUNT:
+                return self._iterations
         return super()._lookup_dependency(name, cached_dependencies)
 
     def get_config(self):

@@ -122,6 +122,21 @@ def test_state_of_keras_optimizers_is_refused(way, other, cls, tmp_path):
     assert int(optimizer.iterations) == 0
 
 
+@pytest.mark.parametrize("built", [False, True])
+@pytest.mark.parametrize("other", ["Adam", "SGD", "LossScaleOptimizer"])
+def test_another_optimizer_refuses_our_checkpoint(saved, other, built):
+    """It would take the step count for its own, and say nothing about the slots."""
+    if other == "LossScaleOptimizer":
+        optimizer = keras.optimizers.LossScaleOptimizer(make())
+    else:
+        optimizer = make(cls=other)
+    if built:
+        optimizer.build(variables())
+    with pytest.raises(tf.errors.InvalidArgumentError, match="an_optimizer_of_svag_tf"):
+        tf.train.Checkpoint(optimizer=optimizer).restore(saved.checkpoint)
+    assert int(optimizer.iterations) == 0
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_saved_before_it_was_built(way, tmp_path):
     saved = Saved(make(), tmp_path)
@@ -196,6 +211,29 @@ def test_model_with_a_loss_scale_optimizer_around_another(tmp_path):
         other.load_weights(path)
     with pytest.raises(ValueError, match="MSSD"):
         tf.train.Checkpoint(other).restore(checkpoint)
+
+
+@pytest.mark.filterwarnings("ignore:Skipping variable loading")
+@pytest.mark.parametrize("module", [keras.optimizers, svag_tf.distribution])
+def test_loss_scale_optimizer_that_is_not_built(module, tmp_path):
+    """Keras leaves out its scale: refused from a file; from a checkpoint it is right."""
+
+    def scaled():
+        return model_of(module.LossScaleOptimizer(svag_tf.MSVAG(), 8.0, 2))
+
+    model = scaled()
+    for _ in range(3):
+        model.train_on_batch(np.ones((4, 3)), np.ones((4, 2)))
+    model.save_weights(tmp_path / "model.weights.h5")
+    checkpoint = tf.train.Checkpoint(model).write(str(tmp_path / "checkpoint"))
+    with pytest.raises(ValueError, match="must be built before its state is loaded"):
+        scaled().load_weights(tmp_path / "model.weights.h5")
+    other = scaled()
+    tf.train.Checkpoint(other).restore(checkpoint)
+    other.optimizer.build(other.trainable_variables)
+    found, expected = numbers(other.optimizer), numbers(model.optimizer)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_random_state_needs_one_of_our_optimizers():
