@@ -1,4 +1,8 @@
-"""Callbacks for `fit`: how noisy the gradients are, how strongly steps are damped."""
+"""Callbacks for `fit`.
+
+- `GradientNoise`: how noisy the gradients are, how strongly steps are damped.
+- `BackupAndRestore`: a training goes on where it was interrupted, whatever fails.
+"""
 
 import collections
 import csv
@@ -15,8 +19,11 @@ import numpy as np
 from keras import ops
 
 from svag_tf import rules
+from svag_tf.backup import BackupAndRestore
 from svag_tf.gradients import compiled
 from svag_tf.optimizers import MSVAG, MSVAS, SVAG, SVAS
+
+__all__ = ["BackupAndRestore", "GradientNoise"]
 
 PRESETS = ("economy", "business", "full")
 QUANTITIES = (

@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-from svag_tf.saved_state import class_of, shape_and_dtype, stable_paths
+from svag_tf.saved_state import description_of, first_difference, state_of
 
 tf: Any = None
 if keras.backend.backend() == "tensorflow":
@@ -25,6 +25,7 @@ _UNREADABLE = (
 )
 _PYTHON_OPS = ("EagerPyFunc", "PyFunc", "PyFuncStateless")
 _TEMPORARY_PREFIX = ".tmp-"
+_WRITE_ERRORS = (OSError,) if tf is None else (OSError, tf.errors.OpError)
 
 
 def export_trainable(
@@ -143,7 +144,7 @@ def restore_trained(model: keras.Model, path: str | os.PathLike[str]) -> None:
     _check_model(model)
     path = os.fspath(path)
     variables = _state(model)
-    expected = _description(model, variables)
+    expected = description_of(model)
     try:
         reader = tf.train.load_checkpoint(path)
         found = json.loads(reader.get_tensor(_DESCRIPTION))
@@ -155,22 +156,10 @@ def restore_trained(model: keras.Model, path: str | os.PathLike[str]) -> None:
     if found != expected:
         raise ValueError(
             f"The checkpoint {path} is that of another model or optimizer. "
-            f"{_first_difference(found, expected)}"
+            f"{first_difference(found, expected)}"
         )
     for name, variable in variables.items():
         variable.assign(values[name])
-
-
-def _first_difference(found, expected):
-    if found["optimizer"] != expected["optimizer"]:
-        return f"Expected {expected['optimizer']}. Found: {found['optimizer']}"
-    expected, found = expected["variables"], found["variables"]
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            break
-    a, b = ("no such variable" if d.get(name) is None else d[name]
-            for d in (expected, found))  # fmt: skip
-    return f"Expected of {name}: {a}. Found: {b}"
 
 
 def _check_model(model):
@@ -212,20 +201,7 @@ def _tf_variable(variable):
 
 def _state(model):
     """All variables that training goes on from, by the names of a checkpoint."""
-    metrics = {id(v) for v in model.metrics_variables}
-    own = [v for v in model.variables if id(v) not in metrics]
-    names = [f"model/{i}/{path}" for i, path in enumerate(stable_paths(own))]
-    of_optimizer = model.optimizer.variables
-    names += [f"optimizer/{i}" for i in range(len(of_optimizer))]
-    return dict(zip(names, map(_tf_variable, (*own, *of_optimizer))))
-
-
-def _description(model, variables):
-    """What a checkpoint must agree in: optimizer, names, shapes, dtypes."""
-    return {
-        "optimizer": class_of(model.optimizer),
-        "variables": {name: shape_and_dtype(v) for name, v in variables.items()},
-    }
+    return {name: _tf_variable(v) for name, v in state_of(model).items()}
 
 
 def _traced(model, x, y, sample_weight):
@@ -260,7 +236,7 @@ def _traced(model, x, y, sample_weight):
         return {"step": tf.identity(model.optimizer.iterations)}
 
     state = _state(model)
-    description = json.dumps(_description(model, state))
+    description = json.dumps(description_of(model))
 
     def save(path):
         with tf.control_dependencies(_write_checkpoint(path, state, description)):
@@ -436,6 +412,7 @@ def _build_metrics(model, given, outputs):
     data = {k: keras.tree.map_structure(zeros, v) for k, v in given.items()}
     data["y_pred"] = keras.tree.map_structure(zeros, outputs)
     data.setdefault("sample_weight", None)
+    model._clear_losses()  # Those of layers are of the graph that made `outputs`.
     try:
         model.compute_loss(**data)
         model.compute_metrics(**data)
@@ -572,7 +549,7 @@ def whole_folder(path):
             _sync(file)
         os.replace(temporary, path)
         _sync(path.parent)
-    except (OSError, tf.errors.OpError) as error:
+    except _WRITE_ERRORS as error:
         raise OSError(f"Cannot write {path}: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

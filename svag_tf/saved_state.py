@@ -55,6 +55,47 @@ def shape_and_dtype(variable: Any) -> list[Any]:
     return [list(variable.shape), keras.backend.standardize_dtype(variable.dtype)]
 
 
+def state_of(model: keras.Model) -> dict[str, Any]:
+    """All variables that training goes on from, by names: of model and optimizer."""
+    metrics = {id(v) for v in model.metrics_variables}
+    own = [v for v in model.variables if id(v) not in metrics] + _rnn_states(model)
+    names = [f"model/{i}/{path}" for i, path in enumerate(stable_paths(own))]
+    of_optimizer = model.optimizer.variables
+    names += [f"optimizer/{i}" for i in range(len(of_optimizer))]
+    return dict(zip(names, (*own, *of_optimizer)))
+
+
+def _rnn_states(model: keras.Model) -> list[Any]:
+    """The states of stateful layers, which Keras does not count among variables."""
+    return [
+        state
+        for layer in model._flatten_layers()
+        if isinstance(layer, keras.layers.RNN) and layer.stateful
+        for state in keras.tree.flatten(layer.states)
+    ]
+
+
+def description_of(model: keras.Model) -> dict[str, Any]:
+    """What two states must agree in: optimizer, names, shapes, dtypes. Plain JSON."""
+    return {
+        "optimizer": class_of(model.optimizer),
+        "variables": {n: shape_and_dtype(v) for n, v in state_of(model).items()},
+    }
+
+
+def first_difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
+    """In what two descriptions differ, for a message."""
+    if found["optimizer"] != expected["optimizer"]:
+        return f"Expected {expected['optimizer']}. Found: {found['optimizer']}"
+    expected, found = expected["variables"], found["variables"]
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            break
+    a, b = ("no such variable" if d.get(name) is None else d[name]
+            for d in (expected, found))  # fmt: skip
+    return f"Expected of {name}: {a}. Found: {b}"
+
+
 def _base_and_number(part: str) -> tuple[str, int]:
     match = re.fullmatch(r"(.+?)_(\d{1,9})", part)
     return (match[1], int(match[2])) if match else (part, 0)

@@ -1,6 +1,7 @@
 """What all tests share: global state as it was, and caches of compiled code cleared."""
 
 import gc
+import signal
 
 import keras
 import pytest
@@ -44,3 +45,16 @@ def patch_rules(monkeypatch):
     yield patch
     monkeypatch.undo()
     forget_compiled_rules()
+
+
+@pytest.fixture
+def disk_of():
+    """`disk_of(n)`: no file of this process can grow beyond n bytes any more."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda n: resource.setrlimit(
+        resource.RLIMIT_FSIZE, (n if n is not None else limits[0], limits[1])
+    )
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)

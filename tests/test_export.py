@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import types
@@ -321,19 +320,6 @@ def test_save_overwrites_nothing(loaded, tmp_path):
         loaded.save(path="")
     assert content == [file.read_bytes() for file in sorted(tmp_path.iterdir())]
     loaded.restore(path=path)
-
-
-@pytest.fixture
-def disk_of():
-    """`disk_of(n)`: no file of this process can grow beyond n bytes any more."""
-    resource = pytest.importorskip("resource")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda n: resource.setrlimit(
-        resource.RLIMIT_FSIZE, (n if n is not None else limits[0], limits[1])
-    )
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_full_disk(runs, loaded, tmp_path, disk_of):

@@ -216,7 +216,7 @@ def test_model_with_a_loss_scale_optimizer_around_another(tmp_path):
 @pytest.mark.filterwarnings("ignore:Skipping variable loading")
 @pytest.mark.parametrize("module", [keras.optimizers, svag_tf.distribution])
 def test_loss_scale_optimizer_that_is_not_built(module, tmp_path):
-    """Keras leaves out its scale: refused from a file; from a checkpoint it is right."""
+    """Keras leaves out its scale: a file is refused, a checkpoint restored."""
 
     def scaled():
         return model_of(module.LossScaleOptimizer(svag_tf.MSVAG(), 8.0, 2))

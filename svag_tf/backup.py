@@ -1,0 +1,157 @@
+"""Backups of a training that a fault cannot spoil."""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from svag_tf.export import whole_folder
+from svag_tf.saved_state import description_of, first_difference, state_of
+
+# HDF5, in which Keras keeps weights, ends the process when the disk is full.
+VALUES, STATE, SUMS = "values.npz", "state.json", "SHA256SUMS"
+KEPT = 2  # Backups: the last, and the one before.
+
+
+class BackupAndRestore(keras.callbacks.Callback):
+    """Backs a training up after each epoch, and goes on from there in the next `fit`.
+
+    As `keras.callbacks.BackupAndRestore`, which writes over its one file and trusts
+    what it finds in it. This one survives a full disk, a killed process, and files
+    that are cut or have flipped bits: a backup is a folder of its own, which appears
+    when it is on the disk as a whole; the one before is kept; and all files have
+    checksums (`SHA256SUMS`, as `sha256sum --check` reads it), which are compared
+    before anything is restored. It keeps the random states of dropout and its like as
+    well, so that k + k epochs are 2k, bit for bit, if the data comes in the same order.
+    (Not so with dropout on PyTorch, where it draws from a stream of the process.) It
+    works with all of Keras' optimizers.
+
+    Args:
+        backup_dir: Folder for the backups, `epoch_1`, `epoch_2`, and so on.
+        delete_checkpoint: Whether the backups are deleted at the end of `fit`. Defaults
+            to `True`.
+
+    Raises:
+        OSError: While training, if a backup cannot be written. Names it; those before
+            are whole.
+        ValueError: At the start of `fit`, if there are backups and none is whole, or
+            if the last whole one is that of another model or optimizer. Names it.
+
+    Warns:
+        UserWarning: Naming each backup that is damaged.
+
+    Example:
+
+    >>> import os, tempfile
+    >>> import keras, numpy as np, svag_tf
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    >>> model.compile(svag_tf.MSVAG(0.1), "mse")
+    >>> folder = tempfile.mkdtemp()
+    >>> backup = svag_tf.callbacks.BackupAndRestore(folder, delete_checkpoint=False)
+    >>> x, y = np.ones((4, 3)), np.ones((4, 1))
+    >>> _ = model.fit(x, y, epochs=3, callbacks=[backup], verbose=0)
+    >>> sorted(os.listdir(folder))
+    ['epoch_2', 'epoch_3']
+    """
+
+    def __init__(
+        self, backup_dir: str | os.PathLike[str], delete_checkpoint: bool = True
+    ):
+        super().__init__()
+        if not isinstance(backup_dir, str | os.PathLike) or not os.fspath(backup_dir):
+            raise ValueError(
+                "Argument `backup_dir` must be the path of a folder. "
+                f"Received: backup_dir={backup_dir!r}"
+            )
+        self.backup_dir = Path(backup_dir)
+        self.delete_checkpoint = delete_checkpoint
+
+    def on_train_begin(self, logs=None):
+        """Restores the last backup that is whole."""
+        folders = self._folders()
+        for folder in folders:
+            if _is_whole(folder):
+                self._restore(folder)
+                return
+            warnings.warn(
+                f"The backup {folder} is damaged. Trying the one before.", stacklevel=2
+            )
+        if folders:
+            raise ValueError(
+                "None of these backups is whole: "
+                f"{', '.join(map(str, folders))}. Delete them to start afresh."
+            )
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Makes a backup, and removes those that are older than the one before."""
+        path = self.backup_dir / f"epoch_{epoch + 1}"
+        shutil.rmtree(path, ignore_errors=True)  # It can only be a damaged one.
+        state = {"epoch": epoch + 1, **description_of(self.model)}
+        with whole_folder(path) as folder:
+            folder.mkdir()
+            np.savez(folder / VALUES, *map(_bytes, state_of(self.model).values()))
+            (folder / STATE).write_text(json.dumps(state))
+            (folder / SUMS).write_text(_sums(folder))
+        for old in self._folders()[KEPT:]:
+            shutil.rmtree(old)
+
+    def on_train_end(self, logs=None):
+        """Deletes the backups, if they are not to be kept."""
+        if self.delete_checkpoint:
+            for folder in self._folders():
+                shutil.rmtree(folder)
+
+    def _folders(self):
+        """The backups, the last first."""
+        numbers = [
+            int(path.name.removeprefix("epoch_"))
+            for path in self.backup_dir.glob("epoch_*")
+            if path.name.removeprefix("epoch_").isdecimal()
+        ]
+        return [self.backup_dir / f"epoch_{n}" for n in sorted(numbers, reverse=True)]
+
+    def _restore(self, folder):
+        model = self.model
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        found, expected = (
+            json.loads((folder / STATE).read_text()),
+            description_of(model),
+        )
+        epoch = found.pop("epoch")
+        if found != expected:
+            raise ValueError(
+                f"The backup {folder} is that of another model or optimizer. "
+                f"{first_difference(found, expected)}"
+            )
+        with np.load(folder / VALUES) as arrays:
+            for i, variable in enumerate(state_of(model).values()):
+                like = keras.ops.convert_to_numpy(variable)
+                value = np.frombuffer(arrays[f"arr_{i}"].tobytes(), like.dtype)
+                variable.assign(value.reshape(like.shape))
+        model._initial_epoch = epoch  # As Keras' callback of this name does.
+
+
+def _bytes(variable):
+    """Its value in a form that NumPy writes: bfloat16 is not its own."""
+    value = np.ascontiguousarray(keras.ops.convert_to_numpy(variable))
+    return np.frombuffer(value.tobytes(), np.uint8)
+
+
+def _sums(folder):
+    return "".join(
+        f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n"
+        for name in (VALUES, STATE)
+    )
+
+
+def _is_whole(folder):
+    try:
+        return (folder / SUMS).read_bytes() == _sums(folder).encode()
+    except OSError:
+        return False

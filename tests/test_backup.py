@@ -1,0 +1,139 @@
+"""Backups: exact, and whatever fails, the last whole one is what restores."""
+
+import os
+import re
+import shutil
+
+import keras
+import numpy as np
+import pytest
+
+import svag_tf
+from svag_tf import backup
+from svag_tf.callbacks import BackupAndRestore
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.normal(size=(8, 3)).astype("float32"), RNG.normal(size=(8, 1))
+
+
+def model_of(units=4, optimizer=svag_tf.MSVAG):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((3,)),
+            keras.layers.Dense(units),
+            keras.layers.Dropout(0.5),
+            keras.layers.Dense(1),
+        ]
+    )
+    schedule = keras.optimizers.schedules.CosineDecay(0.1, 10)
+    if optimizer != "adam":
+        optimizer = optimizer(schedule)
+    model.compile(optimizer, "mse", jit_compile=False)
+    return model
+
+
+def fit(model, folder, epochs, delete=False):
+    callback = BackupAndRestore(folder, delete)
+    model.fit(X, Y, 4, epochs, shuffle=False, verbose=0, callbacks=[callback])
+    return model
+
+
+def state(model):
+    variables = (*model.variables, *model.optimizer.variables)
+    metrics = {id(v) for v in model.metrics_variables}
+    return [
+        keras.ops.convert_to_numpy(v).tolist()
+        for v in variables
+        if id(v) not in metrics
+    ]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Backups after two epochs, and the states after 1, 2 and 3 epochs."""
+    folder = tmp_path_factory.mktemp("backups") / "made"
+    states = [
+        state(fit(model_of(), folder.parent / "other", n, True)) for n in (1, 2, 3)
+    ]
+    fit(model_of(), folder, 2)
+    return folder, states
+
+
+@pytest.fixture
+def backups(made, tmp_path):
+    shutil.copytree(made[0], tmp_path / "backups")
+    return tmp_path / "backups"
+
+
+def test_goes_on_bit_for_bit(made, backups):
+    assert state(fit(model_of(), backups, 3)) == made[1][2]
+    assert sorted(os.listdir(backups)) == ["epoch_2", "epoch_3"]
+    fit(model_of(), backups, 3, delete=True)
+    assert os.listdir(backups) == []
+
+
+def test_damaged_at_any_byte(backups):
+    """Cut there, or with a flipped bit: it is noticed."""
+    last = backups / "epoch_2"
+    assert backup._is_whole(last)
+    for path in sorted(last.iterdir()):
+        whole = path.read_bytes()
+        for position in np.linspace(0, len(whole) - 1, 150).astype(int):
+            flipped = bytearray(whole)
+            flipped[position] ^= 1 << position % 8
+            for damaged in (flipped, whole[:position]):
+                path.write_bytes(damaged)
+                assert not backup._is_whole(last), (path, position)
+        path.write_bytes(whole)
+    assert backup._is_whole(last)
+
+
+@pytest.mark.parametrize("name", [backup.VALUES, backup.STATE, backup.SUMS])
+def test_goes_on_from_the_one_before(made, backups, name):
+    path = backups / "epoch_2" / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match=re.escape(f"{path.parent} is damaged")):
+        assert state(fit(model_of(), backups, 3)) == made[1][2]
+    (backups / "epoch_3" / name).unlink()
+    (backups / "epoch_2" / name).unlink()
+    with (
+        pytest.warns(UserWarning, match="epoch_3 is damaged"),
+        pytest.raises(ValueError, match=r"None of these backups is whole: .*epoch_2"),
+    ):
+        fit(model_of(), backups, 3)
+
+
+def test_killed_while_it_wrote(made, backups):
+    """What it left is no backup, and is cleared."""
+    left = backups / ".tmp-epoch_3"
+    shutil.copytree(backups / "epoch_2", left)
+    (left / backup.VALUES).write_bytes(b"a part")
+    assert state(fit(model_of(), backups, 3)) == made[1][2]
+    assert sorted(os.listdir(backups)) == ["epoch_2", "epoch_3"]
+
+
+def test_full_disk(made, backups, disk_of):
+    """A write that ends after so many bytes leaves the backups as they were."""
+    size = (backups / "epoch_2" / backup.VALUES).stat().st_size
+    model = fit(model_of(), backups, 2)
+    callback = BackupAndRestore(backups)
+    callback.set_model(model)
+    for n in (0, 1, 100, size // 3, size // 2, size - 1):
+        disk_of(n)
+        with pytest.raises(OSError, match=r"Cannot write .*epoch_3"):
+            callback.on_epoch_end(2)
+        disk_of(None)
+        assert sorted(os.listdir(backups)) == ["epoch_1", "epoch_2"]
+    assert state(fit(model_of(), backups, 3)) == made[1][2]
+
+
+def test_of_another_model(backups):
+    message = r"epoch_2 is that of another model or optimizer. Expected"
+    for model in (model_of(5), model_of(4, svag_tf.MSGD), model_of(4, "adam")):
+        before = state(model)
+        with pytest.raises(ValueError, match=message):
+            fit(model, backups, 3)
+        assert state(model)[: len(before)] == before
+    with pytest.raises(ValueError, match="must be the path of a folder"):
+        BackupAndRestore("")
