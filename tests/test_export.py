@@ -501,6 +501,34 @@ def test_saved_model_cli(runs, tmp_path):
     assert int(model.optimizer.iterations) == K + 1
 
 
+def test_losses_and_states_of_layers(tmp_path):
+    """Those that Keras keeps apart: a layer's own loss, the states of an RNN."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input(batch_shape=(2, 3, 4)),
+            keras.layers.SimpleRNN(
+                2, stateful=True, unroll=True, activity_regularizer="l2"
+            ),
+            keras.layers.Dense(1),
+        ]
+    )
+    model.compile(svag_tf.MSVAG(0.1), "mse", jit_compile=False)
+    svag_tf.export_trainable(model, tmp_path / "exported")
+    loaded = tf.saved_model.load(str(tmp_path / "exported"))
+    rng = np.random.default_rng(0)
+    for _ in range(2):
+        x, y = rng.normal(size=(2, 3, 4)).astype("float32"), np.ones((2, 1), "float32")
+        loaded.train(x=x, y=y)
+        model.train_on_batch(x, y)
+    here = [*values(model), *(v.numpy() for v in model.layers[0].states)]
+    loaded.save(path=str(tmp_path / "saved"))
+    svag_tf.restore_trained(model, tmp_path / "saved")
+    there = [*values(model), *(v.numpy() for v in model.layers[0].states)]
+    for a, b in zip(there, here):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_fixed_batch_size(tmp_path):
     """Then the bits are those of Python's own function of fixed size."""
     one = CASES["Adam"]

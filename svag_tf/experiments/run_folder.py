@@ -12,13 +12,14 @@ import contextlib
 import csv
 import hashlib
 import io
+import json
 import math
 import os
 import statistics
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ class State:
         values_sha256: SHA-256 of all values of model and optimizer.
         local_state: name of the file in `checkpoints/` with what each replica has of
             its own; empty if they have nothing.
+        local_state_sha256: its SHA-256.
     """
 
     backend: str
@@ -77,6 +79,7 @@ class State:
     random: list[list[int]] = field(default_factory=list)
     values_sha256: str = ""
     local_state: str = ""
+    local_state_sha256: str = ""
 
     @property
     def epoch(self) -> int:
@@ -189,7 +192,7 @@ class RunFolder:
                 self.checkpoints.mkdir(exist_ok=True)
                 if state.epoch >= 0 and self._good_state()[1] != self.state:
                     # In place of a damaged one.
-                    write_json(self.state, asdict(state), exact=True)
+                    write_json(self.state, _sealed(state), exact=True)
                 for path in (self.config, self.state, *self.results):
                     remove_temporaries(self.path, path.name)
                 remove_temporaries(self.checkpoints, KEPT)
@@ -225,20 +228,22 @@ class RunFolder:
         self.save_model(model, path)
         if state.checkpoint:  # As it still is but for the rows.
             before = self.checkpoints / Path(state.checkpoint).with_suffix(".json")
-            rows = state.rows[:-1]
-            write_json(before, asdict(state) | {"rows": rows}, exact=True)
+            last = replace(state, rows=state.rows[:-1])
+            write_json(before, _sealed(last), exact=True)
         state.checkpoint, state.checkpoint_sha256 = name, sha256(path)
         state.random = [
             [int(number) for number in keras.ops.convert_to_numpy(v)]
             for v in random_states(model)
         ]
         state.values_sha256 = fingerprint(model)
-        state.local_state = ""
+        state.local_state = state.local_state_sha256 = ""
         if local_state:
             state.local_state = f"epoch_{state.epoch:04d}.npz"
             with replacing(self.checkpoints / state.local_state) as temporary:
                 np.savez(temporary, *local_state)
-        write_json(self.state, asdict(state), exact=True)
+            path = self.checkpoints / state.local_state
+            state.local_state_sha256 = sha256(path)
+        write_json(self.state, _sealed(state), exact=True)
         self.write_tables(state, epochs)
         self._remove_old_checkpoints(state)
 
@@ -312,7 +317,12 @@ class RunFolder:
 
     def _read_state(self, path: Path) -> State:
         try:
-            state = State(**read_json(path))
+            fields = read_json(path)
+            if fields.pop("sha256") != _digest(fields):
+                raise ExperimentError(
+                    f"{path} is corrupt: its SHA-256 is not the one in it."
+                )
+            state = State(**fields)
             epochs = [row["epoch"] for row in state.rows]
             complete = all(
                 row.keys() == {*COLUMNS, *TIMES}
@@ -326,12 +336,18 @@ class RunFolder:
             raise ExperimentError(f"{path} is corrupt: its rows have gaps.")
         if checkpoint.parent != self.checkpoints or not checkpoint.is_file():
             raise ExperimentError(f"The checkpoint {checkpoint} is missing.")
-        if sha256(checkpoint) != state.checkpoint_sha256:
-            raise ExperimentError(
-                f"The checkpoint {checkpoint} is corrupt: its SHA-256 is not the "
-                f"one in {path}."
-            )
+        self._check_sha256(checkpoint, state.checkpoint_sha256, path)
+        if state.local_state:
+            local_state = self.checkpoints / state.local_state
+            self._check_sha256(local_state, state.local_state_sha256, path)
         return state
+
+    def _check_sha256(self, path: Path, expected: str, source: Path) -> None:
+        if not path.is_file() or sha256(path) != expected:
+            raise ExperimentError(
+                f"The checkpoint {path} is corrupt: its SHA-256 is not the one in "
+                f"{source}."
+            )
 
     def _refuse_existing(self, paths: tuple[Path, ...], missing: Path) -> None:
         found = [path.name for path in paths if os.path.lexists(path)]
@@ -367,6 +383,16 @@ class RunFolder:
             raise ExperimentError(
                 f"{path} cannot be read: {error}\n{START_AGAIN}"
             ) from error
+
+
+def _sealed(state: State) -> dict[str, Any]:
+    """What is written of a state: its fields, and a checksum of them."""
+    fields = asdict(state)
+    return fields | {"sha256": _digest(fields)}
+
+
+def _digest(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
 
 
 def random_states(model: keras.Model) -> list[keras.Variable]:

@@ -12,7 +12,7 @@ import pytest
 from resuming import Killed, kill_at_replacement, outcome
 
 from svag_tf import callbacks
-from svag_tf.experiments import training
+from svag_tf.experiments import run_folder, training
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.optimizers import OPTIMIZERS
 from svag_tf.experiments.run_folder import COLUMNS, RunFolder, fingerprint
@@ -343,6 +343,27 @@ def test_goes_on_from_the_epoch_before_what_is_corrupt(
     train(make_config(), folder)  # There is nothing left to warn of.
 
 
+@pytest.mark.filterwarnings("ignore:.* Going on from the epoch before")
+def test_damaged_at_any_byte(make_config, tmp_path, monkeypatch):
+    """The epoch before, or the same if the byte says nothing."""
+    after_epoch_2(make_config(), tmp_path, monkeypatch)
+    last = RunFolder(tmp_path).ended()
+    for name in ("state.json", "checkpoints/epoch_0002.keras"):
+        path = tmp_path / name
+        content = path.read_bytes()
+        epochs = []
+        for position in np.linspace(0, len(content) - 1, 300).astype(int):
+            flipped = bytearray(content)
+            flipped[position] ^= 1 << position % 8
+            for damaged in (flipped, content[:position]):
+                path.write_bytes(damaged)
+                state = RunFolder(tmp_path).ended()
+                assert state == last or state.epoch == 1
+                epochs.append(state.epoch)
+        path.write_bytes(content)
+        assert epochs.count(1) > 500
+
+
 @pytest.mark.parametrize("name, damage", [*DAMAGES, ("config.json", cut_half)])
 def test_corruption_of_all_is_told_and_nothing_is_touched(
     make_config, tmp_path, monkeypatch, name, damage
@@ -363,9 +384,9 @@ def test_a_checkpoint_of_other_values_is_refused(make_config, tmp_path, monkeypa
     train(make_config(epochs=1), tmp_path)
     (tmp_path / "model.keras").unlink()
     path = tmp_path / "state.json"
-    state = json.loads(path.read_text())
-    state["values_sha256"] = "0" * 64
-    path.write_text(json.dumps(state))
+    state = RunFolder(tmp_path).ended()
+    state.values_sha256 = "0" * 64
+    path.write_text(json.dumps(run_folder._sealed(state)))
     with pytest.raises(ExperimentError, match="does not restore the values"):
         train(make_config(epochs=1), tmp_path)
 
