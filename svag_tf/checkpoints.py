@@ -24,11 +24,14 @@ class Record(tf.train.experimental.PythonState):
 
     Args:
         describe: Returns the optimizer's record as it is at present.
+        is_new: Returns whether it has made no updates.
     """
 
-    def __init__(self, describe: Callable[[], dict[str, Any]]):
+    def __init__(
+        self, describe: Callable[[], dict[str, Any]], is_new: Callable[[], bool]
+    ):
         super().__init__()
-        self._describe = describe
+        self._describe, self._is_new = describe, is_new
         self._found: dict[str, Any] | None = None
 
     def serialize(self) -> str:
@@ -39,7 +42,7 @@ class Record(tf.train.experimental.PythonState):
         """Raises an error if the record in a checkpoint is that of another."""
         found, expected = json.loads(string_value), self._describe()
         if "variables" in expected:
-            check_record(found, expected)
+            check_record(found, expected, self._is_new())
         else:
             check_class(found, expected)
             self._found = found  # TensorFlow keeps the numbers until there are slots.
@@ -47,7 +50,7 @@ class Record(tf.train.experimental.PythonState):
     def check_before_build(self, expected: dict[str, Any]) -> None:
         """Raises an error if waiting numbers are not for what is about to be built."""
         if self._found is not None and "variables" in self._found:
-            check_record(self._found, expected)
+            check_record(self._found, expected, new=True)
         self._found = None
 
 

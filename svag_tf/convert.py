@@ -134,6 +134,10 @@ def _values(
                 f"Expected of {name}: shape {tuple(variable.shape)}. "
                 f"Found: {arrays[name].shape}"
             )
+        if arrays[name].dtype.kind not in "fiuV":  # V: bfloat16.
+            raise ValueError(
+                f"Expected of {name}: real numbers. Found: {arrays[name].dtype}"
+            )
     return [(variable, arrays[name]) for variable, name in pairs]
 
 
@@ -180,11 +184,11 @@ def _updates(arrays: Mapping[str, np.ndarray], beta: float) -> int:
         raise ValueError(
             f"It must have one beta_power. Found: {', '.join(keys) or 'none'}"
         )
-    power = float(arrays[keys[0]])
+    power = _scalar(keys[0], arrays)
     beta = float(np.float32(beta))
     if beta == 0.0 or power == 0.0:
         if "global_step" in arrays:
-            return int(arrays["global_step"])
+            return int(_scalar("global_step", arrays))
         smallest = float(np.finfo(np.float32).smallest_subnormal)
         return 1 if beta == 0.0 else math.ceil(math.log(smallest) / math.log(beta))
     if 0.0 < power < 1.0:
@@ -197,3 +201,10 @@ def _updates(arrays: Mapping[str, np.ndarray], beta: float) -> int:
         f"{keys[0]} must be a power of beta={beta:g}, at least the first. Was the run "
         f"made with another beta? Found: {power!r}"
     )
+
+
+def _scalar(name: str, arrays: Mapping[str, np.ndarray]) -> float:
+    array = np.asarray(arrays[name])
+    if array.size == 1 and array.dtype.kind in "fiuV" and array.astype(float) >= 0.0:
+        return float(array.astype(float).item())
+    raise ValueError(f"Expected of {name}: a number >= 0. Found: {array!r}")

@@ -11,8 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
-from svag_tf.saved_state import description_of, first_difference, state_of
+from svag_tf.saved_state import (
+    description_of,
+    first_difference,
+    shape_and_dtype,
+    state_of,
+)
 
 tf: Any = None
 if keras.backend.backend() == "tensorflow":
@@ -148,7 +154,9 @@ def restore_trained(model: keras.Model, path: str | os.PathLike[str]) -> None:
     try:
         reader = tf.train.load_checkpoint(path)
         found = json.loads(reader.get_tensor(_DESCRIPTION))
-        values = {name: reader.get_tensor(name) for name in found["variables"]}
+        found = {key: found[key] for key in expected}
+        values = {n: np.asarray(reader.get_tensor(n)) for n in dict(found["variables"])}
+        kinds = {name: shape_and_dtype(value) for name, value in values.items()}
     except Exception as error:  # The reader raises many.
         raise ValueError(
             f"{path} is damaged, or not a checkpoint of an exported model: {error}"
@@ -158,6 +166,8 @@ def restore_trained(model: keras.Model, path: str | os.PathLike[str]) -> None:
             f"The checkpoint {path} is that of another model or optimizer. "
             f"{first_difference(found, expected)}"
         )
+    if kinds != expected["variables"]:
+        raise ValueError(f"The checkpoint {path} is damaged: it contradicts itself.")
     for name, variable in variables.items():
         variable.assign(values[name])
 

@@ -133,21 +133,25 @@ def check_class(found: dict[str, Any], expected: dict[str, Any]) -> None:
     _check("class", found.get("class"), expected["class"])
 
 
-def check_record(found: dict[str, Any], expected: dict[str, Any]) -> None:
+def check_record(found: dict[str, Any], expected: dict[str, Any], new: bool) -> None:
     """Raises an error if saved numbers are not those of such an optimizer.
 
     Args:
         found: Record of the numbers that are to be restored.
         expected: Record of the optimizer that they are for, which is built.
+        new: Whether that has made no updates: it is then like one that was saved before
+            it was built.
 
     Raises:
         ValueError: Saying in what the two differ.
     """
     check_class(found, expected)
     if "variables" not in found:
+        if new:
+            return
         raise ValueError(
-            f"{_REFUSED} It was saved before the optimizer was built. Save it after "
-            "optimizer.build(model.trainable_variables)."
+            f"{_REFUSED} It was saved before the optimizer was built, and this one has "
+            "made updates. Restore it into a new one."
         )
     for key in ("state", "gradient_accumulation_steps"):
         _check(key, found.get(key), expected[key])

@@ -136,6 +136,8 @@ def test_count_that_float32_products_made():
         ({"power": None}, "one beta_power. Found: none"),
         ({"power": 0.85}, r"power of beta=0.9.*another beta\? Found: 0.85"),
         ({"power": 1.5}, "power of beta=0.9"),
+        ({"power": [0.9, 0.9]}, "Expected of beta_power: a number >= 0"),
+        ({"power": 0.0, "global_step": -4}, "Expected of global_step: a number >= 0"),
         ({"slots": ("{}/a", "{}/b")}, "one pair of slots of dense/kernel"),
     ],
 )
@@ -148,6 +150,17 @@ def test_what_does_not_fit_is_refused(tmp_path, change, message):
     for a, b in zip(model.get_weights(), before):
         np.testing.assert_array_equal(a, b)
     assert int(model.optimizer.iterations) == 0
+
+
+def test_what_is_no_number_is_refused(tmp_path, monkeypatch):
+    path, model = write(tmp_path), model_of()
+    arrays = convert._read(path) | {"dense/bias/MSVAG": np.array([b"a", b"b"])}
+    monkeypatch.setattr(convert, "_read", lambda path: arrays)
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="of dense/bias/MSVAG: real numbers"):
+        convert.from_tf1_checkpoint(path, model)
+    for a, b in zip(model.get_weights(), before):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_damaged_file_or_another_model(tmp_path):

@@ -13,8 +13,9 @@ import keras
 import numpy as np
 
 from svag_tf.experiments.errors import ExperimentError
-from svag_tf.experiments.run_folder import RunFolder, random_states
+from svag_tf.experiments.run_folder import RunFolder
 from svag_tf.export import export_trainable, restore_trained, whole_folder
+from svag_tf.saved_state import random_states, state_of
 
 FORMATS = ("inference", "trainable", "tflite")
 EXAMPLES = 8  # In a batch of the proof.
@@ -157,9 +158,9 @@ def _prove(model: keras.Model, folder: Path, trains: bool) -> str:
             return f"{said}."
         for _ in range(STEPS):
             model.train_on_batch(x, y)
-        here = state_of(model)
+        here = values_of(model)
         restore_trained(model, checkpoint)
-        difference, size = _difference(state_of(model), here)
+        difference, size = _difference(values_of(model), here)
     said += (
         f"; after {STEPS} steps of training, all weights, slots and counters differ by "
         f"at most {difference:.3g}"
@@ -169,14 +170,9 @@ def _prove(model: keras.Model, folder: Path, trains: bool) -> str:
     return f"{said}."
 
 
-def state_of(model: keras.Model) -> list[np.ndarray]:
+def values_of(model: keras.Model) -> list[np.ndarray]:
     """The values of all that training goes on from."""
-    metrics = {id(v) for v in model.metrics_variables}
-    own = [v for v in model.variables if id(v) not in metrics]
-    return [
-        np.array(keras.ops.convert_to_numpy(v))
-        for v in (*own, *model.optimizer.variables)
-    ]
+    return [np.array(keras.ops.convert_to_numpy(v)) for v in state_of(model).values()]
 
 
 def _difference(found: Any, expected: Any) -> tuple[float, float]:

@@ -38,6 +38,7 @@ from svag_tf.experiments.files import (
     write_json,
     write_text,
 )
+from svag_tf.saved_state import random_states
 
 COLUMNS = (
     "epoch",
@@ -343,7 +344,8 @@ class RunFolder:
         return state
 
     def _check_sha256(self, path: Path, expected: str, source: Path) -> None:
-        if not path.is_file() or sha256(path) != expected:
+        inside = path.parent == self.checkpoints
+        if not inside or not path.is_file() or sha256(path) != expected:
             raise ExperimentError(
                 f"The checkpoint {path} is corrupt: its SHA-256 is not the one in "
                 f"{source}."
@@ -393,12 +395,6 @@ def _sealed(state: State) -> dict[str, Any]:
 
 def _digest(fields: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
-
-
-def random_states(model: keras.Model) -> list[keras.Variable]:
-    """The variables of the model's random generators, such as those of dropout."""
-    saved = {id(v) for v in (*model.weights, *model.metrics_variables)}
-    return [v for v in model.variables if id(v) not in saved]
 
 
 def fingerprint(model: keras.Model) -> str:

@@ -247,8 +247,10 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         self.jit_compile = jit_compile
         self.sparse_updates = sparse_updates
         self._own_rule = object()
-        self._record = checkpoints.Record(self._description) if checkpoints else None
-        self._guard = checkpoints.Guard() if checkpoints else None
+        self._record = self._guard = None
+        if checkpoints:
+            self._record = checkpoints.Record(self._description, self._is_new)
+            self._guard = checkpoints.Guard()
         # Keras would take the variables in a list or dict for the optimizer's own.
         self._waiting = types.SimpleNamespace(store=None, random_states=[])
         self._random = types.SimpleNamespace(states=[])
@@ -283,6 +285,7 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         variables = list(variables)
         if self._record is not None:
             self._record.check_before_build(record_of(self, variables))
+        self._variables_before_build = len(self.variables)
         super().build(variables)
         slots: dict[str, list] = {name: [] for name in self.slots}
         for variable in variables:
@@ -689,7 +692,7 @@ class MomentOptimizer(keras.optimizers.Optimizer):
                 "load_weights(..., skip_mismatch=True), or load them before the model "
                 "is compiled."
             )
-        found = json.loads(np.asarray(store[_RECORD]).tobytes())
+        found = self._record_in(store)
         if not self.built:
             check_class(found, self._description())
             if self.in_loss_scale_optimizer and "variables" in found:
@@ -700,28 +703,39 @@ class MomentOptimizer(keras.optimizers.Optimizer):
                 )
             self._waiting.store = {key: np.array(store[key]) for key in keys}
             return
-        check_record(found, self._description())
+        check_record(found, self._description(), self._is_new())
         arrays, random_states = (
             [np.asarray(store[key]) for key in _numbered(keys, prefix)]
             for prefix in ("", _RANDOM_STATE)
         )
-        shapes = [tuple(v.shape) for v in self.variables]
+        variables = self.variables
+        if "variables" not in found:  # Saved before it was built.
+            variables = variables[: self._variables_before_build]
+        shapes = [tuple(v.shape) for v in variables]
         if [a.shape for a in arrays] != shapes:
             raise ValueError(
                 f"What was saved has {len(arrays)} arrays; the optimizer {self.name} "
                 f"has {len(shapes)} variables. A learning rate is one of them if it is "
                 "a number, and none if it is a schedule."
             )
-        if _crc32([*arrays, *random_states]) != found["crc32"]:
+        if _crc32([*arrays, *random_states]) != found.get("crc32"):
             raise ValueError(
                 f"The saved state of the optimizer {self.name} is damaged: its "
                 "checksum is not the one that was saved with it."
             )
-        for variable, array in zip(self.variables, arrays):
+        for variable, array in zip(variables, arrays):
             variable.assign(array)
         self._waiting.random_states = random_states
         if self._random.states:
             self.keep_random_states(self._random.states)
+
+    def _record_in(self, store):
+        try:
+            return dict(json.loads(np.asarray(store[_RECORD]).tobytes()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"The saved state of the optimizer {self.name} is damaged: {error}"
+            ) from error
 
     def keep_random_states(self, variables):
         """Saves these variables with its own; see `svag_tf.keep_random_state`."""
@@ -736,6 +750,9 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             self._random_states = [v.value for v in variables]
         for variable, array in zip(variables, waiting):
             variable.assign(array)
+
+    def _is_new(self):
+        return int(ops.convert_to_numpy(self._iterations)) == 0
 
     def _description(self):
         return record_of(self, self._trainable_variables if self.built else None)

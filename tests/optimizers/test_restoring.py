@@ -139,10 +139,15 @@ def test_another_optimizer_refuses_our_checkpoint(saved, other, built):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_saved_before_it_was_built(way, tmp_path):
+    """As is one that has made no updates; another is refused."""
     saved = Saved(make(), tmp_path)
-    if "not built" not in way:
-        with pytest.raises(ValueError, match="before the optimizer was built"):
-            saved.restore(way, make(), variables())
+    optimizer = svag_tf.MSVAG(0.3)
+    saved.restore(way, optimizer, variables())
+    assert float(optimizer.learning_rate) == np.float32(0.1)
+    for value in numbers(optimizer)[2:]:
+        assert not value.any()
+    with pytest.raises(ValueError, match="and this one has made updates"):
+        saved.restore(way, make(variables(), steps=1), variables())
 
 
 def test_schedule_in_place_of_a_number(saved):
@@ -234,6 +239,12 @@ def test_loss_scale_optimizer_that_is_not_built(module, tmp_path):
     found, expected = numbers(other.optimizer), numbers(model.optimizer)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_untrained_model_in_a_file(tmp_path):
+    model_of(svag_tf.MSVAG()).save(tmp_path / "model.keras")
+    model = keras.models.load_model(tmp_path / "model.keras")
+    model.train_on_batch(np.ones((4, 3)), np.ones((4, 2)))
 
 
 def test_random_state_needs_one_of_our_optimizers():
