@@ -6,6 +6,7 @@ import math
 import numbers
 import types
 import zlib
+from contextlib import nullcontext
 from typing import Any
 
 import keras
@@ -307,7 +308,9 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             self._row_updates = [self._new_row_counts(v) for v in variables]
         if self._waiting.store is not None:
             store, self._waiting.store = self._waiting.store, None
-            self.load_own_variables(store)
+            # In the graph of a training step it would be loaded at every step.
+            with checkpoints.tf.init_scope() if checkpoints else nullcontext():
+                self.load_own_variables(store)
 
     @property
     def counts_rows(self):

@@ -201,6 +201,23 @@ def test_weights_alone_of_a_model_with_another_optimizer(tmp_path):
     other.train_on_batch(np.ones((4, 3)), np.ones((4, 2)))
 
 
+@pytest.mark.parametrize("steps", [0, 2])
+def test_built_by_its_first_step(steps, tmp_path):
+    """Which is in a graph, and must not load the state at every step."""
+    x, y = np.ones((4, 3), "float32"), np.ones((4, 2), "float32")
+    model, other = model_of(svag_tf.MSVAG()), model_of(svag_tf.MSVAG())
+    for _ in range(steps):
+        model.train_on_batch(x, y)
+    model.save_weights(tmp_path / "model.weights.h5")
+    other.load_weights(tmp_path / "model.weights.h5")
+    for _ in range(3):
+        model.train_on_batch(x, y)
+        other.train_on_batch(x, y)
+    found, expected = numbers(other.optimizer), numbers(model.optimizer)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_model_with_a_loss_scale_optimizer_around_another(tmp_path):
     def scaled(optimizer):
         return model_of(keras.optimizers.LossScaleOptimizer(optimizer))
