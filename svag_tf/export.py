@@ -58,9 +58,9 @@ def export_trainable(
     `step` is the optimizer's count of updates. k steps of `train` leave the same
     weights, bit for bit, as k steps in Python on the same machine. Loss and metrics are
     those of the batch alone. The batch dimension is as free as that of the model's
-    inputs. (With `BatchNormalization` outside of XLA, the last bits are the same only
-    if the batch size is a power of two, or fixed as well: `x=tf.TensorSpec((6, 4))`. A
-    fixed size lets TensorFlow replace a division by a multiplication.)
+    inputs. (Where XLA does not compile the whole model, the last bits are sure to be
+    the same only if the batch size is fixed as well: `x=tf.TensorSpec((6, 4))`. A fixed
+    size, as in Python's own step, lets TensorFlow rewrite more of the graph.)
 
     The state is all that training goes on from: weights, random states such as those
     of dropout, and the optimizer's variables (slots, step count, averages, accumulated
