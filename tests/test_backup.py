@@ -28,8 +28,8 @@ def model_of(units=4, optimizer=svag_tf.MSVAG):
     )
     schedule = keras.optimizers.schedules.CosineDecay(0.1, 10)
     if optimizer != "adam":
-        optimizer = optimizer(schedule)
-    model.compile(optimizer, "mse", jit_compile=False)
+        optimizer = optimizer(schedule, jit_compile=False)
+    model.compile(optimizer, "mse", run_eagerly=True)
     return model
 
 

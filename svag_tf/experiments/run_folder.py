@@ -324,17 +324,9 @@ class RunFolder:
                     f"{path} is corrupt: its SHA-256 is not the one in it."
                 )
             state = State(**fields)
-            epochs = [row["epoch"] for row in state.rows]
-            complete = all(
-                row.keys() == {*COLUMNS, *TIMES}
-                and all(isinstance(value, int | float) for value in row.values())
-                for row in state.rows
-            )
             checkpoint = self.checkpoints / state.checkpoint
         except (TypeError, KeyError, AttributeError) as error:
             raise ExperimentError(f"{path} is corrupt: {error!r}.") from error
-        if not complete or not epochs or epochs != list(range(len(epochs))):
-            raise ExperimentError(f"{path} is corrupt: its rows have gaps.")
         if checkpoint.parent != self.checkpoints or not checkpoint.is_file():
             raise ExperimentError(f"The checkpoint {checkpoint} is missing.")
         self._check_sha256(checkpoint, state.checkpoint_sha256, path)
