@@ -452,6 +452,19 @@ def test_a_bar_is_as_long_as_the_table_says():
     assert plots._bar(case, row, "") == 6.0
 
 
+def test_bars_of_one_step_each(tmp_path):
+    """No quartile is on the wrong side of the median, however the ratio rounds."""
+    times = np.random.default_rng(0).uniform(1e-5, 1.0, 20).tolist()
+    rows = {
+        f"row{i}": {"title": str(i), "group": "ours", "to_limit": t / 0.3}
+        | dict.fromkeys(("median", "low", "high"), t)
+        for i, t in enumerate(times)
+    }
+    rows["limit"] = {"title": "limit", "group": "limit", "median": 0.3}
+    plots.save_bars([{"title": "case", "rows": rows}], tmp_path / "bars.png")
+    assert imread(tmp_path / "bars.png").shape[0] > 300
+
+
 def test_the_fixed_cost_and_the_slope():
     n = np.array([1e4, 1e5, 1e6, 1e7])
     a, b = fixed_and_slope(n, 2e-4 + 3e-9 * n)

@@ -89,10 +89,10 @@ def _draw_bars(axes: Axes, case: dict[str, Any]) -> None:
             reference, label = name, text
             axes.axvline(1.0, color="black", linewidth=1.2, linestyle="--", zorder=3)
             break
-    medians = np.array([_bar(case, row, reference) for row in rows])
-    scales = medians / [row["median"] for row in rows]
-    lows = scales * [row["low"] for row in rows]
-    highs = scales * [row["high"] for row in rows]
+    scales = np.array([_bar(case, row, reference) / row["median"] for row in rows])
+    medians, lows, highs = (
+        scales * [row[name] for row in rows] for name in ("median", "low", "high")
+    )
     places = [float(i) for i in range(len(rows))]
     axes.barh(
         places,
