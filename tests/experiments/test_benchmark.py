@@ -456,11 +456,11 @@ def test_bars_of_one_step_each(tmp_path):
     """No quartile is on the wrong side of the median, however the ratio rounds."""
     times = np.random.default_rng(0).uniform(1e-5, 1.0, 20).tolist()
     rows = {
-        f"row{i}": {"title": str(i), "group": "ours", "to_limit": t / 0.3}
+        f"row{i}": {"title": str(i), "group": "ours", "to_limit": t / 0.7}
         | dict.fromkeys(("median", "low", "high"), t)
         for i, t in enumerate(times)
     }
-    rows["limit"] = {"title": "limit", "group": "limit", "median": 0.3}
+    rows["limit"] = {"title": "limit", "group": "limit", "median": 0.7}
     plots.save_bars([{"title": "case", "rows": rows}], tmp_path / "bars.png")
     assert imread(tmp_path / "bars.png").shape[0] > 300
 
