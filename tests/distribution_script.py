@@ -16,8 +16,8 @@ from keras import ops
 
 import svag_tf
 from svag_tf import distribution
-from svag_tf.experiments.distributed import mirrored_strategy
-from svag_tf.experiments.training import train
+from svag_tf.experiments.distributed import Distribution, Mirrored, mirrored_strategy
+from svag_tf.experiments.training import Batches, train
 
 REPLICAS = 3
 ROWS = 12  # Of a batch: 4 a replica.
@@ -359,6 +359,29 @@ def check_refusals(strategy):
         lambda: distribution.LossScaleOptimizer(svag_tf.MSVAG(variance="replicas")),
         "cannot be used with loss scaling",
     )
+
+
+def check_batch_normalization_without_the_padding(strategy):
+    """10 rows on 3 replicas, 4, 4 and 2 and 2 more; then 1, 1 and none."""
+    for rows in (10, 2):
+        x = np.random.default_rng(3).normal(2.0, 3.0, (rows, 4)).astype("float32")
+        weights = []
+        for used in (Distribution(), Mirrored(strategy)):
+            with used.scope():
+                keras.utils.set_random_seed(0)
+                layers = [
+                    keras.layers.BatchNormalization(momentum=0.5),
+                    keras.layers.Dense(2),
+                ]
+                model = keras.Sequential([keras.Input((4,)), *layers])
+                used.prepare(model, rows)
+                model.compile(svag_tf.MSVAG(0.1), "mse", **used.metrics([]))
+                model.optimizer.build(model.trainable_variables)
+            used.fit(model, Batches(x, x[:, :2], rows), 3, 0, [])
+            weights.append(model.get_weights())
+        assert distribution.check_replicas(model) == REPLICAS
+        for a, b in zip(*weights):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6, err_msg=rows)
 
 
 def check_train_mirrored(strategy):

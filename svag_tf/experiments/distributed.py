@@ -15,7 +15,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -45,7 +45,7 @@ class Distribution:
         """Where model and optimizer are made."""
         return contextlib.nullcontext()
 
-    def prepare(self, model: keras.Model) -> None:
+    def prepare(self, model: keras.Model, batch_size: int) -> None:
         """Makes layers that look at other examples look at the whole batch."""
 
     def optimizer(self, optimizer: Any, dtype_policy: str) -> Any:
@@ -176,10 +176,17 @@ class Mirrored(Distribution):
     def scope(self) -> contextlib.AbstractContextManager:
         return self.strategy.scope()
 
-    def prepare(self, model: keras.Model) -> None:
+    def prepare(self, model: keras.Model, batch_size: int) -> None:
+        import tensorflow as tf
+
+        def real(rows: Any) -> Any:
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            return tf.clip_by_value(batch_size - replica * rows, 0, rows)
+
         for layer in model.layers:
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.synchronized = True
+                _normalize_real_rows(layer, real)
             elif type(layer) is keras.layers.Dropout:
                 _drop_as_one_batch(layer)
 
@@ -269,6 +276,12 @@ class JaxProcesses(Distribution):
         import jax
 
         self.chief = jax.process_index() == 0
+
+    def prepare(self, model: keras.Model, batch_size: int) -> None:
+        for layer in model.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                # Of the whole batch, whose last rows are the padding.
+                _normalize_real_rows(layer, lambda rows: batch_size)
 
     def metrics(self, names: list[str]) -> dict[str, list[str]]:
         return {"weighted_metrics": names}
@@ -428,6 +441,23 @@ def _jax(count: int | None) -> Iterator[None]:
         raise ExperimentError(_gone(error)) from error
     finally:
         keras.distribution.set_distribution(before)
+
+
+def _normalize_real_rows(
+    layer: keras.layers.BatchNormalization, real: Callable[[Any], Any]
+) -> None:
+    """Lets a layer take its statistics from a training batch without its padding.
+
+    Args:
+        layer: to be changed.
+        real: how many of the first rows are examples, given the number of all.
+    """
+    moments = layer._moments  # Keras has no public name for it.
+
+    def of_real_rows(inputs: Any, mask: Any) -> Any:
+        return moments(inputs[: real(keras.ops.shape(inputs)[0])], mask)
+
+    layer._moments = of_real_rows
 
 
 def _drop_as_one_batch(layer: keras.layers.Dropout) -> None:

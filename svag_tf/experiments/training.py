@@ -396,7 +396,7 @@ def _build_model(
     try:
         with distribution.scope():
             model = problem.build()
-            distribution.prepare(model)
+            distribution.prepare(model, config["batch_size"])
             optimizer = build_optimizer(
                 config["optimizer"],
                 config["schedule"],
