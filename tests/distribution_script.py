@@ -15,7 +15,7 @@ import tensorflow as tf
 from keras import ops
 
 import svag_tf
-from svag_tf import distribution
+from svag_tf import callbacks, distribution
 from svag_tf.experiments.distributed import Distribution, Mirrored, mirrored_strategy
 from svag_tf.experiments.training import Batches, train
 
@@ -398,17 +398,23 @@ def check_train_mirrored(strategy):
                 "distribution": name,
                 "replicas": replicas,
                 "optimizer.learning_rate": 0.01,
+                "noise.preset": "business",
+                "noise.every": 1,
             }
         )
         folder = Path(sys.argv[1]) / name
         rows = train(config, folder, report=lambda row: None)
         model = keras.models.load_model(folder / "model.keras", compile=False)
-        results[name] = rows, model.get_weights()
+        noise = callbacks.read_table(folder / "noise.csv", callbacks.COLUMNS)
+        results[name] = rows, model.get_weights(), noise
     for a, b in zip(results["none"][1], results["mirrored"][1]):
         np.testing.assert_allclose(a, b, atol=1e-6)
     for a, b in zip(results["none"][0], results["mirrored"][0]):
         for key in ("train_loss", "test_loss", "test_accuracy", "step"):
             np.testing.assert_allclose(a[key], b[key], rtol=1e-5, err_msg=key)
+    for a, b in zip(results["none"][2], results["mirrored"][2], strict=True):
+        for key in ("step", "layer", "noise_scale"):
+            np.testing.assert_allclose(a[key], b[key], rtol=1e-3, err_msg=key)
 
 
 def main():
