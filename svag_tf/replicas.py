@@ -10,6 +10,7 @@ another one, so that the update may stand in a `tf.cond`.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -36,6 +37,57 @@ def check_strategy() -> None:
             "3 does not support others and would lose updates. Received: "
             f"{type(strategy).__name__}"
         )
+
+
+@functools.cache
+def mend_fit() -> None:
+    """Lets Keras' `fit` and `evaluate` run under `MultiWorkerMirroredStrategy`.
+
+    There Keras 3 fails for every optimizer: it builds the model from the sum of the
+    replicas' first batches, which that strategy cannot add up, and averages metrics,
+    which are scalars, along an axis. Both are changed under that strategy only.
+    """
+    steps = getattr(keras.Model, "_make_function", None)
+    build = getattr(keras.Model, "_maybe_symbolic_build", None)
+    if steps is None or build is None:
+        return
+
+    def make_function(model: keras.Model, step: Any) -> Any:
+        if not _many_workers(model.distribute_strategy):
+            return steps(model, step)
+        if model.steps_per_execution > 1:
+            raise ValueError(
+                "Argument `steps_per_execution` of `compile` must be 1 under "
+                "MultiWorkerMirroredStrategy, which cannot exchange gradients in a "
+                f"loop. Received: steps_per_execution={model.steps_per_execution}"
+            )
+
+        def step_with_an_axis(data: Any) -> Any:
+            return keras.tree.map_structure(lambda v: tf.expand_dims(v, 0), step(data))
+
+        return steps(model, step_with_an_axis)
+
+    def symbolic_build(
+        model: keras.Model, iterator: Any = None, data_batch: Any = None
+    ) -> None:
+        strategy = model.distribute_strategy
+        if iterator is not None and _many_workers(strategy):
+            batches = next(batches for _, _, batches in iterator)
+            data_batch = tf.nest.map_structure(
+                lambda v: strategy.experimental_local_results(v)[0], next(batches)
+            )
+            iterator = None
+        build(model, iterator=iterator, data_batch=data_batch)
+
+    keras.Model._make_function = make_function
+    keras.Model._maybe_symbolic_build = symbolic_build
+
+
+def _many_workers(strategy: Any) -> bool:
+    return (
+        isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        and strategy.extended._in_multi_worker_mode()
+    )
 
 
 def context() -> Any:
