@@ -9,11 +9,15 @@ seed, and each takes the rows of its own replicas.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import json
 import math
 import os
+import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -304,7 +308,7 @@ def started(config: dict[str, Any]) -> Iterator[Distribution]:
     if name == "none":
         yield Distribution()
     elif name == "jax":
-        with _jax(config["replicas"]):
+        with _last_words(), _jax(config["replicas"]):
             yield JaxProcesses()
     else:
         import tensorflow as tf
@@ -435,12 +439,45 @@ def _jax(count: int | None) -> Iterator[None]:
     keras.distribution.set_distribution(everything)
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        # JAX raises a ValueError too; both begin with a code, "UNKNOWN: ...".
+        if jax.process_count() == 1 or not re.match("[A-Z_]+: ", str(error)):
             raise
+        atexit.register(_leave)
         raise ExperimentError(_gone(error)) from error
     finally:
         keras.distribution.set_distribution(before)
+
+
+def _leave() -> None:
+    """Ends the process. JAX would wait for the lost worker, then call `abort`."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _last_words() -> Iterator[None]:
+    """Says what to do where this process ends without another word.
+
+    JAX calls `abort` where its coordinator, the first process, is gone. So a process of
+    its own waits for a sign of life, and speaks if there comes an end instead.
+    """
+    if "KERAS_DISTRIBUTION_JOB_ADDRESSES" not in os.environ:
+        yield
+        return
+    message = (
+        "Error: This worker was ended from outside, or by JAX because another worker "
+        f"stopped or cannot be reached. {GO_ON}"
+    )
+    code = "import sys; sys.stdin.read(1) or sys.exit(sys.argv[1])"
+    watcher = subprocess.Popen(
+        [sys.executable, "-S", "-c", code, message], stdin=subprocess.PIPE
+    )
+    try:
+        yield
+    finally:
+        watcher.communicate(b".")
 
 
 def _normalize_real_rows(

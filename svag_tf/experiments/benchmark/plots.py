@@ -226,7 +226,9 @@ def save_replicas(results: dict[str, Any], path: Path) -> None:
             Patch(color=EXCHANGES["mean"], label="mean gradient"),
             Patch(color=EXCHANGES["majority_vote"], label="majority vote"),
             Line2D([], [], color=grey, marker="o", label="devices of one process"),
-            Line2D([], [], color=grey, marker="s", ls="", mfc="white", label="processes"),
+            Line2D(
+                [], [], color=grey, marker="s", ls="", mfc="white", label="processes"
+            ),
             Line2D([], [], color=grey, ls=":", label="1/n: the cores are shared"),
         ],
         loc="outside upper center",
