@@ -43,9 +43,10 @@ def check_strategy() -> None:
 def mend_fit() -> None:
     """Lets Keras' `fit` and `evaluate` run under `MultiWorkerMirroredStrategy`.
 
-    There Keras 3 fails for every optimizer: it builds the model from the sum of the
-    replicas' first batches, which that strategy cannot add up, and averages metrics,
-    which are scalars, along an axis. Both are changed under that strategy only.
+    There Keras 3 fails for every optimizer: it builds the model from the mean of the
+    replicas' first batches, which that strategy cannot take, and averages metrics,
+    which are scalars, along an axis. Both are changed under that strategy; the first
+    under `MirroredStrategy` too, where it fails for parts that do not come out even.
     """
     steps = getattr(keras.Model, "_make_function", None)
     build = getattr(keras.Model, "_maybe_symbolic_build", None)
@@ -71,16 +72,29 @@ def mend_fit() -> None:
         model: keras.Model, iterator: Any = None, data_batch: Any = None
     ) -> None:
         strategy = model.distribute_strategy
-        if iterator is not None and _many_workers(strategy):
-            batches = next(batches for _, _, batches in iterator)
-            data_batch = tf.nest.map_structure(
-                lambda v: strategy.experimental_local_results(v)[0], next(batches)
-            )
-            iterator = None
+        parts = strategy.experimental_local_results
+        if iterator is not None and isinstance(strategy, _REPLICATED):
+            for _, _, batches in iterator:
+                batch, iterator = next(batches), None
+                _check_even([parts(v) for v in tf.nest.flatten(batch)])
+                data_batch = tf.nest.map_structure(lambda v: parts(v)[0], batch)
+                break
         build(model, iterator=iterator, data_batch=data_batch)
 
     keras.Model._make_function = make_function
     keras.Model._maybe_symbolic_build = symbolic_build
+
+
+def _check_even(arrays: list) -> None:
+    """Raises an error if a batch does not come out even on the replicas here."""
+    for parts in arrays:
+        rows = [p.shape[0] for p in parts if getattr(p, "shape", ())]
+        if len(set(rows)) > 1:
+            raise ValueError(
+                "The batch size must be a multiple of the number of replicas, as each "
+                "takes an equal part. Received: a batch whose parts have "
+                f"{', '.join(map(str, rows))} examples"
+            )
 
 
 def _many_workers(strategy: Any) -> bool:

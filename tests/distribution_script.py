@@ -343,6 +343,13 @@ def check_refusals(strategy):
         with tf.distribute.experimental.CentralStorageStrategy().scope():
             svag_tf.MSVAG(0.1).build([keras.Variable([1.0])])
 
+    def uneven_fit():
+        with strategy.scope():
+            model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+            model.compile(svag_tf.MSVAG(), "mse")
+        model.fit(np.ones((8, 1)), np.ones((8, 1)), batch_size=8, verbose=0)
+
+    refused(uneven_fit, "parts have 3, 3, 2 examples")
     refused(outside, "in `with strategy.scope():`")
     refused(keras_loss_scaling, "svag_tf.distribution.LossScaleOptimizer")
     refused(central_storage, "Received: CentralStorageStrategy")
