@@ -472,7 +472,9 @@ def _last_words() -> Iterator[None]:
     )
     code = "import sys; sys.stdin.read(1) or sys.exit(sys.argv[1])"
     watcher = subprocess.Popen(
-        [sys.executable, "-S", "-c", code, message], stdin=subprocess.PIPE
+        [sys.executable, "-S", "-c", code, message],
+        stdin=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is not for it.
     )
     try:
         yield
