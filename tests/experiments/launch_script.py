@@ -168,6 +168,10 @@ def fitted():
 
 
 def main(folder):
+    # The workers are to compile fast: what they run is small.
+    os.environ["XLA_FLAGS"] = (
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    )
     check_killed_workers_go_on(folder)
     if not JAX:
         finish(folder, fit, folder)
