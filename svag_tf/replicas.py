@@ -10,6 +10,7 @@ another one, so that the update may stand in a `tf.cond`.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -36,6 +37,71 @@ def check_strategy() -> None:
             "3 does not support others and would lose updates. Received: "
             f"{type(strategy).__name__}"
         )
+
+
+@functools.cache
+def mend_fit() -> None:
+    """Lets Keras' `fit` and `evaluate` run under `MultiWorkerMirroredStrategy`.
+
+    There Keras 3 fails for every optimizer: it builds the model from the mean of the
+    replicas' first batches, which that strategy cannot take, and averages metrics,
+    which are scalars, along an axis. Both are changed under that strategy; the first
+    under `MirroredStrategy` too, where it fails for parts that do not come out even.
+    """
+    steps = getattr(keras.Model, "_make_function", None)
+    build = getattr(keras.Model, "_maybe_symbolic_build", None)
+    if steps is None or build is None:
+        return
+
+    def make_function(model: keras.Model, step: Any) -> Any:
+        if not _many_workers(model.distribute_strategy):
+            return steps(model, step)
+        if model.steps_per_execution > 1:
+            raise ValueError(
+                "Argument `steps_per_execution` of `compile` must be 1 under "
+                "MultiWorkerMirroredStrategy, which cannot exchange gradients in a "
+                f"loop. Received: steps_per_execution={model.steps_per_execution}"
+            )
+
+        def step_with_an_axis(data: Any) -> Any:
+            return keras.tree.map_structure(lambda v: tf.expand_dims(v, 0), step(data))
+
+        return steps(model, step_with_an_axis)
+
+    def symbolic_build(
+        model: keras.Model, iterator: Any = None, data_batch: Any = None
+    ) -> None:
+        strategy = model.distribute_strategy
+        parts = strategy.experimental_local_results
+        if iterator is not None and isinstance(strategy, _REPLICATED):
+            for _, _, batches in iterator:
+                batch, iterator = next(batches), None
+                _check_even([parts(v) for v in tf.nest.flatten(batch)])
+                data_batch = tf.nest.map_structure(lambda v: parts(v)[0], batch)
+                break
+        build(model, iterator=iterator, data_batch=data_batch)
+
+    keras.Model._make_function = make_function
+    keras.Model._maybe_symbolic_build = symbolic_build
+
+
+def _check_even(arrays: list) -> None:
+    """Raises an error if a batch does not come out even on the replicas here."""
+    for parts in arrays:
+        rows = [p.shape[0] for p in parts if getattr(p, "shape", ())]
+        if len(set(rows)) > 1:
+            raise ValueError(
+                "The batch size must be a multiple of the number of replicas, as each "
+                "takes an equal part. Received: a batch whose parts have "
+                f"{', '.join(map(str, rows))} examples"
+            )
+
+
+def _many_workers(strategy: Any) -> bool:
+    return (
+        isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        and strategy.extended._in_multi_worker_mode()
+    )
 
 
 def context() -> Any:

@@ -11,6 +11,11 @@ import numpy as np
 import table
 from oracle import Oracle
 
+import svag_tf
+from svag_tf.distribution import check_replicas
+from svag_tf.experiments.distributed import started
+from svag_tf.experiments.training import Batches
+
 STEPS = 25
 
 
@@ -20,6 +25,24 @@ def check_table(dtype):
         for beta in table.BETAS:
             (record,) = table.run(variant, beta, "eager", [(dtype, False)], STEPS)
             table.compare(record, variant, beta, dtype)
+
+
+def check_batch_normalization_without_the_padding():
+    """10 rows on 3 devices, padded to 12, against one device."""
+    x = np.random.default_rng(3).normal(2.0, 3.0, (10, 4)).astype("float32")
+    weights = []
+    for name in ("jax", "none"):  # In this order: the first one sets the devices.
+        with started({"distribution": name, "replicas": 3}) as used:
+            keras.utils.set_random_seed(0)
+            layers = [keras.layers.BatchNormalization(), keras.layers.Dense(2)]
+            model = keras.Sequential([keras.Input((4,)), *layers])
+            used.prepare(model, 10)
+            model.compile(svag_tf.MSVAG(0.1), "mse", **used.metrics([]))
+            used.fit(model, Batches(x, x[:, :2], 10), 3, 0, [])
+            weights.append(model.get_weights())
+            assert check_replicas(model) == (3 if name == "jax" else 1)
+    for a, b in zip(*weights):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
 
 def check_jit():
@@ -99,6 +122,8 @@ def check_fit_and_resume(folder):
 
 def checks(folder):
     """The checks that this backend must pass, each with its arguments."""
+    if keras.backend.backend() == "jax":
+        yield check_batch_normalization_without_the_padding, ()
     for dtype in ("float16", "bfloat16", "float32"):
         yield check_table, dtype
     yield check_not_finite, ()

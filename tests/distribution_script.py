@@ -15,9 +15,9 @@ import tensorflow as tf
 from keras import ops
 
 import svag_tf
-from svag_tf import distribution
-from svag_tf.experiments.distributed import mirrored_strategy
-from svag_tf.experiments.training import train
+from svag_tf import callbacks, distribution
+from svag_tf.experiments.distributed import Distribution, Mirrored, mirrored_strategy
+from svag_tf.experiments.training import Batches, train
 
 REPLICAS = 3
 ROWS = 12  # Of a batch: 4 a replica.
@@ -343,6 +343,13 @@ def check_refusals(strategy):
         with tf.distribute.experimental.CentralStorageStrategy().scope():
             svag_tf.MSVAG(0.1).build([keras.Variable([1.0])])
 
+    def uneven_fit():
+        with strategy.scope():
+            model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+            model.compile(svag_tf.MSVAG(), "mse")
+        model.fit(np.ones((8, 1)), np.ones((8, 1)), batch_size=8, verbose=0)
+
+    refused(uneven_fit, "parts have 3, 3, 2 examples")
     refused(outside, "in `with strategy.scope():`")
     refused(keras_loss_scaling, "svag_tf.distribution.LossScaleOptimizer")
     refused(central_storage, "Received: CentralStorageStrategy")
@@ -361,6 +368,29 @@ def check_refusals(strategy):
     )
 
 
+def check_batch_normalization_without_the_padding(strategy):
+    """10 rows on 3 replicas, 4, 4 and 2 and 2 more; then 1, 1 and none."""
+    for rows in (10, 2):
+        x = np.random.default_rng(3).normal(2.0, 3.0, (rows, 4)).astype("float32")
+        weights = []
+        for used in (Distribution(), Mirrored(strategy)):
+            with used.scope():
+                keras.utils.set_random_seed(0)
+                layers = [
+                    keras.layers.BatchNormalization(momentum=0.5),
+                    keras.layers.Dense(2),
+                ]
+                model = keras.Sequential([keras.Input((4,)), *layers])
+                used.prepare(model, rows)
+                model.compile(svag_tf.MSVAG(0.1), "mse", **used.metrics([]))
+                model.optimizer.build(model.trainable_variables)
+            used.fit(model, Batches(x, x[:, :2], rows), 3, 0, [])
+            weights.append(model.get_weights())
+        assert distribution.check_replicas(model) == REPLICAS
+        for a, b in zip(*weights):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6, err_msg=rows)
+
+
 def check_train_mirrored(strategy):
     """The digits, with dropout; 20 rows on 3 replicas and a last test batch of 1."""
     results = {}
@@ -375,17 +405,24 @@ def check_train_mirrored(strategy):
                 "distribution": name,
                 "replicas": replicas,
                 "optimizer.learning_rate": 0.01,
+                "noise.preset": "business",
+                "noise.every": 1,
             }
         )
         folder = Path(sys.argv[1]) / name
         rows = train(config, folder, report=lambda row: None)
         model = keras.models.load_model(folder / "model.keras", compile=False)
-        results[name] = rows, model.get_weights()
+        noise = callbacks.read_table(folder / "noise.csv", callbacks.COLUMNS)
+        results[name] = rows, model.get_weights(), noise
     for a, b in zip(results["none"][1], results["mirrored"][1]):
         np.testing.assert_allclose(a, b, atol=1e-6)
     for a, b in zip(results["none"][0], results["mirrored"][0]):
         for key in ("train_loss", "test_loss", "test_accuracy", "step"):
             np.testing.assert_allclose(a[key], b[key], rtol=1e-5, err_msg=key)
+    for a, b in zip(results["none"][2], results["mirrored"][2], strict=True):
+        assert a["step"] == b["step"]
+        for key in ("gamma", "noise_scale"):
+            np.testing.assert_allclose(float(a[key]), float(b[key]), rtol=1e-3)
 
 
 def main():

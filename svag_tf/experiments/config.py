@@ -219,6 +219,12 @@ def _check_together(flat: Mapping[str, Any]) -> None:
         "beta > 0: the others do not hold what is measured",
         flat, "noise.preset", "optimizer.name", "optimizer.beta",
     )  # fmt: skip
+    _require(
+        flat["noise.preset"] is None or flat["optimizer.variance"] != "replicas",
+        "noise.preset must be None with optimizer.variance='replicas', which keeps no "
+        "average of the squared gradient",
+        flat, "noise.preset", "optimizer.variance",
+    )  # fmt: skip
     for name in ("optimizer.ema_momentum", "optimizer.ema_overwrite_frequency"):
         _require(
             flat["optimizer.use_ema"] or flat[name] is None,
@@ -248,12 +254,6 @@ def _check_distribution(flat: Mapping[str, Any]) -> None:
         "distribution must be 'none' for this problem, whose model keeps a state for "
         "each stream of its text",
         flat, "problem", "distribution",
-    )  # fmt: skip
-    _require(
-        flat["noise.preset"] is None,
-        "noise.preset must be None with this distribution: the noise is measured on "
-        "one device",
-        flat, "noise.preset", "distribution",
     )  # fmt: skip
     _require(
         name == "jax" or flat["jit_compile"] != "true",

@@ -9,13 +9,17 @@ seed, and each takes the rows of its own replicas.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import json
 import math
 import os
+import re
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -45,7 +49,7 @@ class Distribution:
         """Where model and optimizer are made."""
         return contextlib.nullcontext()
 
-    def prepare(self, model: keras.Model) -> None:
+    def prepare(self, model: keras.Model, batch_size: int) -> None:
         """Makes layers that look at other examples look at the whole batch."""
 
     def optimizer(self, optimizer: Any, dtype_policy: str) -> Any:
@@ -176,10 +180,17 @@ class Mirrored(Distribution):
     def scope(self) -> contextlib.AbstractContextManager:
         return self.strategy.scope()
 
-    def prepare(self, model: keras.Model) -> None:
+    def prepare(self, model: keras.Model, batch_size: int) -> None:
+        import tensorflow as tf
+
+        def real(rows: Any) -> Any:
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            return tf.clip_by_value(batch_size - replica * rows, 0, rows)
+
         for layer in model.layers:
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.synchronized = True
+                _normalize_real_rows(layer, real)
             elif type(layer) is keras.layers.Dropout:
                 _drop_as_one_batch(layer)
 
@@ -270,6 +281,12 @@ class JaxProcesses(Distribution):
 
         self.chief = jax.process_index() == 0
 
+    def prepare(self, model: keras.Model, batch_size: int) -> None:
+        for layer in model.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                # Of the whole batch, whose last rows are the padding.
+                _normalize_real_rows(layer, lambda rows: batch_size)
+
     def metrics(self, names: list[str]) -> dict[str, list[str]]:
         return {"weighted_metrics": names}
 
@@ -291,7 +308,7 @@ def started(config: dict[str, Any]) -> Iterator[Distribution]:
     if name == "none":
         yield Distribution()
     elif name == "jax":
-        with _jax(config["replicas"]):
+        with _last_words(), _jax(config["replicas"]):
             yield JaxProcesses()
     else:
         import tensorflow as tf
@@ -422,12 +439,64 @@ def _jax(count: int | None) -> Iterator[None]:
     keras.distribution.set_distribution(everything)
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        # JAX raises a ValueError too; both begin with a code, "UNKNOWN: ...".
+        if jax.process_count() == 1 or not re.match("[A-Z_]+: ", str(error)):
             raise
+        atexit.register(_leave)
         raise ExperimentError(_gone(error)) from error
     finally:
         keras.distribution.set_distribution(before)
+
+
+def _leave() -> None:
+    """Ends the process. JAX would wait for the lost worker, then call `abort`."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _last_words() -> Iterator[None]:
+    """Says what to do where this process ends without another word.
+
+    JAX calls `abort` where its coordinator, the first process, is gone. So a process of
+    its own waits for a sign of life, and speaks if there comes an end instead.
+    """
+    if "KERAS_DISTRIBUTION_JOB_ADDRESSES" not in os.environ:
+        yield
+        return
+    message = (
+        "Error: This worker was ended from outside, or by JAX because another worker "
+        f"stopped or cannot be reached. {GO_ON}"
+    )
+    code = "import sys; sys.stdin.read(1) or sys.exit(sys.argv[1])"
+    watcher = subprocess.Popen(
+        [sys.executable, "-S", "-c", code, message],
+        stdin=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is not for it.
+    )
+    try:
+        yield
+    finally:
+        watcher.communicate(b".")
+
+
+def _normalize_real_rows(
+    layer: keras.layers.BatchNormalization, real: Callable[[Any], Any]
+) -> None:
+    """Lets a layer take its statistics from a training batch without its padding.
+
+    Args:
+        layer: to be changed.
+        real: how many of the first rows are examples, given the number of all.
+    """
+    moments = layer._moments  # Keras has no public name for it.
+
+    def of_real_rows(inputs: Any, mask: Any) -> Any:
+        return moments(inputs[: real(keras.ops.shape(inputs)[0])], mask)
+
+    layer._moments = of_real_rows
 
 
 def _drop_as_one_batch(layer: keras.layers.Dropout) -> None:

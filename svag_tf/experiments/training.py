@@ -185,7 +185,10 @@ def _train_on(
 def _noise(config: dict[str, Any], folder: RunFolder) -> list[GradientNoise]:
     """The callback that measures the gradients' noise, if the config wants it."""
     preset, every = config["noise"]["preset"], config["noise"]["every"]
-    return [] if preset is None else [GradientNoise(every, preset, folder.path)]
+    if preset is None:
+        return []
+    # Not counted by Keras, which counts what fills up the parts of a batch too.
+    return [GradientNoise(every, preset, folder.path, config["batch_size"])]
 
 
 def _no_report(row: Row) -> None:
@@ -396,7 +399,7 @@ def _build_model(
     try:
         with distribution.scope():
             model = problem.build()
-            distribution.prepare(model)
+            distribution.prepare(model, config["batch_size"])
             optimizer = build_optimizer(
                 config["optimizer"],
                 config["schedule"],

@@ -242,6 +242,8 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         state_dtype = _check_state_dtype(state_dtype)
         check_choice("jit_compile", jit_compile, ("auto", True, False))
         check_choice("sparse_updates", sparse_updates, ("exact", "lazy"))
+        if replicas:
+            replicas.mend_fit()
         super().__init__(learning_rate=learning_rate, **kwargs)
         self.beta = beta
         self.state_dtype = state_dtype

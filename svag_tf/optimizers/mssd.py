@@ -28,6 +28,7 @@ class MSSD(SignDescentOptimizer):
             `0.001`: every weight moves by up to the learning rate in each step, as
             with Adam.
         beta: Float in [0, 1), the decay of the average m~. Defaults to `0.9`.
+        {{keras_arguments}}
         aggregation: `"mean"` or `"majority_vote"`: what several replicas of
             tf.distribute do with their gradients. `"mean"`: one step along the sign of
             the averaged mean gradient. `"majority_vote"` (signSGD): each replica sends
@@ -38,7 +39,6 @@ class MSSD(SignDescentOptimizer):
             replica's, see `svag_tf.distribution.local_state`. Clipping is of each
             replica's own gradient. A value that is not finite, on any replica, makes
             the variable NaN. With one replica both are the same. Defaults to `"mean"`.
-        {{keras_arguments}}
 
     Raises:
         ValueError: An argument is out of range.
@@ -73,7 +73,6 @@ class MSSD(SignDescentOptimizer):
         self,
         learning_rate=0.001,
         beta=0.9,
-        aggregation="mean",
         state_dtype=None,
         jit_compile="auto",
         sparse_updates="exact",
@@ -87,6 +86,7 @@ class MSSD(SignDescentOptimizer):
         loss_scale_factor=None,
         gradient_accumulation_steps=None,
         name=None,
+        aggregation="mean",
     ):
         super().__init__(
             aggregation=aggregation,

@@ -38,6 +38,7 @@ class MSVAG(MomentOptimizer):
         beta: Float in [0, 1), the decay of both averages. One beta serves both; that
             is what makes s unbiased. With 0 there is no averaging: gamma = 1.
             Defaults to `0.9`.
+        {{keras_arguments}}
         variance: `"time"` or `"replicas"`: what the noise is estimated from, on several
             replicas of tf.distribute. `"time"`: s, from the past of the mean gradient,
             as on one device. `"replicas"`: the variance of that mean as its parts show
@@ -48,7 +49,6 @@ class MSVAG(MomentOptimizer):
             `c_tilde`, in the place of `v_tilde`. Needs at least two replicas and
             excludes clipping, accumulation, loss scaling and lazy updates. Defaults to
             `"time"`.
-        {{keras_arguments}}
 
     Raises:
         ValueError: An argument is out of range.
@@ -81,7 +81,6 @@ class MSVAG(MomentOptimizer):
         self,
         learning_rate=0.1,
         beta=0.9,
-        variance="time",
         state_dtype=None,
         jit_compile="auto",
         sparse_updates="exact",
@@ -95,6 +94,7 @@ class MSVAG(MomentOptimizer):
         loss_scale_factor=None,
         gradient_accumulation_steps=None,
         name=None,
+        variance="time",
     ):
         check_choice("variance", variance, ("time", "replicas"))
         if variance == "replicas":

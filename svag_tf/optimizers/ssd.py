@@ -28,6 +28,7 @@ class SSD(SignDescentOptimizer):
             with Adam.
         beta: Float in [0, 1). Without effect, as SSD averages nothing; here so that the
             seven methods are called alike. Defaults to `0.9`.
+        {{keras_arguments}}
         aggregation: `"mean"` or `"majority_vote"`: what several replicas of
             tf.distribute do with their gradients. `"mean"`: one step along the sign of
             the mean gradient. `"majority_vote"` (signSGD): each replica sends only the
@@ -36,7 +37,6 @@ class SSD(SignDescentOptimizer):
             the votes are tied the step is 0. Clipping is of each replica's own
             gradient. A value that is not finite, on any replica, makes the variable
             NaN. With one replica both are the same. Defaults to `"mean"`.
-        {{keras_arguments}}
 
     Raises:
         ValueError: An argument is out of range.
@@ -69,7 +69,6 @@ class SSD(SignDescentOptimizer):
         self,
         learning_rate=0.001,
         beta=0.9,
-        aggregation="mean",
         state_dtype=None,
         jit_compile="auto",
         sparse_updates="exact",
@@ -83,6 +82,7 @@ class SSD(SignDescentOptimizer):
         loss_scale_factor=None,
         gradient_accumulation_steps=None,
         name=None,
+        aggregation="mean",
     ):
         super().__init__(
             aggregation=aggregation,

@@ -493,6 +493,7 @@ def test_the_command(tmp_path):
     assert result.returncode == 0, result.stderr
     out = tmp_path / "out"
     assert "out/benchmark.md" in result.stdout.replace("\n", "")
+    assert "--replicas --workdir=out" in result.stdout  # Scaling over devices.
     results = json.loads((out / "benchmark.json").read_text())
     assert "--quick --rounds=1" in results["command"]
     assert results["machine"]["cores"] >= 1 and results["compiler"].startswith("cc")

@@ -1,10 +1,15 @@
 """The model of a cluster, against the same worked out by hand, and one measurement."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
+from matplotlib.image import imread
 
+import svag_tf
 from svag_tf.experiments.benchmark import replicas
+from svag_tf.experiments.benchmark.plots import save_replicas
 
 
 def test_bytes_of_a_gradient_and_of_votes():
@@ -28,6 +33,16 @@ def test_votes_are_cheaper_than_gradients_on_every_network():
         assert (mean["aggregation"], vote["aggregation"]) == replicas.AGGREGATIONS
         assert vote["sent_bytes"] < mean["sent_bytes"]
         assert mean["efficiency"] < vote["efficiency"] < 1
+
+
+def test_report_and_picture_of_the_results_in_the_docs(tmp_path):
+    docs = Path(svag_tf.__file__).parents[1] / "docs" / "benchmark"
+    results = json.loads((docs / "replicas.json").read_text())
+    assert replicas.report_of(results) == (docs / "replicas.md").read_text()
+    assert results["model"]["rows"] == replicas.extrapolated()
+    save_replicas(results, tmp_path / "replicas.png")
+    height, width, _ = imread(tmp_path / "replicas.png").shape
+    assert (width, height) == (1430, 910)
 
 
 def test_two_processes_send_what_is_reckoned():

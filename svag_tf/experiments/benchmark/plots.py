@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from scipy.optimize import least_squares
 
@@ -195,3 +196,107 @@ def save_scaling(curves: dict[str, Any], path: Path) -> None:
     axes.legend(frameon=False, loc="upper left", fontsize=9)
     with replacing(path) as temporary:
         figure.savefig(temporary)
+
+
+# Of the mean gradient and the majority vote.
+EXCHANGES = {"mean": "#D55E00", "majority_vote": "#0072B2"}
+
+
+def save_replicas(results: dict[str, Any], path: Path) -> None:
+    """Draws what several replicas cost, measured, and what a model says of a cluster.
+
+    Args:
+        results: what `replicas.benchmark_replicas` returns.
+        path: the PNG to write.
+    """
+    figure = Figure(figsize=(11, 7), layout="constrained", dpi=130)
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(2, 6)
+    grey = "#555555"
+    measured = results["measured"]
+    for column, (title, of_row) in enumerate(
+        (
+            ("time a step, ms", lambda row: 1e3 * row["seconds"]),
+            ("efficiency", lambda row: row["efficiency"]),
+            ("payload a replica, MB", lambda row: row["payload_bytes"] / 1e6),
+        )
+    ):
+        axes = figure.add_subplot(grid[0, 2 * column : 2 * column + 2])
+        _draw_measured(axes, measured, of_row)
+        if title == "efficiency":
+            counts = sorted({row["replicas"] for row in measured})
+            axes.plot(counts, [1 / n for n in counts], color=grey, linestyle=":")
+        axes.set_title(f"Measured: {title}", fontsize=10, loc="left")
+    networks = list(results["model"]["bytes_a_second"])
+    for column, network in enumerate(networks):
+        axes = figure.add_subplot(grid[1, 3 * column : 3 * column + 3])
+        rows = [r for r in results["model"]["rows"] if r["network"] == network]
+        _draw_model(axes, rows)
+        axes.set_title(f"Model: efficiency, {network}", fontsize=10, loc="left")
+    figure.legend(
+        handles=[
+            Patch(color=EXCHANGES["mean"], label="mean gradient"),
+            Patch(color=EXCHANGES["majority_vote"], label="majority vote"),
+            Line2D([], [], color=grey, marker="o", label="devices of one process"),
+            Line2D(
+                [], [], color=grey, marker="s", ls="", mfc="white", label="processes"
+            ),
+            Line2D([], [], color=grey, ls=":", label="1/n: the cores are shared"),
+        ],
+        loc="outside upper center",
+        ncols=5,
+        frameon=False,
+    )
+    with replacing(path) as temporary:
+        figure.savefig(temporary)
+
+
+def _draw_measured(
+    axes: Axes, rows: list[dict[str, Any]], of_row: Callable[[dict[str, Any]], float]
+) -> None:
+    for aggregation, colour in EXCHANGES.items():
+        for kind, style in (
+            ("devices", {"marker": "o"}),
+            ("processes", {"marker": "s", "linestyle": "", "mfc": "white", "ms": 9}),
+        ):
+            own = [
+                (row["replicas"], of_row(row))
+                for row in rows
+                if (row["aggregation"], row["kind"]) == (aggregation, kind)
+            ]
+            axes.plot(*zip(*own), color=colour, zorder=4 - len(own) / 2, **style)
+    _replicas_axis(axes, sorted({row["replicas"] for row in rows}))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("replicas", fontsize=9)
+
+
+def _draw_model(axes: Axes, rows: list[dict[str, Any]]) -> None:
+    for aggregation, colour in EXCHANGES.items():
+        own = [row for row in rows if row["aggregation"] == aggregation]
+        gpus = [row["gpus"] for row in own]
+        axes.plot(gpus, [row["efficiency"] for row in own], color=colour, marker="o")
+        above = aggregation == "majority_vote"
+        for row in own:
+            axes.annotate(
+                f"{row['efficiency']:.2f}",
+                (row["gpus"], row["efficiency"]),
+                (0, 7 if above else -7),
+                textcoords="offset points",
+                ha="center",
+                va="bottom" if above else "top",
+                fontsize=8,
+            )
+    _replicas_axis(axes, gpus)
+    axes.set_ylim(0, 1.1)
+    axes.set_xlabel("GPUs", fontsize=9)
+
+
+def _replicas_axis(axes: Axes, ticks: Sequence[int]) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(n) for n in ticks])
+    axes.minorticks_off()
+    axes.set_xlim(ticks[0] / 1.4, ticks[-1] * 1.4)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)

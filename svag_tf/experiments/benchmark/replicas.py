@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from svag_tf.experiments import machine
+from svag_tf.experiments.benchmark.plots import save_replicas
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.files import write_json, write_text
 from svag_tf.experiments.launch import environments
@@ -105,7 +106,7 @@ def benchmark_replicas(
     command: str = "",
     report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Measures and writes `replicas.json` and `replicas.md`.
+    """Measures and writes `replicas.json`, `replicas.md` and `replicas.png`.
 
     Args:
         workdir: folder for the results.
@@ -148,6 +149,7 @@ def benchmark_replicas(
     }
     write_json(folder / "replicas.json", results)
     write_text(folder / "replicas.md", report_of(results))
+    save_replicas(results, folder / "replicas.png")
     return results
 
 
@@ -266,6 +268,9 @@ def report_of(results: dict[str, Any]) -> str:
         "",
         f"{about['cpu']}, {about['cores']} cores, {about['system']}; commit "
         f"{about['commit']}, {about['date']}.",
+        "",
+        "![Measured time, efficiency and bytes by replicas, and the model's efficiency "
+        "on a cluster](replicas.png)",
         "",
         "## Measured",
         "",
