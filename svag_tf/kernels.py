@@ -10,6 +10,9 @@ Where XLA does not serve, the rule runs op by op, with the same numbers up to
 round-off: with `jit_compile=False`; on a device that XLA cannot compile for; for a
 variable whose slots lie on another device; for a variable whose shape is not fully
 known; and for the rows of a sparse gradient, whose number changes from batch to batch.
+
+A model whose variables have many shapes would wait for as many kernels. There small
+variables are padded to a power of two, and share the kernels of these lengths.
 """
 
 from __future__ import annotations
@@ -25,6 +28,9 @@ from svag_tf import replicas
 
 _COMPILED: dict[Any, list[Callable]] = {}
 _LOCK = threading.RLock()
+# An optimizer with more shapes than this pads variables of at most so many elements.
+MANY_SHAPES = 32
+_PADDED_UP_TO = 2**16
 
 
 class Kernel(NamedTuple):
@@ -39,12 +45,15 @@ class Kernel(NamedTuple):
         together: Whether the steps are compiled as one program. A step that needs
             what is stored by the one before, in a narrower dtype, had better read it:
             in one program XLA would hold it in the wider dtype as well.
+        many_shapes: Whether it is one of so many shapes that a kernel for each would
+            take long to compile.
     """
 
     steps: tuple[Callable, ...]
     key: tuple
     jit_compile: bool | str
     together: bool
+    many_shapes: bool = False
 
     def rule(self, gradient, scalars, *values):
         """The new values of a variable and its slots."""
@@ -142,12 +151,48 @@ def _update_all(kernel, variables, gradient, scalars):
     if jit_compile is True or (jit_compile == "auto" and _xla_serves(variables)):
         handles = [v.handle for v in variables]
         with tf.device(variables[0].device):
+            if kernel.many_shapes and _is_small(variables[0].shape, scalars):
+                _update_padded(kernel, variables, gradient, scalars)
+                return
             for compiled in _compiled(kernel, variables, gradient, scalars):
                 compiled(handles, gradient, scalars)
         return
     gradient = tf.broadcast_to(gradient, tf.shape(variables[0]))
     for variable, value in zip(variables, kernel.rule(gradient, scalars, *variables)):
         variable.assign(value)
+
+
+def _is_small(shape, scalars):
+    return (
+        shape.is_fully_defined()
+        and 0 < shape.num_elements() <= _PADDED_UP_TO
+        and scalars.shape.rank == 1  # Not one for each row.
+    )
+
+
+def _update_padded(kernel, variables, gradient, scalars):
+    """Updates copies that are padded to a power of two, and writes them back."""
+    shape = variables[0].shape
+    size = shape.num_elements()
+    length = 2 ** (size - 1).bit_length()
+    flat, start, end, whole = (
+        tf.constant(x, tf.int32) for x in ([-1], [0], [size], shape.as_list())
+    )
+    paddings = tf.constant([[0, length - size]])
+
+    def padded(x):
+        return tf.pad(tf.reshape(x, flat), paddings)
+
+    gradient = padded(tf.broadcast_to(gradient, shape))
+    values = [padded(v) for v in variables]
+    changed = [False] * len(values)
+    for program in _compiled_padded(kernel, values, gradient, scalars):
+        new = program(gradient, scalars, *values)
+        changed = [c or x is not None for c, x in zip(changed, new)]
+        values = [x if y is None else y for x, y in zip(values, new)]
+    for variable, value, is_new in zip(variables, values, changed):
+        if is_new:
+            variable.assign(tf.reshape(tf.slice(value, start, end), whole))
 
 
 def _of_rows(kernel, variables, rows, gradient, scalars):
@@ -181,14 +226,27 @@ def _summed_rows(gradient):
 
 
 def _compiled(kernel, variables, gradient, scalars):
-    """The compiled programs, from the process's store or new."""
+    """The compiled programs that update variables in place."""
     shape, dtypes = variables[0].shape, tuple(v.dtype for v in variables)
     specs = [tf.TensorSpec(x.shape, x.dtype) for x in (gradient, scalars)]
-    key = (*kernel.key, shape, dtypes, *specs)
+    return _stored(
+        kernel, (shape, dtypes, *specs), lambda p: _compile(p, shape, dtypes, specs)
+    )
+
+
+def _compiled_padded(kernel, values, gradient, scalars):
+    """The compiled programs that return new values."""
+    specs = [tf.TensorSpec(x.shape, x.dtype) for x in (gradient, scalars, *values)]
+    return _stored(kernel, ("values", *specs), lambda p: _concrete(p, *specs))
+
+
+def _stored(kernel, key, compile_program):
+    """The programs of a kernel, from the process's store or new."""
+    key = (*kernel.key, *key)
     with _LOCK:
         if key not in _COMPILED:
             programs = [kernel.rule] if kernel.together else kernel.steps
-            _COMPILED[key] = [_compile(p, shape, dtypes, specs) for p in programs]
+            _COMPILED[key] = [compile_program(p) for p in programs]
         return _COMPILED[key]
 
 
@@ -204,10 +262,15 @@ def _compile(rule, shape, dtypes, specs):
             if new is not None and new is not old:
                 tf.raw_ops.AssignVariableOp(resource=handle, value=new)
 
-    function = tf.function(svag_kernel, jit_compile=True, autograph=False)
-    handles = [tf.TensorSpec((), tf.resource)] * len(dtypes)
+    return _concrete(
+        svag_kernel, [tf.TensorSpec((), tf.resource)] * len(dtypes), *specs
+    )
+
+
+def _concrete(function, *specs):
+    compiled = tf.function(function, jit_compile=True, autograph=False)
     with tf.init_scope():  # Outside the graph, cond or loop that is being traced.
-        return function.get_concrete_function(handles, *specs)
+        return compiled.get_concrete_function(*specs)
 
 
 def _xla_serves(variables):

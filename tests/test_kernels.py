@@ -181,6 +181,48 @@ def test_the_shape_of_a_sparse_gradient_is_checked():
             optimizer.apply([slices], [theta])
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"variant": "ssd"},
+        {"variant": "svag"},
+        {"variant": "msvas_gaussian", "weight_decay": 0.05},
+        {"variant": "msvag", "weight_decay": 0.05, "state_dtype": "bfloat16"},
+    ],
+)
+def test_many_shapes_share_kernels(arguments, monkeypatch):
+    """Small variables are padded to powers of two; the numbers are the same."""
+    shapes = [(), (1,), (300, 300), (0, 3), (2, 2, 2), *((n, 3) for n in range(4, 10))]
+    results = []
+    # Lengths 1, 8, 16 and 32, one of size 0, the large one in place; a kernel for each.
+    for many, kernels_made in ((10, 6), (11, 11)):
+        monkeypatch.setattr(kernels, "MANY_SHAPES", many)
+        kernels._COMPILED.clear()
+        optimizer = make(**arguments)
+        thetas = [variable(shape) for shape in shapes]
+        for t in range(3):
+            optimizer.apply([gradient(t, shape) for shape in shapes], thetas)
+        results.append(values_of(optimizer, *thetas))
+        assert len(kernels._COMPILED) == kernels_made
+    assert_same(*results, rtol=1e-6)
+
+
+def test_padding_is_for_dense_gradients_of_many_shapes(monkeypatch):
+    """A table that is updated lazily has scalars of its own for each row."""
+    results = []
+    for many in (0, 100):
+        monkeypatch.setattr(kernels, "MANY_SHAPES", many)
+        for sparse_updates in ("exact", "lazy"):
+            optimizer = svag_tf.MSVAG(0.1, sparse_updates=sparse_updates)
+            theta = variable()
+            for t in range(4):
+                optimizer.apply([slices(t)], [theta])
+                optimizer.apply([gradient(t)], [theta])
+            results.append(values_of(optimizer, theta))
+    assert_same(results[0], results[2])
+    assert_same(results[1], results[3])
+
+
 def test_a_kernel_keeps_no_optimizer_alive():
     optimizer, theta = svag_tf.MSVAG(), variable()
     optimizer.apply([gradient(0)], [theta])

@@ -222,6 +222,8 @@ class MomentOptimizer(keras.optimizers.Optimizer):
     v_tilde: list | tuple = ()
     exchanged: Any = None
     local_variables: Any = ()
+    # Whether a kernel for each of the variables' shapes would take long to compile.
+    _has_many_shapes = False
     # Whether it is in a LossScaleOptimizer; and whether in Keras' own.
     in_loss_scale_optimizer = False
     scaled_by_keras = False
@@ -290,6 +292,9 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             self._record.check_before_build(record_of(self, variables))
         self._variables_before_build = len(self.variables)
         super().build(variables)
+        if kernels is not None:
+            shapes = {tuple(variable.shape) for variable in variables}
+            self._has_many_shapes = len(shapes) > kernels.MANY_SHAPES
         slots: dict[str, list] = {name: [] for name in self.slots}
         for variable in variables:
             for name, variables_of_slot in slots.items():
@@ -550,7 +555,9 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             return
         key = (*self._rule_identity(), dtype, decays)
         together = not self.slots or self._slot_dtype(variable) == dtype
-        kernel = kernels.Kernel(tuple(steps), key, self.jit_compile, together)
+        kernel = kernels.Kernel(
+            tuple(steps), key, self.jit_compile, together, self._has_many_shapes
+        )
         # Without slots and weight decay, a row without gradient stays as it is.
         lazy = self.sparse_updates == "lazy" or not (self.slots or decays)
         if lazy and len(variable.shape) >= 2:
@@ -571,7 +578,9 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         decays = self._decays(self._trainable_variables[index])
         rule = functools.partial(rule, dtype=dtype)
         key = (*self._rule_identity(), dtype, name, decays)
-        kernel = kernels.Kernel((rule,), key, self.jit_compile, True)
+        kernel = kernels.Kernel(
+            (rule,), key, self.jit_compile, True, self._has_many_shapes
+        )
         kernels.update(kernel, variables, gradient, scalars[dtype][index])
 
     def _rule_identity(self):
