@@ -81,7 +81,7 @@ def _bar(case: dict[str, Any], row: dict[str, Any], reference: str) -> float:
 
 def _draw_bars(axes: Axes, case: dict[str, Any]) -> None:
     rows = _bars(case)
-    reference, label = "", "time a step, seconds"
+    reference, label = "", "time, seconds"
     for name, text in (
         ("limit", "time a step over the limit's"),
         ("keras-adam", "time a step over Keras Adam's"),
@@ -113,7 +113,7 @@ def _draw_bars(axes: Axes, case: dict[str, Any]) -> None:
         axes.text(
             left,
             place,
-            f"{seconds(row['median'])}  ({number(median)})",
+            seconds(row["median"]) + (f"  ({number(median)})" if reference else ""),
             va="center",
             fontsize=8,
             zorder=4,
