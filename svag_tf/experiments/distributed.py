@@ -29,6 +29,7 @@ from svag_tf import distribution as replicas
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.run_folder import RunFolder, State
 
+MEET_WITHIN = 300.0  # Seconds that a worker waits for the others to come.
 GO_ON = (
     "Start the same command again on all workers: it goes on from the last finished "
     "epoch."
@@ -407,7 +408,33 @@ def multi_worker_strategy() -> Any:
     options = tf.distribute.experimental.CommunicationOptions(
         implementation=kind.NCCL if gpus else kind.RING
     )
-    return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+    with _deadline(MEET_WITHIN, "Not all workers have come"):
+        return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+
+
+@contextlib.contextmanager
+def _deadline(seconds: float, what: str) -> Iterator[None]:
+    """Ends this process, with an error on stderr, if it has not left by then.
+
+    TensorFlow waits for the other workers in a call that neither a thread of this
+    process nor SIGTERM can end. So a process of its own does.
+    """
+    message = f"Error: {what} within {seconds:.0f} s. {GO_ON}"
+    code = (
+        "import os, select, sys\n"
+        "if not select.select([sys.stdin], [], [], float(sys.argv[1]))[0]:\n"
+        "    print(sys.argv[3], file=sys.stderr, flush=True)\n"
+        "    os.kill(int(sys.argv[2]), 9)\n"
+    )
+    watcher = subprocess.Popen(
+        [sys.executable, "-S", "-c", code, str(seconds), str(os.getpid()), message],
+        stdin=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is not for it.
+    )
+    try:
+        yield
+    finally:
+        watcher.communicate(b".")
 
 
 @contextlib.contextmanager

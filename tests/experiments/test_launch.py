@@ -1,6 +1,7 @@
 """Trainings in real processes on this machine: started, killed and gone on with."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 import svag_tf
 from svag_tf.experiments.errors import ExperimentError
-from svag_tf.experiments.launch import launch
+from svag_tf.experiments.launch import environments, launch
 
 ROOT = Path(svag_tf.__file__).parents[1]
 SCRIPT = Path(__file__).parent / "launch_script.py"
@@ -35,6 +36,27 @@ def test_workers_that_are_killed_go_on_bit_for_bit(backend, tmp_path):
         check=False,
     )
     assert process.returncode == 0, process.stderr[-8000:]
+
+
+def test_a_worker_does_not_wait_for_ever_for_the_others():
+    """TensorFlow would, in a call that holds Python's lock."""
+    pytest.importorskip("tensorflow")
+    code = (
+        "from svag_tf.experiments import distributed as d\n"
+        "d.MEET_WITHIN = 1.0\n"
+        "d.multi_worker_strategy()\n"
+    )
+    (first, _) = environments(2)
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **first},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert process.returncode == -signal.SIGKILL
+    assert "Not all workers have come within 1 s. Start the same" in process.stderr
 
 
 def test_all_are_stopped_when_one_fails(tmp_path, monkeypatch):
