@@ -344,9 +344,23 @@ def _noise(runs: Sequence[Run]) -> Any:
         if name == "gamma":
             figure.update_yaxes(range=[0, 1.02], row=row, col=col)
         else:
-            figure.update_yaxes(type="log", exponentformat="power", row=row, col=col)
+            values = np.concatenate([run.noise[OVERALL][name] for run in runs])
+            figure.update_yaxes(
+                type="log",
+                exponentformat="power",
+                dtick=_step_of_log_axis(values),
+                row=row,
+                col=col,
+            )
     figure.update_xaxes(title="updates")
     return figure
+
+
+def _step_of_log_axis(values: np.ndarray) -> int | str:
+    """Whole powers of ten, at most some seven; below two of them also 2 and 5 times."""
+    shown = np.log10(values[np.isfinite(values) & (values > 0)])
+    decades = np.ptp(shown) if shown.size else 0.0
+    return "D2" if decades < 1.5 else math.ceil(decades / 6)
 
 
 def _band(columns: dict[str, np.ndarray]) -> tuple[list[Any], list[Any]]:
