@@ -426,15 +426,25 @@ def _deadline(seconds: float, what: str) -> Iterator[None]:
         "    print(sys.argv[3], file=sys.stderr, flush=True)\n"
         "    os.kill(int(sys.argv[2]), 9)\n"
     )
-    watcher = subprocess.Popen(
-        [sys.executable, "-S", "-c", code, str(seconds), str(os.getpid()), message],
+    with _watcher(code, str(seconds), str(os.getpid()), message):
+        yield
+
+
+@contextlib.contextmanager
+def _watcher(code: str, *arguments: str) -> Iterator[None]:
+    """Runs a program beside this one, until a byte on its stdin says that all is well.
+
+    If this process ends before, there is an end of file instead.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-S", "-c", code, *arguments],
         stdin=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is not for it.
     )
     try:
         yield
     finally:
-        watcher.communicate(b".")
+        process.communicate(b".")
 
 
 @contextlib.contextmanager
@@ -498,15 +508,8 @@ def _last_words() -> Iterator[None]:
         f"stopped or cannot be reached. {GO_ON}"
     )
     code = "import sys; sys.stdin.read(1) or sys.exit(sys.argv[1])"
-    watcher = subprocess.Popen(
-        [sys.executable, "-S", "-c", code, message],
-        stdin=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is not for it.
-    )
-    try:
+    with _watcher(code, message):
         yield
-    finally:
-        watcher.communicate(b".")
 
 
 def _normalize_real_rows(
