@@ -381,8 +381,10 @@ def test_a_checkpoint_of_other_values_is_refused(make_config, tmp_path, monkeypa
 def test_another_backend_is_refused(make_config, tmp_path):
     train(make_config(epochs=1), tmp_path)
     path = tmp_path / "state.json"
-    state = json.loads(path.read_text()) | {"backend": "numpy"}
-    path.write_text(json.dumps(state))
+    state = json.loads(path.read_text())
+    del state["sha256"]
+    state["backend"] = "numpy"
+    path.write_text(json.dumps(state | {"sha256": run_folder._digest(state)}))
     with pytest.raises(ExperimentError, match="KERAS_BACKEND=numpy"):
         train(make_config(epochs=1), tmp_path)
 
