@@ -8,6 +8,8 @@ one prints is shown too. If one fails all are stopped, and the same command goes
 the last finished epoch. Exit code: 0 if all are done, else not 0.
 """
 
+from pathlib import Path
+
 import command
 from absl import flags
 
@@ -18,7 +20,8 @@ _LOGDIR = flags.DEFINE_string("logdir", "runs/logs", "Folder for the workers' lo
 def main(arguments: list[str]) -> None:
     from svag_tf.experiments.launch import launch
 
-    launch(_WORKERS.value, arguments, _LOGDIR.value)
+    train = Path(__file__).resolve().with_name("train.py")
+    launch(train, _WORKERS.value, arguments, _LOGDIR.value)
 
 
 if __name__ == "__main__":

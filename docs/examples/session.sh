@@ -1,10 +1,15 @@
 #!/usr/bin/env bash
-# The session of docs/saving.md, in an empty folder: train here, export, go on elsewhere,
-# come back. PYTHON=... takes another Python than `python`.
+# The session of docs/saving.md: train here, export, go on elsewhere, come back.
+# Makes the folder runs/session, or the one that it is given, and writes into it.
+# PYTHON=... takes another Python than `python`.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python=${PYTHON:-python}
 export TF_CPP_MIN_LOG_LEVEL=3
+folder=${1:-runs/session}
+mkdir -p "$(dirname "$folder")"
+mkdir "$folder"  # A new one.
+cd "$folder"
 cli() { "$python" -m tensorflow.python.tools.saved_model_cli "$@"; }
 output() { cli show --dir exported --tag_set serve --signature_def "$1" |
     grep -A 3 "outputs\['$2'\]" | sed -n 's/ *name: //p'; }

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from svag_tf.experiments.errors import ExperimentError
 
-TRAIN = Path(__file__).resolve().parents[2] / "scripts" / "train.py"
 STOP_SECONDS = 10.0
 SHOWN_LINES = 15
 
@@ -47,15 +46,21 @@ def environments(workers: int) -> list[dict[str, str]]:
     ]
 
 
-def launch(workers: int, flags: Sequence[str], logdir: str | os.PathLike[str]) -> None:
-    """Runs `scripts/train.py` in several processes; returns when all are done.
+def launch(
+    script: str | os.PathLike[str],
+    workers: int,
+    flags: Sequence[str],
+    logdir: str | os.PathLike[str],
+) -> None:
+    """Runs a training script in several processes; returns when all are done.
 
     What the first worker prints is shown as well as logged. As soon as one worker
     fails, all others are stopped, by force if need be.
 
     Args:
+        script: `scripts/train.py`, or one that takes its flags.
         workers: number of processes, at least 1.
-        flags: those of `scripts/train.py`. Without --config.distribution it is
+        flags: those of the script. Without --config.distribution it is
             `multi_worker`, or `jax` with KERAS_BACKEND=jax.
         logdir: folder for the logs, `worker-0.log`, `worker-1.log`, ...
 
@@ -73,7 +78,7 @@ def launch(workers: int, flags: Sequence[str], logdir: str | os.PathLike[str]) -
     folder = Path(logdir)
     folder.mkdir(parents=True, exist_ok=True)
     logs = [folder / f"worker-{index}.log" for index in range(workers)]
-    with _started(workers, flags, logs) as processes, logs[0].open() as shown:
+    with _started(script, workers, flags, logs) as processes, logs[0].open() as shown:
         while True:
             codes = [p.poll() for p in processes]
             print(shown.read(), end="", flush=True)
@@ -94,7 +99,7 @@ def launch(workers: int, flags: Sequence[str], logdir: str | os.PathLike[str]) -
 
 @contextlib.contextmanager
 def _started(
-    workers: int, flags: list[str], logs: list[Path]
+    script: str | os.PathLike[str], workers: int, flags: list[str], logs: list[Path]
 ) -> Iterator[list[subprocess.Popen]]:
     """The processes; at the end none is left, whatever happens."""
     processes: list[subprocess.Popen] = []
@@ -103,7 +108,7 @@ def _started(
         for environment, log in zip(environments(workers), logs):
             with log.open("w") as file:
                 process = subprocess.Popen(
-                    [sys.executable, str(TRAIN), *flags],
+                    [sys.executable, os.fspath(script), *flags],
                     env={**os.environ, **environment},
                     stdout=file,
                     stderr=subprocess.STDOUT,

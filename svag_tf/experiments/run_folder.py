@@ -319,9 +319,10 @@ class RunFolder:
     def _read_state(self, path: Path) -> State:
         try:
             fields = read_json(path)
-            if fields.pop("sha256") != _digest(fields):
+            if fields.pop("sha256", None) != _digest(fields):
                 raise ExperimentError(
-                    f"{path} is corrupt: its SHA-256 is not the one in it."
+                    f"{path} is corrupt, or of an earlier version of svag_tf: its "
+                    "SHA-256 is not the one in it."
                 )
             state = State(**fields)
             checkpoint = self.checkpoints / state.checkpoint

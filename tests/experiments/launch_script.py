@@ -20,8 +20,9 @@ from resuming import outcome
 import svag_tf
 from svag_tf import distribution
 from svag_tf.experiments import training  # noqa: F401 (imported for the workers)
-from svag_tf.experiments.launch import TRAIN, environments, launch
+from svag_tf.experiments.launch import environments, launch
 
+TRAIN = Path(__file__).resolve().parents[2] / "scripts" / "train.py"
 FORK = multiprocessing.get_context("fork")
 JAX = keras.backend.backend() == "jax"
 STOPS_WITHIN = 60  # Seconds, of which it needs one or two.
@@ -123,7 +124,7 @@ def check_killed_workers_go_on(folder):
         finish(folder, train, flags(whole, "jax"))  # As launch does, but forked.
         finish(folder, train, flags(folder / "one", "none"), workers=1)
     else:
-        launch(2, flags(whole, "multi_worker"), folder)
+        launch(TRAIN, 2, flags(whole, "multi_worker"), folder)
     arguments = flags(broken, "jax" if JAX else "multi_worker")
     for epoch, victim in ((0, 0), (1, 1)):
         kill_after(epoch, victim, arguments, broken, folder)

@@ -59,7 +59,7 @@ def test_a_worker_does_not_wait_for_ever_for_the_others():
     assert "Not all workers have come within 1 s. Start the same" in process.stderr
 
 
-def test_all_are_stopped_when_one_fails(tmp_path, monkeypatch):
+def test_all_are_stopped_when_one_fails(tmp_path):
     """Worker 1 has no such data, and worker 0 waits for it."""
     script = tmp_path / "train.py"
     script.write_text(
@@ -70,9 +70,8 @@ def test_all_are_stopped_when_one_fails(tmp_path, monkeypatch):
         "while not os.path.exists(f'{sys.argv[1]}.0'): time.sleep(0.01)\n"
         "sys.exit('no data') if index == '1' else time.sleep(60)\n"
     )
-    monkeypatch.setattr("svag_tf.experiments.launch.TRAIN", script)
     with pytest.raises(ExperimentError, match=r"(?s)Worker 1 failed.*no data"):
-        launch(3, [str(tmp_path / "pid")], tmp_path / "logs")
+        launch(script, 3, [str(tmp_path / "pid")], tmp_path / "logs")
     for index in (0, 2):
         pid = int((tmp_path / f"pid.{index}").read_text() or 0)
         with pytest.raises(ProcessLookupError):
@@ -83,4 +82,4 @@ def test_all_are_stopped_when_one_fails(tmp_path, monkeypatch):
 
 def test_launch_refuses():
     with pytest.raises(ExperimentError, match="Received: workers=0"):
-        launch(0, [], "unused")
+        launch("unused.py", 0, [], "unused")
