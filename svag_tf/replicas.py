@@ -74,7 +74,7 @@ def mend_fit() -> None:
         strategy = model.distribute_strategy
         parts = strategy.experimental_local_results
         if iterator is not None and isinstance(strategy, _REPLICATED):
-            for _, _, batches in iterator:
+            for *_, batches in iterator:  # Two or three, by the version of Keras.
                 batch, iterator = next(batches), None
                 _check_even([parts(v) for v in tf.nest.flatten(batch)])
                 data_batch = tf.nest.map_structure(lambda v: parts(v)[0], batch)
