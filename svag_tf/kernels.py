@@ -2,7 +2,8 @@
 
 A kernel reads a variable, its slots and its gradient and writes the variable and the
 slots. XLA compiles it into loops over the memory of the variables themselves: nothing
-of a variable's size is allocated. It is compiled once for each shape, dtype and rule
+of a variable's size is allocated, but for the copies of small variables that are named
+below. It is compiled once for each shape, dtype and rule
 and shared by all variables and optimizers of the process: it takes the variables as
 arguments and captures none, so that it can be called from any graph.
 
