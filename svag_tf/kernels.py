@@ -13,25 +13,30 @@ variable whose slots lie on another device; for a variable whose shape is not fu
 known; and for the rows of a sparse gradient, whose number changes from batch to batch.
 
 A model whose variables have many shapes would wait for as many kernels. There small
-variables are padded to a power of two, and share the kernels of these lengths.
+variables are copied into one array, updated together, and written back.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from svag_tf import replicas
 
 _COMPILED: dict[Any, list[Callable]] = {}
 _LOCK = threading.RLock()
-# An optimizer with more shapes than this pads variables of at most so many elements.
+_WAITING = threading.local()
+# An optimizer with more shapes than this updates variables of at most so many elements
+# together, in arrays of at most so many rows and of so many columns.
 MANY_SHAPES = 32
-_PADDED_UP_TO = 2**16
+_JOINED_UP_TO = 2**16
+_ROWS, _WIDTH = 2**10, 2**7
 
 
 class Kernel(NamedTuple):
@@ -46,15 +51,12 @@ class Kernel(NamedTuple):
         together: Whether the steps are compiled as one program. A step that needs
             what is stored by the one before, in a narrower dtype, had better read it:
             in one program XLA would hold it in the wider dtype as well.
-        many_shapes: Whether it is one of so many shapes that a kernel for each would
-            take long to compile.
     """
 
     steps: tuple[Callable, ...]
     key: tuple
     jit_compile: bool | str
     together: bool
-    many_shapes: bool = False
 
     def rule(self, gradient, scalars, *values):
         """The new values of a variable and its slots."""
@@ -62,6 +64,49 @@ class Kernel(NamedTuple):
             new = step(gradient, scalars, *values)
             values = tuple(x if y is None else y for x, y in zip(values, new))
         return values
+
+
+class Update(NamedTuple):
+    """The arguments of an `update`."""
+
+    kernel: Kernel
+    variables: list
+    gradient: Any
+    scalars: Any
+
+
+@contextlib.contextmanager
+def together():
+    """Within it, `update_soon` waits; at its end waiting updates are made together."""
+    outer, waiting = getattr(_WAITING, "updates", None), []
+    _WAITING.updates = waiting
+    try:
+        yield
+    finally:
+        _WAITING.updates = outer
+    groups: dict[Any, list[Update]] = {}
+    for each in waiting:
+        dtypes = (each.gradient.dtype, *(v.dtype for v in each.variables))
+        key = (each.kernel.key, each.variables[0].device, dtypes)
+        groups.setdefault(key, []).append(each)
+    for group in groups.values():
+        for part in _parts(group):
+            if len(part) == 1:
+                update(*part[0])
+            else:
+                with tf.device(part[0].variables[0].device):
+                    _update_joined(part)
+
+
+def update_soon(kernel, variables, gradient, scalars):
+    """The same as `update`, which within `together` may be made later."""
+    variables = _tf_variables(variables)
+    waiting = getattr(_WAITING, "updates", None)
+    if waiting is None or not _can_wait(kernel, variables, gradient):
+        update(kernel, variables, gradient, scalars)
+        return
+    gradient = _of_known_shape(gradient, variables[0].shape)
+    waiting.append(Update(kernel, variables, gradient, scalars))
 
 
 def update(kernel, variables, gradient, scalars):
@@ -118,6 +163,8 @@ def update_lazily(kernel, variables, gradient, counts, scalars):
     if sparse:
         new_values = _of_rows(kernel, variables, rows, gradient, numbers)
         _write_rows(variables, rows, new_values)
+    elif t is None:
+        update_soon(kernel, variables, gradient, numbers)
     else:
         _update_all(kernel, variables, gradient, numbers)
     if t is None:
@@ -148,13 +195,9 @@ def _of_known_shape(gradient, shape):
 
 
 def _update_all(kernel, variables, gradient, scalars):
-    jit_compile = kernel.jit_compile
-    if jit_compile is True or (jit_compile == "auto" and _xla_serves(variables)):
+    if _is_compiled(kernel, variables):
         handles = [v.handle for v in variables]
         with tf.device(variables[0].device):
-            if kernel.many_shapes and _is_small(variables[0].shape, scalars):
-                _update_padded(kernel, variables, gradient, scalars)
-                return
             for compiled in _compiled(kernel, variables, gradient, scalars):
                 compiled(handles, gradient, scalars)
         return
@@ -163,37 +206,78 @@ def _update_all(kernel, variables, gradient, scalars):
         variable.assign(value)
 
 
-def _is_small(shape, scalars):
+def _can_wait(kernel, variables, gradient):
+    shape = variables[0].shape
     return (
         shape.is_fully_defined()
-        and 0 < shape.num_elements() <= _PADDED_UP_TO
-        and scalars.shape.rank == 1  # Not one for each row.
+        and 0 < shape.num_elements() <= _JOINED_UP_TO
+        and not isinstance(gradient, tf.IndexedSlices)
+        and _is_compiled(kernel, variables)
     )
 
 
-def _update_padded(kernel, variables, gradient, scalars):
-    """Updates copies that are padded to a power of two, and writes them back."""
-    shape = variables[0].shape
-    size = shape.num_elements()
-    length = 2 ** (size - 1).bit_length()
-    flat, start, end, whole = (
-        tf.constant(x, tf.int32) for x in ([-1], [0], [size], shape.as_list())
+def _is_compiled(kernel, variables):
+    return kernel.jit_compile is True or (
+        kernel.jit_compile == "auto" and _xla_serves(variables)
     )
-    paddings = tf.constant([[0, length - size]])
 
-    def padded(x):
-        return tf.pad(tf.reshape(x, flat), paddings)
 
-    gradient = padded(tf.broadcast_to(gradient, shape))
-    values = [padded(v) for v in variables]
+def _rows(update):
+    """The rows that a variable takes among others."""
+    return -(-update.variables[0].shape.num_elements() // _WIDTH)
+
+
+def _parts(updates):
+    """Splits updates into lists that take at most `_ROWS` rows each."""
+    part: list[Update] = []
+    for each in updates:
+        if part and sum(map(_rows, part)) + _rows(each) > _ROWS:
+            yield part
+            part = []
+        part.append(each)
+    yield part
+
+
+def _update_joined(updates):
+    """Updates copies of several variables in one array, and writes them back.
+
+    Every variable begins a new row, so that each row has the scalars of one variable.
+    The rows are a power of two: few kernels serve all models.
+    """
+    kernel = updates[0].kernel
+    rows = [_rows(u) for u in updates]
+    rows[-1] += 2 ** (sum(rows) - 1).bit_length() - sum(rows)
+    sizes = [u.variables[0].shape.num_elements() for u in updates]
+    gaps = [_WIDTH * n - size for n, size in zip(rows, sizes)]
+    zeros = {gap: tf.zeros(gap, tf.int8) for gap in gaps if gap}
+    flat, table = tf.constant([-1]), tf.constant([sum(rows), _WIDTH])
+
+    def joined(tensors):
+        fill = {gap: tf.cast(x, tensors[0].dtype) for gap, x in zeros.items()}
+        pieces = []
+        for tensor, gap in zip(tensors, gaps):
+            pieces.append(tf.reshape(tensor, flat))
+            if gap:
+                pieces.append(fill[gap])
+        return tf.reshape(tf.concat(pieces, 0), table)
+
+    gradient = joined([u.gradient for u in updates])
+    values = [joined(v) for v in zip(*(u.variables for u in updates))]
+    scalars = tf.stack([u.scalars for u in updates], 1)
+    owners = np.repeat(np.arange(len(updates)), rows)
+    scalars = tf.gather(scalars, owners, axis=1)[..., None]
     changed = [False] * len(values)
-    for program in _compiled_padded(kernel, values, gradient, scalars):
+    for program in _compiled_for_values(kernel, values, gradient, scalars):
         new = program(gradient, scalars, *values)
         changed = [c or x is not None for c, x in zip(changed, new)]
         values = [x if y is None else y for x, y in zip(values, new)]
-    for variable, value, is_new in zip(variables, values, changed):
+    lengths = [n for pair in zip(sizes, gaps) for n in pair]
+    shapes = [tf.constant(u.variables[0].shape.as_list(), tf.int32) for u in updates]
+    for i, is_new in enumerate(changed):
         if is_new:
-            variable.assign(tf.reshape(tf.slice(value, start, end), whole))
+            pieces = tf.split(tf.reshape(values[i], flat), lengths)[::2]
+            for each, piece, shape in zip(updates, pieces, shapes):
+                each.variables[i].assign(tf.reshape(piece, shape))
 
 
 def _of_rows(kernel, variables, rows, gradient, scalars):
@@ -235,7 +319,7 @@ def _compiled(kernel, variables, gradient, scalars):
     )
 
 
-def _compiled_padded(kernel, values, gradient, scalars):
+def _compiled_for_values(kernel, values, gradient, scalars):
     """The compiled programs that return new values."""
     specs = [tf.TensorSpec(x.shape, x.dtype) for x in (gradient, scalars, *values)]
     return _stored(kernel, ("values", *specs), lambda p: _concrete(p, *specs))

@@ -191,15 +191,18 @@ def test_the_shape_of_a_sparse_gradient_is_checked():
     ],
 )
 def test_many_shapes_share_kernels(arguments, monkeypatch):
-    """Small variables are padded to powers of two; the numbers are the same."""
-    shapes = [(), (1,), (300, 300), (0, 3), (2, 2, 2), *((n, 3) for n in range(4, 10))]
+    """Small variables are updated together; the numbers are the same."""
+    shapes = [(), (1,), (300, 300), (0, 3), (2, 2, 2), *((n, 30) for n in range(4, 10))]
     results = []
-    # Lengths 1, 8, 16 and 32, one of size 0, the large one in place; a kernel for each.
-    for many, kernels_made in ((10, 6), (11, 11)):
+    # The large one and the one of size 0; arrays of 2 and of 8 rows for all others.
+    monkeypatch.setattr(kernels, "_ROWS", 8)
+    for many, kernels_made in ((10, 4), (11, 11)):
         monkeypatch.setattr(kernels, "MANY_SHAPES", many)
         kernels._COMPILED.clear()
         optimizer = make(**arguments)
         thetas = [variable(shape) for shape in shapes]
+        optimizer.build(thetas)
+        optimizer.apply([gradient(9, shape) for shape in shapes[2:6]], thetas[2:6])
         for t in range(3):
             optimizer.apply([gradient(t, shape) for shape in shapes], thetas)
         results.append(values_of(optimizer, *thetas))
@@ -207,7 +210,7 @@ def test_many_shapes_share_kernels(arguments, monkeypatch):
     assert_same(*results, rtol=1e-6)
 
 
-def test_padding_is_for_dense_gradients_of_many_shapes(monkeypatch):
+def test_only_dense_gradients_are_applied_together(monkeypatch):
     """A table that is updated lazily has scalars of its own for each row."""
     results = []
     for many in (0, 100):

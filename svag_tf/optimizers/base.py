@@ -467,10 +467,11 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             dtype: self._scalars_of_variables(learning_rate, dtype)
             for dtype in {self._compute_dtype(v) for v in self._trainable_variables}
         }
-        if not _replicated():
-            super()._backend_update_step(grads, trainable_variables, scalars)
-            return
-        self._update_replica(grads, trainable_variables, scalars)
+        with kernels.together() if self._has_many_shapes else nullcontext():
+            if _replicated():
+                self._update_replica(grads, trainable_variables, scalars)
+            else:
+                super()._backend_update_step(grads, trainable_variables, scalars)
 
     def _update_replica(self, grads, variables, scalars):
         """Updates this replica's copies of the variables."""
@@ -555,9 +556,7 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             return
         key = (*self._rule_identity(), dtype, decays)
         together = not self.slots or self._slot_dtype(variable) == dtype
-        kernel = kernels.Kernel(
-            tuple(steps), key, self.jit_compile, together, self._has_many_shapes
-        )
+        kernel = kernels.Kernel(tuple(steps), key, self.jit_compile, together)
         # Without slots and weight decay, a row without gradient stays as it is.
         lazy = self.sparse_updates == "lazy" or not (self.slots or decays)
         if lazy and len(variable.shape) >= 2:
@@ -567,7 +566,7 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             counts = self._row_updates[index] if self.counts_updates else None
             kernels.update_lazily(kernel, stored, gradient, counts, scalars_of_rows)
         else:
-            kernels.update(kernel, stored, gradient, scalars)
+            kernels.update_soon(kernel, stored, gradient, scalars)
 
     def _decays(self, variable):
         return bool(self.weight_decay) and self._use_weight_decay(variable)
@@ -578,9 +577,7 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         decays = self._decays(self._trainable_variables[index])
         rule = functools.partial(rule, dtype=dtype)
         key = (*self._rule_identity(), dtype, name, decays)
-        kernel = kernels.Kernel(
-            (rule,), key, self.jit_compile, True, self._has_many_shapes
-        )
+        kernel = kernels.Kernel((rule,), key, self.jit_compile, True)
         kernels.update(kernel, variables, gradient, scalars[dtype][index])
 
     def _rule_identity(self):

@@ -23,6 +23,7 @@ from svag_tf.experiments.benchmark.cases import (
     all_cases,
     bert_base_shapes,
     case_named,
+    efficientnet_b0_shapes,
     resnet50_shapes,
     scaling_case,
     scaling_sizes,
@@ -61,10 +62,14 @@ def command(*flags, cwd, **environment):
 # Cases and rows.
 
 
-def test_the_shapes_of_resnet50_are_those_of_keras():
-    model = keras.applications.ResNet50(weights=None)
-    shapes = [tuple(variable.shape) for variable in model.trainable_variables]
-    assert list(resnet50_shapes()) == shapes
+@pytest.mark.parametrize(
+    "name, shapes",
+    [("ResNet50", resnet50_shapes()), ("EfficientNetB0", efficientnet_b0_shapes())],
+)
+def test_the_shapes_are_those_of_keras(name, shapes):
+    model = getattr(keras.applications, name)(weights=None)
+    variables = model.trainable_variables
+    assert [tuple(variable.shape) for variable in variables] == list(shapes)
 
 
 def test_the_shapes_of_bert_base():

@@ -90,6 +90,44 @@ def resnet50_shapes(divide: int = 1) -> tuple[Shape, ...]:
     return tuple(shapes)
 
 
+def efficientnet_b0_shapes(divide: int = 1) -> tuple[Shape, ...]:
+    """The trainable variables of `keras.applications.EfficientNetB0`, in their order.
+
+    Args:
+        divide: all widths are divided by it.
+    """
+    shapes: list[Shape] = []
+
+    def convolution(shape: Shape, normalised: int) -> None:
+        shapes.extend([shape, (normalised,), (normalised,)])
+
+    inputs = 32 // divide
+    convolution((3, 3, 3, inputs), inputs)
+    for size, repeats, width, expansion in (
+        (3, 1, 16, 1),
+        (3, 2, 24, 6),
+        (5, 2, 40, 6),
+        (3, 3, 80, 6),
+        (5, 3, 112, 6),
+        (5, 4, 192, 6),
+        (3, 1, 320, 6),
+    ):
+        for _ in range(repeats):
+            inside = inputs * expansion
+            if expansion > 1:
+                convolution((1, 1, inputs, inside), inside)
+            convolution((size, size, inside, 1), inside)
+            squeezed = max(1, inputs // 4)
+            shapes.extend([(1, 1, inside, squeezed), (squeezed,)])
+            shapes.extend([(1, 1, squeezed, inside), (inside,)])
+            inputs = width // divide
+            convolution((1, 1, inside, inputs), inputs)
+    last = 1280 // divide
+    convolution((1, 1, inputs, last), last)
+    shapes.extend([(last, 1000 // divide), (1000 // divide,)])
+    return tuple(shapes)
+
+
 def bert_base_shapes(divide: int = 1) -> tuple[Shape, ...]:
     """The variables of BERT-base, uncased, with its pooler.
 
@@ -124,6 +162,12 @@ def all_cases(quick: bool = False) -> dict[str, Case]:
             "resnet50",
             "ResNet-50",
             resnet50_shapes(8 if quick else 1),
+            fresh=(OURS, KERAS),
+        ),
+        Case(
+            "efficientnet",
+            "EfficientNet-B0, 69 shapes",
+            efficientnet_b0_shapes(8 if quick else 1),
             fresh=(OURS, KERAS),
         ),
         Case("bert", "BERT-base", bert_base_shapes(12 if quick else 1)),
