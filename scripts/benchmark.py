@@ -3,8 +3,8 @@
     python scripts/benchmark.py
     python scripts/benchmark.py --cases=matrices,tiny --rows=msvag,keras-adam,limit
     python scripts/benchmark.py --backend=jax
-    python scripts/benchmark.py --scaling     # also time against parameters
-    python scripts/benchmark.py --replicas    # instead, devices and processes
+    python scripts/benchmark.py --scaling     # also against parameters and devices
+    python scripts/benchmark.py --replicas    # devices and processes alone
 
 Writes benchmark.json, benchmark.md and pictures into the workdir; docs/benchmarks.md
 says how to read them. Exit code: 0 if all is measured, else not 0.
@@ -31,12 +31,12 @@ _FRESH = flags.DEFINE_bool(
     "fresh", True, "Measure first step and extra memory, in new processes."
 )
 _SCALING = flags.DEFINE_bool(
-    "scaling", False, "Also: time against parameters. (Against devices: --replicas.)"
+    "scaling", False, "Also: time against parameters, and what --replicas measures."
 )
 _REPLICAS = flags.DEFINE_bool(
     "replicas",
     False,
-    "Instead: step time and bytes exchanged on several devices and processes, and a "
+    "Alone: step time and bytes exchanged on several devices and processes, and a "
     "model of a cluster. Writes replicas.json, replicas.md and replicas.png.",
 )
 _QUICK = flags.DEFINE_bool("quick", False, "Small sizes: to try the command.")
@@ -54,14 +54,6 @@ def main() -> None:
         benchmark_replicas(_WORKDIR.value, _QUICK.value, command_line, report=print)
         print(f"Results: {Path(_WORKDIR.value) / 'replicas.md'}")
         return
-    if _SCALING.value:
-        print(
-            "Time against the number of parameters. Time, bytes exchanged and "
-            "efficiency against devices and processes:\n"
-            f"  python scripts/benchmark.py --replicas --workdir={_WORKDIR.value}\n"
-            "What it measured before is in docs/benchmark/replicas.md.",
-            flush=True,
-        )
     rounds = (2 if _QUICK.value else 7) if _ROUNDS.value is None else _ROUNDS.value
     benchmark_with_progress(
         Options(

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,28 @@ from typing import Any
 from svag_tf.experiments.errors import ExperimentError
 
 TEMPORARY_PREFIX = ".tmp-"
+
+
+def writable_folder(workdir: str | os.PathLike[str]) -> Path:
+    """The folder of the results; it is made if there is none.
+
+    Args:
+        workdir: its path.
+
+    Raises:
+        ExperimentError: if files cannot be written there, before any work.
+    """
+    path = Path(workdir)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ExperimentError(
+            f"Cannot write to the workdir {path}: it is not a writable folder "
+            f"({error.strerror}). Name another --workdir."
+        ) from error
+    return path
 
 
 @contextlib.contextmanager

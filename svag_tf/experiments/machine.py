@@ -37,6 +37,11 @@ def available_memory() -> int | None:
     return _kilobytes("MemAvailable")
 
 
+def load() -> float | None:
+    """The load average of the last minute, if the system tells."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
 def description() -> dict[str, Any]:
     """The machine, its software, the commit and the time."""
     return {
@@ -44,7 +49,7 @@ def description() -> dict[str, Any]:
         "cores": cores(),
         "last_level_cache": _last_level_cache(),
         "memory": _kilobytes("MemTotal"),
-        "load_at_start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "load_at_start": load(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "packages": {"svag_tf": svag_tf.__version__, **_versions()},

@@ -17,7 +17,7 @@ import pytest
 from matplotlib.image import imread
 
 import svag_tf
-from svag_tf.experiments.benchmark import measure, plots, targets, texts
+from svag_tf.experiments.benchmark import measure, plots, replicas, targets, texts
 from svag_tf.experiments.benchmark.cases import (
     TINY_SHAPES,
     all_cases,
@@ -186,8 +186,8 @@ def test_the_command_says_what_is_wrong_with_a_flag(tmp_path):
 
 @needs_compiler
 def test_the_limit_program_serves(tmp_path):
-    program, how = build_limit(tmp_path)
-    assert program, how
+    program, _, why = build_limit(tmp_path)
+    assert program, why
     server = Server([str(program), "100000", "1"], dict(os.environ))
     try:
         assert server.first("limit") > 0
@@ -200,6 +200,7 @@ def test_the_limit_program_serves(tmp_path):
 def test_no_compiler(tmp_path, monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler -O2")
     assert build_limit(tmp_path) == (
+        None,
         None,
         "The C compiler 'no-such-compiler' cannot be run: No such file or directory",
     )
@@ -293,7 +294,7 @@ def fake_servers(monkeypatch):
     started.clear()
     monkeypatch.setattr(measure, "Server", FakeServer)
     monkeypatch.setattr(measure, "PAUSE", 0.0)
-    monkeypatch.setattr(measure, "build_limit", lambda folder: (None, "no compiler"))
+    monkeypatch.setattr(measure, "build_limit", lambda _: (None, None, "no compiler"))
 
 
 @pytest.mark.usefixtures("fake_servers")
@@ -318,7 +319,10 @@ def test_all_rows_take_turns(tmp_path):
     )
     assert rows["ssd"] == {"title": "SSD", "group": "ours", "error": "cannot"}
     assert results["skipped"] == {"limit": "no compiler"}
-    assert "SSD fails. cannot" in (tmp_path / "benchmark.md").read_text()
+    text = (tmp_path / "benchmark.md").read_text()
+    assert "SSD fails. cannot" in text and "- No C loop: no compiler\n" in text
+    assert re.search(r"- Load average: [\d.]+ at the start, [\d.]+ at the end", text)
+    assert "; 3 rounds, in which" in text
     assert all(server.closed for server, _, _ in started)
 
 
@@ -403,7 +407,14 @@ def test_an_interruption_leaves_the_finished_cases(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("fake_servers")
-def test_the_progress_reaches_its_end(tmp_path):
+def test_the_progress_reaches_its_end(tmp_path, monkeypatch):
+    def measured(kind, n, width, steps):
+        seconds, size = {"mean": 2.0, "majority_vote": 1.0}, {"payload_bytes": 1}
+        row = {"kind": kind, "replicas": n, "parameters": 8, "sent_bytes": 1, **size}
+        row["loopback_bytes"] = None
+        return [row | {"aggregation": a, "seconds": s} for a, s in seconds.items()]
+
+    monkeypatch.setattr(replicas, "_measured", measured)
     seen = []
     benchmark(
         Options(tmp_path, cases=["matrices"], rows=["msvag"], rounds=2, scaling=True),
@@ -411,6 +422,9 @@ def test_the_progress_reaches_its_end(tmp_path):
     )
     assert all(a[0] <= b[0] for a, b in itertools.pairwise(seen))
     assert seen[-1][0] == pytest.approx(seen[-1][1])
+    rows = json.loads((tmp_path / "replicas.json").read_text())["measured"]
+    assert [row["seconds"] for row in rows] == [2.0] * 4 + [1.0] * 4
+    assert [row["efficiency"] for row in rows] == [1, 0.5, 0.25, 0.5] * 2
 
 
 # Reports.
@@ -498,7 +512,6 @@ def test_the_command(tmp_path):
     assert result.returncode == 0, result.stderr
     out = tmp_path / "out"
     assert "out/benchmark.md" in result.stdout.replace("\n", "")
-    assert "--replicas --workdir=out" in result.stdout  # Scaling over devices.
     results = json.loads((out / "benchmark.json").read_text())
     assert "--quick --rounds=1" in results["command"]
     assert results["machine"]["cores"] >= 1 and results["compiler"].startswith("cc")
@@ -508,9 +521,30 @@ def test_the_command(tmp_path):
             assert row["median"] > 0 and row["to_limit"] > 0, row
     assert results["scaling"]["msvag"]["parameters"] == scaling_sizes(quick=True)
     text = (out / "benchmark.md").read_text()
-    assert text == page(results)
-    for name in re.findall(r"\]\(([^)]+)\)", text):
+    assert text == page(results) and "; 1 round, in which" in text
+    assert "](replicas.md)" in text and "](replicas.png)" in text
+    for name in re.findall(r"\]\(([^)]+png)\)", text):
         assert imread(out / name).shape[0] > 300
+    check_replicas(json.loads((out / "replicas.json").read_text()))
+    assert "| 1 device | mean gradient |" in (out / "replicas.md").read_text()
+
+
+def check_replicas(results):
+    """Two processes send what is reckoned."""
+    rows = {(r["kind"], r["aggregation"]): r for r in results["measured"]}
+    assert [(*k, r["replicas"]) for k, r in rows.items()] == [
+        (kind, aggregation, n)
+        for aggregation in replicas.AGGREGATIONS
+        for kind, n in replicas.QUICK_SETUPS
+    ]
+    mean, votes = (rows["processes", name] for name in replicas.AGGREGATIONS)
+    layers, width = replicas.LAYERS, replicas.QUICK["width"]
+    assert mean["parameters"] == layers * (width**2 + width)
+    assert mean["payload_bytes"] == mean["sent_bytes"] == 4 * mean["parameters"]
+    digits = mean["parameters"] + 2 * layers  # And one for each variable.
+    assert votes["payload_bytes"] == 4 * math.ceil(digits / 13)
+    for row in (mean, votes):
+        assert row["loopback_bytes"] > row["sent_bytes"]
 
 
 @needs_tensorflow

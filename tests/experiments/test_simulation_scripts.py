@@ -56,8 +56,8 @@ def test_bad_flags(tmp_path):
     (tmp_path / "file").touch()
     code, _, errors = run("--workdir=file", script=script, cwd=tmp_path)
     assert code != 0 and errors.splitlines()[-1] == (
-        "Error: The workdir file is not a writable folder: File exists. Name another "
-        "--workdir."
+        "Error: Cannot write to the workdir file: it is not a writable folder (File "
+        "exists). Name another --workdir."
     )
 
 

@@ -16,19 +16,20 @@ def compiler() -> list[str]:
     return shlex.split(os.environ.get("CC", "")) or ["cc"]
 
 
-def build_limit(folder: Path) -> tuple[Path | None, str]:
+def build_limit(folder: Path) -> tuple[Path | None, str | None, str | None]:
     """Compiles the program into a folder.
 
     Returns:
-        The program, or None if it cannot be built; and the command, or why not.
+        The program and the compiler's command, or None; and, in that case, why.
     """
     program = folder / "limit"
     command = [*compiler(), *FLAGS, str(SOURCE), "-o", str(program), "-lm"]
     try:
         result = subprocess.run(command, capture_output=True, text=True)
     except OSError as error:
-        return None, f"The C compiler {command[0]!r} cannot be run: {error.strerror}"
+        why = f"The C compiler {command[0]!r} cannot be run: {error.strerror}"
+        return None, None, why
     if result.returncode:
         reason = (result.stderr.strip().splitlines() or ["no message"])[0]
-        return None, f"The C compiler {command[0]!r} failed: {reason}"
-    return program, " ".join([*compiler(), *FLAGS])
+        return None, None, f"The C compiler {command[0]!r} failed: {reason}"
+    return program, " ".join([*compiler(), *FLAGS]), None

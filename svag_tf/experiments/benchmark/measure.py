@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import statistics
 import sys
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import svag_tf
 from svag_tf.experiments import machine
 from svag_tf.experiments.benchmark.cases import (
     Case,
@@ -23,16 +21,24 @@ from svag_tf.experiments.benchmark.cases import (
 )
 from svag_tf.experiments.benchmark.limit import build_limit
 from svag_tf.experiments.benchmark.memory import GIB, REFERENCES, batches
+from svag_tf.experiments.benchmark.replicas import benchmark_replicas, setups
 from svag_tf.experiments.benchmark.report import write_report
 from svag_tf.experiments.benchmark.rows import Row, all_rows
-from svag_tf.experiments.benchmark.serving import RowError, Server, closing_all
+from svag_tf.experiments.benchmark.serving import (
+    RowError,
+    Server,
+    closing_all,
+    environment_of,
+)
 from svag_tf.experiments.errors import ExperimentError
+from svag_tf.experiments.files import writable_folder
 
 BACKENDS = ("tensorflow", "jax")
 SCALING_ROWS = ("msvag", "keras-adam", "limit")
 # After a parallel loop the threads of a library spin for a few milliseconds.
 PAUSE = 0.01
 TURN, QUICK_TURN = 0.03, 0.002
+REPLICAS_WORK = 15.0  # Seconds that a number of replicas takes.
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,8 @@ class Options:
         memory_limit: GiB that all rows at once may take; None for 3/4 of what is
             available.
         fresh: whether to measure first step and memory, in new processes.
-        scaling: whether to measure time against parameters.
+        scaling: whether to measure time against parameters and, on the TensorFlow
+            backend, against devices and processes.
         quick: a trial with small sizes.
         workdir: the folder for the results.
         command: the command line, for the report.
@@ -83,7 +90,7 @@ def benchmark(
             is measured.
     """
     cases, rows, skipped = _chosen(options)
-    _check_workdir(options.workdir)
+    workdir = writable_folder(options.workdir)
     results: dict[str, Any] = {
         "command": options.command,
         "backend": options.backend,
@@ -92,23 +99,28 @@ def benchmark(
         "machine": machine.description(),
         "cases": {},
         "scaling": {},
+        "replicas": False,
     }
     with tempfile.TemporaryDirectory() as folder:
-        program, compiled = None, "not needed"
+        program, compiled, without = None, None, "it is not asked for"
         if any(row.host == "c" for row in rows):
-            program, compiled = build_limit(Path(folder))
+            program, compiled, without = build_limit(Path(folder))
             if program is None:
-                skipped |= {row.name: compiled for row in rows if row.host == "c"}
+                skipped |= {row.name: without for row in rows if row.host == "c"}
                 rows = [row for row in rows if row.host != "c"]
-        results |= {"compiler": compiled, "skipped": skipped}
+        results |= {"compiler": compiled, "no_c_loop": without, "skipped": skipped}
         benchmarker = _Benchmarker(options, program, cases, rows, report)
         try:
             for case in cases:
                 results["cases"][case.name] = benchmarker.case(case, rows)
             if options.scaling:
                 results["scaling"] = benchmarker.scaling(rows)
+                if options.backend == "tensorflow":
+                    benchmarker.replicas()
+                    results["replicas"] = True
         finally:  # also what was measured before an interruption
-            write_report(results, options.workdir)
+            results["machine"]["load_at_end"] = machine.load()
+            write_report(results, workdir)
     return results
 
 
@@ -157,17 +169,6 @@ def _check_names(flag: str, received: Iterable[str], known: Iterable[str]) -> No
         )
 
 
-def _check_workdir(workdir: Path) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
-    except OSError as error:
-        raise ExperimentError(
-            f"Cannot write to the workdir {workdir}: {error.strerror}"
-        ) from error
-
-
 class _Benchmarker:
     def __init__(
         self,
@@ -190,6 +191,8 @@ class _Benchmarker:
             chosen = [row for row in rows if row.name in SCALING_ROWS]
             sizes = scaling_sizes(options.quick)
             self.work += sum(self._case_work(scaling_case(n), chosen) for n in sizes)
+            if options.backend == "tensorflow":
+                self.work += REPLICAS_WORK * len(setups(options.quick))
 
     def case(self, case: Case, rows: list[Row]) -> dict[str, Any]:
         """Measures a case; returns its entry in the results."""
@@ -238,6 +241,16 @@ class _Benchmarker:
                     curves[row.name]["parameters"].append(parameters)
                     curves[row.name]["median"].append(results[row.name]["median"])
         return curves
+
+    def replicas(self) -> None:
+        """Measures devices and processes; writes replicas.json, .md and .png."""
+        options = self.options
+        benchmark_replicas(
+            options.workdir,
+            options.quick,
+            options.command,
+            lambda line: self._progress(line, REPLICAS_WORK),
+        )
 
     def _interleaved(
         self, case: Case, rows: list[Row], errors: dict[str, str]
@@ -299,19 +312,8 @@ class _Benchmarker:
     def _start(self, host: str, case: Case) -> Server:
         quick = "quick" if case.quick else "full"
         environment = {
-            **os.environ,
-            "KERAS_BACKEND": host,
+            **environment_of(host),
             "OMP_NUM_THREADS": str(self.threads),
-            "PYTHONPATH": os.pathsep.join(
-                filter(
-                    None,
-                    [
-                        str(Path(svag_tf.__file__).parents[1]),
-                        os.environ.get("PYTHONPATH"),
-                    ],
-                )
-            ),
-            "TF_CPP_MIN_LOG_LEVEL": "3",
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         }
         if self.options.backend == "tensorflow":  # the limit is that of the CPU

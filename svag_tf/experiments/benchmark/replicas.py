@@ -25,8 +25,9 @@ from typing import Any
 
 from svag_tf.experiments import machine
 from svag_tf.experiments.benchmark.plots import save_replicas
+from svag_tf.experiments.benchmark.serving import environment_of
 from svag_tf.experiments.errors import ExperimentError
-from svag_tf.experiments.files import write_json, write_text
+from svag_tf.experiments.files import writable_folder, write_json, write_text
 from svag_tf.experiments.launch import environments
 
 AGGREGATIONS = ("mean", "majority_vote")
@@ -34,6 +35,7 @@ SETUPS = (("devices", 1), ("devices", 2), ("devices", 4), ("processes", 2))
 BATCH, WIDTH, LAYERS = 128, 1024, 3
 STEPS, WARM_UP = 20, 3
 QUICK = {"width": 64, "steps": 3}
+QUICK_SETUPS = (SETUPS[0], SETUPS[-1])
 TIMEOUT = 600
 
 # The cluster of the model: a ResNet-50 on GPUs, each with its own batch.
@@ -42,6 +44,11 @@ COMPUTE_SECONDS = 0.1
 LATENCY_SECONDS = 10e-6
 NETWORKS = {"10 Gbit/s": 10e9 / 8, "100 Gbit/s": 100e9 / 8}
 GPUS = (8, 64, 512)
+
+
+def setups(quick: bool) -> tuple[tuple[str, int], ...]:
+    """Which replicas are measured: their kind and number."""
+    return QUICK_SETUPS if quick else SETUPS
 
 
 def exchanged_bytes(parameters: int, n: int, aggregation: str) -> int:
@@ -120,25 +127,21 @@ def benchmark_replicas(
     Raises:
         ExperimentError: if a process fails.
     """
-    folder = Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = writable_folder(workdir)
     width = QUICK["width"] if quick else WIDTH
     steps = QUICK["steps"] if quick else STEPS
-    measured = []
-    for aggregation in AGGREGATIONS:
-        alone = None
-        for kind, n in SETUPS:
-            row = _measured(kind, n, aggregation, width, steps)
-            alone = alone or row["seconds"]
-            row |= {"aggregation": aggregation, "kind": kind, "replicas": n}
-            row["efficiency"] = alone / (row["seconds"] * n)
-            measured.append(row)
-            report(_line(row))
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in AGGREGATIONS}
+    for kind, n in setups(quick):
+        for row in _measured(kind, n, width, steps):
+            own = rows[row["aggregation"]]
+            alone = own[0]["seconds"] if own else row["seconds"]
+            own.append(row | {"efficiency": alone / (row["seconds"] * n)})
+        report(_line([own[-1] for own in rows.values()]))
     results = {
         "command": command,
         "machine": machine.description(),
         "network": {"width": width, "layers": LAYERS, "batch": BATCH, "steps": steps},
-        "measured": measured,
+        "measured": [row for own in rows.values() for row in own],
         "model": {
             "parameters": PARAMETERS,
             "compute_seconds": COMPUTE_SECONDS,
@@ -153,23 +156,26 @@ def benchmark_replicas(
     return results
 
 
-def _line(row: dict[str, Any]) -> str:
-    return (
-        f"{row['aggregation']}, {row['replicas']} {row['kind']}: "
-        f"{1e3 * row['seconds']:.1f} ms a step"
+def _line(rows: Sequence[dict[str, Any]]) -> str:
+    times = (
+        f"{_words(row['aggregation'])} {1e3 * row['seconds']:.1f} ms" for row in rows
     )
+    return f"{_replicas(rows[0])}: {', '.join(times)}"
 
 
-def _measured(
-    kind: str, n: int, aggregation: str, width: int, steps: int
-) -> dict[str, Any]:
+def _replicas(row: dict[str, Any]) -> str:
+    one = {"devices": "device", "processes": "process"}[row["kind"]]
+    return f"1 {one}" if row["replicas"] == 1 else f"{row['replicas']} {row['kind']}"
+
+
+def _measured(kind: str, n: int, width: int, steps: int) -> list[dict[str, Any]]:
     """Runs the worker in new processes; what the first of them has measured."""
-    order = [kind, str(n), aggregation, str(width), str(steps)]
+    order = [kind, str(n), str(width), str(steps)]
     variables = environments(n) if kind == "processes" else [{}]
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "svag_tf.experiments.benchmark.replicas", *order],
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **own},
+            env={**environment_of("tensorflow"), "CUDA_VISIBLE_DEVICES": "", **own},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -187,21 +193,12 @@ def _measured(
     for process, (_, errors) in zip(processes, printed):
         if process.returncode:
             last = "\n".join(errors.splitlines()[-10:])
-            raise ExperimentError(
-                f"{n} {kind}, {aggregation}: a process failed:\n{last}"
-            )
+            raise ExperimentError(f"{n} {kind}: a process failed:\n{last}")
     return json.loads(printed[0][0].splitlines()[-1])
 
 
-def _work(
-    kind: str, n: int, aggregation: str, width: int, steps: int
-) -> dict[str, Any]:
+def _work(kind: str, n: int, width: int, steps: int) -> list[dict[str, Any]]:
     """Trains on n replicas of this process, or as one of n processes."""
-    import keras
-    import numpy as np
-    import tensorflow as tf
-
-    import svag_tf
     from svag_tf.experiments.distributed import (
         mirrored_strategy,
         multi_worker_strategy,
@@ -209,6 +206,23 @@ def _work(
 
     processes = kind == "processes"
     strategy = multi_worker_strategy() if processes else mirrored_strategy(n)
+    rows = []
+    for aggregation in AGGREGATIONS:
+        row = _trained(strategy, aggregation, width, steps)
+        if not processes:
+            row["loopback_bytes"] = None
+        rows.append(row | {"aggregation": aggregation, "kind": kind, "replicas": n})
+    return rows
+
+
+def _trained(strategy: Any, aggregation: str, width: int, steps: int) -> dict[str, Any]:
+    """Trains on the replicas of a strategy."""
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    import svag_tf
+
     total = strategy.num_replicas_in_sync
     with strategy.scope():
         keras.utils.set_random_seed(0)
@@ -241,7 +255,7 @@ def _work(
         "parameters": payload.parameters,
         "payload_bytes": payload.bytes,
         "sent_bytes": wire_bytes(payload.bytes, total),
-        "loopback_bytes": sent / steps / total if processes else None,
+        "loopback_bytes": sent / steps / total,
     }
 
 
@@ -290,7 +304,7 @@ def report_of(results: dict[str, Any]) -> str:
     for row in results["measured"]:
         counted = row["loopback_bytes"]
         lines.append(
-            f"| {row['replicas']} {row['kind']} | {_words(row['aggregation'])} "
+            f"| {_replicas(row)} | {_words(row['aggregation'])} "
             f"| {1e3 * row['seconds']:.1f} | {row['efficiency']:.2f} "
             f"| {8 * row['payload_bytes'] / row['parameters']:.2f} "
             f"| {row['payload_bytes'] / 1e6:.3f} | {row['sent_bytes'] / 1e6:.3f} "
@@ -328,8 +342,8 @@ def _words(aggregation: str) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """One measurement, in a process of its own: prints a line of JSON."""
-    kind, n, aggregation, width, steps = arguments
-    print(json.dumps(_work(kind, int(n), aggregation, int(width), int(steps))))
+    kind, n, width, steps = arguments
+    print(json.dumps(_work(kind, int(n), int(width), int(steps))))
 
 
 if __name__ == "__main__":

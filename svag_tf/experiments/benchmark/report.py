@@ -12,6 +12,7 @@ from svag_tf.experiments.benchmark.rows import all_rows
 from svag_tf.experiments.benchmark.targets import judged
 from svag_tf.experiments.benchmark.texts import (
     NOTHING,
+    counted,
     mebibytes,
     number,
     seconds,
@@ -20,6 +21,13 @@ from svag_tf.experiments.benchmark.texts import (
 from svag_tf.experiments.files import write_json, write_text
 
 Results = dict[str, Any]
+
+REPLICAS = """\
+Step time, bytes exchanged and efficiency, and a model of 8, 64 and 512 GPUs:
+[replicas.md](replicas.md).
+
+![Measured time, efficiency and bytes by replicas, and the model](replicas.png)
+"""
 
 
 def write_report(results: Results, workdir: Path) -> None:
@@ -51,6 +59,8 @@ def page(results: Results) -> str:
         parts += [f"## {case['title']}\n", _case(case)]
     if results["scaling"]:
         parts += ["## Time against parameters\n", _scaling(results)]
+    if results["replicas"]:
+        parts += ["## Time against devices and processes\n", REPLICAS]
     return "\n".join(parts)
 
 
@@ -76,10 +86,14 @@ def _provenance(results: Results) -> str:
         f"- Command: `{results['command']}`",
         f"- Machine: {', '.join(where)}",
         f"- Software: Python {machine['python']}, {', '.join(packages)}",
-        f"- C loop: `{results['compiler']}`",
+        f"- C loop: `{results['compiler']}`"
+        if results["compiler"]
+        else f"- No C loop: {results['no_c_loop']}",
         f"- When: {machine['date']}{commit}",
-        f"- Backend: {results['backend']}; {results['rounds']} rounds, in which all "
-        "rows of a case take turns",
+        f"- Load average: {number(machine['load_at_start'])} at the start, "
+        f"{number(machine['load_at_end'])} at the end",
+        f"- Backend: {results['backend']}; {counted(results['rounds'], 'round')}, in "
+        "which all rows of a case take turns",
     ]
     lines += [f"- Left out: {row}: {why}" for row, why in results["skipped"].items()]
     return "\n".join(lines) + "\n"

@@ -26,6 +26,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import svag_tf
+
 # Makes one step, waits until it is done, and returns the seconds that it took.
 Step = Callable[[], float]
 
@@ -127,6 +129,21 @@ def _status_kilobytes(field: str) -> int:
         if line.startswith(f"{field}:"):
             return int(line.split()[1])
     raise OSError(f"/proc/self/status has no {field}")
+
+
+def environment_of(backend: str) -> dict[str, str]:
+    """Environment variables of a process that imports this package.
+
+    Args:
+        backend: Keras' backend there.
+    """
+    paths = [str(Path(svag_tf.__file__).parents[1]), os.environ.get("PYTHONPATH")]
+    return {
+        **os.environ,
+        "KERAS_BACKEND": backend,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
 
 
 class Server:

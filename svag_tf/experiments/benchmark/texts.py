@@ -35,6 +35,11 @@ def mebibytes(value: int | None) -> str:
     return NOTHING if value is None else number(value / 2**20)
 
 
+def counted(count: int, thing: str) -> str:
+    """A number of things: "1 round", "7 rounds"."""
+    return f"{count} {thing}" + ("" if count == 1 else "s")
+
+
 def _unit(value: float) -> tuple[str, float]:
     if value >= 1:
         return "s", 1.0

@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from svag_tf.experiments import machine
 from svag_tf.experiments.config import Field
 from svag_tf.experiments.errors import ExperimentError
+from svag_tf.experiments.files import writable_folder
 from svag_tf.experiments.optimizers import OPTIMIZERS
 from svag_tf.experiments.simulations import plots
 from svag_tf.experiments.simulations.report import (
     Finding,
     checked,
-    made,
     progress,
     table,
     whole,
@@ -159,7 +159,7 @@ def simulate(
             "exact_steps must be at most steps. Received: "
             f"exact_steps={config['exact_steps']}, steps={config['steps']}"
         )
-    workdir = made(workdir)
+    workdir = writable_folder(workdir)
     about: dict[str, Any] = {
         "title": "Generalization: least squares after Wilson et al.",
         "command": command,

@@ -42,13 +42,17 @@ from svag_tf.experiments import machine
 from svag_tf.experiments.config import Field, differences
 from svag_tf.experiments.data import Data
 from svag_tf.experiments.errors import DivergedError, ExperimentError
-from svag_tf.experiments.files import read_json, replacing, write_json
+from svag_tf.experiments.files import (
+    read_json,
+    replacing,
+    writable_folder,
+    write_json,
+)
 from svag_tf.experiments.problems import PROBLEMS
 from svag_tf.experiments.simulations import plots
 from svag_tf.experiments.simulations.report import (
     Finding,
     checked,
-    made,
     progress,
     table,
     whole,
@@ -285,7 +289,7 @@ def simulate(
     workdir = Path(workdir)
     data, model = prepared(training)
     _check_problem(own, training, data, model)
-    (made(workdir) / "measurements").mkdir(exist_ok=True)
+    (writable_folder(workdir) / "measurements").mkdir(exist_ok=True)
     try:
         with filelock.FileLock(workdir / ".lock", blocking=False):
             return _simulate(everything, workdir, command, data, model)

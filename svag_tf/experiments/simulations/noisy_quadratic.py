@@ -24,12 +24,12 @@ from svag_tf import rules
 from svag_tf.experiments import machine
 from svag_tf.experiments.config import Field
 from svag_tf.experiments.errors import ExperimentError
+from svag_tf.experiments.files import writable_folder
 from svag_tf.experiments.optimizers import OPTIMIZERS
 from svag_tf.experiments.simulations import plots
 from svag_tf.experiments.simulations.report import (
     Finding,
     checked,
-    made,
     progress,
     several,
     table,
@@ -248,7 +248,7 @@ def simulate(
             "This simulation needs Keras' TensorFlow backend: set "
             f"KERAS_BACKEND=tensorflow. Received: {keras.backend.backend()}"
         )
-    workdir = made(workdir)
+    workdir = writable_folder(workdir)
     about = {
         "title": "SGD against sign descent on noisy quadratics",
         "command": command,

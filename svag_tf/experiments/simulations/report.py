@@ -6,8 +6,6 @@ import contextlib
 import csv
 import io
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -89,28 +87,6 @@ def checked(config: Any, fields: Mapping[str, Field]) -> dict[str, Any]:
                 f"{name} must be {field.expected}. Received: {name}={flat[name]!r}"
             )
     return json.loads(json.dumps(flat))
-
-
-def made(workdir: str | os.PathLike[str]) -> Path:
-    """The folder of the results; it is made if there is none.
-
-    Args:
-        workdir: its path.
-
-    Raises:
-        ExperimentError: if files cannot be written there, before any work.
-    """
-    path = Path(workdir)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise ExperimentError(
-            f"The workdir {path} is not a writable folder: {error.strerror}. Name "
-            "another --workdir."
-        ) from error
-    return path
 
 
 @contextlib.contextmanager

@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 
 from svag_tf import rules
 from svag_tf.experiments import machine
+from svag_tf.experiments.files import writable_folder
 from svag_tf.experiments.plots import DIRECTIONS
 from svag_tf.experiments.simulations import plots
 from svag_tf.experiments.simulations.report import (
     Finding,
     checked,
-    made,
     progress,
     several,
     table,
@@ -117,7 +117,7 @@ def simulate(
         ExperimentError: before any work, if the config or the workdir cannot be used.
     """
     config = checked(config, FIELDS)
-    workdir = made(workdir)
+    workdir = writable_folder(workdir)
     about = {
         "title": "Variance adaptation: the factors and the Lemma",
         "command": command,
