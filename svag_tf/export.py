@@ -597,7 +597,7 @@ def whole_folder(path):
         raise FileExistsError(
             f"{path} exists. Export to a new or an empty folder, or move it away."
         )
-    temporary = path.with_name(_TEMPORARY_PREFIX + path.name)
+    temporary = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if temporary.exists():  # Left by a process that was killed.
@@ -611,6 +611,11 @@ def whole_folder(path):
         raise OSError(f"Cannot write {path}: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def temporary_name(path):
+    """The folder beside a folder where that is made, or deleted."""
+    return path.with_name(_TEMPORARY_PREFIX + path.name)
 
 
 def _sync(path):
