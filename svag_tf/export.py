@@ -61,9 +61,9 @@ def export_trainable(
     `train` leave the same weights, bit for bit, as k steps in Python on the same
     machine, if Python's function has as free a batch as the exported one: TensorFlow
     optimizes a function for batches of one known size to other last bits. Python has
-    such a function for the first size that `train_on_batch` is given, and for `fit` on
-    arrays that its `batch_size` divides, or with `drop_remainder=True`: export that
-    size as `batch_size`. All others have a free batch.
+    such a function for the first size that `train_on_batch` is given, and `fit` on
+    arrays that its `batch_size` divides or on a data set with `drop_remainder=True`:
+    export that size as `batch_size`. All other batches are free in Python as well.
 
     The state is all that training goes on from: weights, random states such as those
     of dropout, and the optimizer's variables (slots, step count, averages, accumulated
