@@ -10,7 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from svag_tf.export import whole_folder
+from svag_tf.export import temporary_name, whole_folder
 from svag_tf.saved_state import description_of, first_difference, state_of
 
 # HDF5, in which Keras keeps weights, ends the process when the disk is full.
@@ -98,13 +98,13 @@ class BackupAndRestore(keras.callbacks.Callback):
             (folder / STATE).write_text(json.dumps(state))
             (folder / SUMS).write_text(_sums(folder))
         for old in self._folders()[KEPT:]:
-            shutil.rmtree(old)
+            _delete(old)
 
     def on_train_end(self, logs=None):
         """Deletes the backups, if they are not to be kept."""
         if self.delete_checkpoint:
             for folder in self._folders():
-                shutil.rmtree(folder)
+                _delete(folder)
 
     def _folders(self):
         """The backups, the last first."""
@@ -135,6 +135,15 @@ class BackupAndRestore(keras.callbacks.Callback):
                 value = np.frombuffer(arrays[f"arr_{i}"].tobytes(), like.dtype)
                 variable.assign(value.reshape(like.shape))
         model._initial_epoch = epoch  # As Keras' callback of this name does.
+
+
+def _delete(folder):
+    """At once, so that a process that is killed here leaves no damaged backup."""
+    deleted = temporary_name(folder)
+    if deleted.exists():
+        shutil.rmtree(deleted)
+    os.replace(folder, deleted)
+    shutil.rmtree(deleted)
 
 
 def _bytes(variable):

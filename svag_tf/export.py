@@ -40,6 +40,7 @@ def export_trainable(
     x: Any = None,
     y: Any = None,
     sample_weight: Any = None,
+    batch_size: int | None = None,
 ) -> None:
     """Writes a model as a SavedModel that goes on training where the model stands.
 
@@ -55,12 +56,14 @@ def export_trainable(
     | `restore` | `path` | reads it back; `step` |
     | `train_from` | `path`, `x`, `y`, `to` | `restore`, `train` and `save` in one |
 
-    `step` is the optimizer's count of updates. k steps of `train` leave the same
-    weights, bit for bit, as k steps in Python on the same machine. Loss and metrics are
-    those of the batch alone. The batch dimension is as free as that of the model's
-    inputs. (Where XLA does not compile the whole model, the last bits are sure to be
-    the same only if the batch size is fixed as well: `x=tf.TensorSpec((6, 4))`. A fixed
-    size, as in Python's own step, lets TensorFlow rewrite more of the graph.)
+    `step` is the optimizer's count of updates. Loss and metrics are those of the batch
+    alone. The batch dimension is as free as that of the model's inputs. k steps of
+    `train` leave the same weights, bit for bit, as k steps in Python on the same
+    machine, if Python's function has as free a batch as the exported one: TensorFlow
+    optimizes a function for batches of one known size to other last bits. Python has
+    such a function for the first size that `train_on_batch` is given, and `fit` on
+    arrays that its `batch_size` divides or on a data set with `drop_remainder=True`:
+    export that size as `batch_size`. All other batches are free in Python as well.
 
     The state is all that training goes on from: weights, random states such as those
     of dropout, and the optimizer's variables (slots, step count, averages, accumulated
@@ -89,9 +92,13 @@ def export_trainable(
         sample_weight: What a further argument `sample_weight` of `train`, `evaluate`
             and `train_from` is like, likewise; `True` for one float for each example.
             Defaults to `None`: there is no such argument.
+        batch_size: Examples of a batch, at least 1: batches of this size have a
+            function of their own, optimized for it, as in Python; all other sizes
+            remain possible. Defaults to `None`: one function with a free batch.
 
     Raises:
-        ValueError: If the model cannot be exported. Nothing is written.
+        ValueError: If the model cannot be exported, or an argument is not as above.
+            Nothing is written.
         FileExistsError: If `path` exists and is not an empty folder.
 
     Example:
@@ -112,7 +119,7 @@ def export_trainable(
     """
     _check_model(model)
     with whole_folder(path) as folder:
-        module, signatures = _traced(model, x, y, sample_weight)
+        module, signatures = _traced(model, x, y, sample_weight, batch_size)
         try:
             tf.saved_model.save(module, str(folder), signatures=signatures)
         except AssertionError as error:  # A resource that is not a variable or table.
@@ -214,7 +221,7 @@ def _state(model):
     return {name: _tf_variable(v) for name, v in state_of(model).items()}
 
 
-def _traced(model, x, y, sample_weight):
+def _traced(model, x, y, sample_weight, batch_size):
     """A `tf.Module` of all functions, and the signatures: ready to be saved."""
     given = {"x": _input_specs(model) if x is None else _specs("x", x)}
     infer = tf.function(lambda x: model.predict_step((x,)), autograph=False)
@@ -226,6 +233,8 @@ def _traced(model, x, y, sample_weight):
         sample_weight = tf.TensorSpec(keras.tree.flatten(given["x"])[0].shape[:1])
     if sample_weight is not None:
         given["sample_weight"] = _specs("sample_weight", sample_weight)
+    if batch_size is not None:
+        _check_batch_size(batch_size, given["x"])
     _build_metrics(model, given, outputs)
     train_step = tf.function(
         model.train_step, jit_compile=model.jit_compile, autograph=False
@@ -234,9 +243,21 @@ def _traced(model, x, y, sample_weight):
     def data_of(arguments):
         return tuple(arguments.get(name) for name in ("x", "y", "sample_weight"))
 
+    def step_of(size, arguments):
+        shaped = keras.tree.map_structure(
+            lambda tensor, spec: _of_known_shape(tensor, spec, size), arguments, given
+        )
+        return dict(train_step(data_of(shaped)))
+
     def train(**arguments):
         model.reset_metrics()
-        return dict(train_step(data_of(arguments)))
+        if batch_size is None:
+            return step_of(None, arguments)
+        return tf.cond(
+            tf.shape(keras.tree.flatten(arguments["x"])[0])[0] == batch_size,
+            lambda: step_of(batch_size, arguments),
+            lambda: step_of(None, arguments),
+        )
 
     def evaluate(**arguments):
         model.reset_metrics()
@@ -284,6 +305,23 @@ def _traced(model, x, y, sample_weight):
     ]
     _check_traced(signatures, [*module.state.values(), *module.metrics])
     return module, signatures
+
+
+def _of_known_shape(tensor, spec, batch_size):
+    """The tensor, of whose shape TensorFlow knows what it does in Python, not more.
+
+    Its optimizer takes shapes from wherever in a graph they are known: from the caller
+    (a loaded function is traced anew for the shapes that it is called with), or from
+    the other branch of a condition. It does not see through an optional.
+    """
+    shape = spec.shape
+    if batch_size is not None and shape.rank and shape[0] is None:
+        shape = tf.TensorShape((batch_size, *shape[1:]))
+    return tf.raw_ops.OptionalGetValue(  # Raises an error if the shape is another.
+        optional=tf.raw_ops.OptionalFromValue(components=[tensor]),
+        output_types=[spec.dtype],
+        output_shapes=[shape],
+    )[0]
 
 
 def _trace(name, function, arguments):
@@ -371,6 +409,16 @@ def _input_specs(model):
                 f"input {leaf.name}"
             )
     return keras.tree.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), inputs)
+
+
+def _check_batch_size(batch_size, inputs):
+    known = {leaf.shape[0] for leaf in keras.tree.flatten(inputs) if leaf.shape.rank}
+    if type(batch_size) is not int or batch_size < 1 or known - {None, batch_size}:
+        raise ValueError(
+            "Argument `batch_size` must be an integer >= 1, and that of the model's "
+            f"inputs where they have one. Received: batch_size={batch_size!r}, "
+            f"x={_shown(inputs)}"
+        )
 
 
 def _target_specs(model, outputs):
@@ -549,7 +597,7 @@ def whole_folder(path):
         raise FileExistsError(
             f"{path} exists. Export to a new or an empty folder, or move it away."
         )
-    temporary = path.with_name(_TEMPORARY_PREFIX + path.name)
+    temporary = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if temporary.exists():  # Left by a process that was killed.
@@ -563,6 +611,11 @@ def whole_folder(path):
         raise OSError(f"Cannot write {path}: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def temporary_name(path):
+    """The folder beside a folder where that is made, or deleted."""
+    return path.with_name(_TEMPORARY_PREFIX + path.name)
 
 
 def _sync(path):

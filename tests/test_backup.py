@@ -113,6 +113,21 @@ def test_killed_while_it_wrote(made, backups):
     assert sorted(os.listdir(backups)) == ["epoch_2", "epoch_3"]
 
 
+def test_killed_while_it_deleted(made, backups, monkeypatch):
+    """What it left is no backup: the next `fit` goes on from the others."""
+
+    def killed(folder):
+        (folder / backup.STATE).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        BackupAndRestore(backups).on_train_end()
+    assert sorted(os.listdir(backups)) == [".tmp-epoch_2", "epoch_1"]
+    assert state(fit(model_of(), backups, 3, delete=True)) == made[1][2]
+    assert os.listdir(backups) == []
+
+
 def test_full_disk(made, backups, disk_of):
     """A write that ends after so many bytes leaves the backups as they were."""
     size = (backups / "epoch_2" / backup.VALUES).stat().st_size
