@@ -36,7 +36,7 @@ _WAITING = threading.local()
 # together, in arrays of at most so many rows and of so many columns.
 MANY_SHAPES = 32
 _JOINED_UP_TO = 2**16
-_ROWS, _WIDTH = 2**10, 2**7
+_ROWS, _WIDTH = 2**9, 2**7
 
 
 class Kernel(NamedTuple):
@@ -89,13 +89,11 @@ def together():
         dtypes = (each.gradient.dtype, *(v.dtype for v in each.variables))
         key = (each.kernel.key, each.variables[0].device, dtypes)
         groups.setdefault(key, []).append(each)
-    for group in groups.values():
-        for part in _parts(group):
-            if len(part) == 1:
-                update(*part[0])
-            else:
-                with tf.device(part[0].variables[0].device):
-                    _update_joined(part)
+    done: list = []
+    for part in (part for group in groups.values() for part in _parts(group)):
+        # One after the other, so that few copies are in memory at a time.
+        with tf.device(part[0].variables[0].device), tf.control_dependencies(done):
+            done = _update_joined(part)
 
 
 def update_soon(kernel, variables, gradient, scalars):
@@ -230,7 +228,7 @@ def _rows(update):
 def _parts(updates):
     """Splits updates into lists that take at most `_ROWS` rows each."""
     part: list[Update] = []
-    for each in updates:
+    for each in sorted(updates, key=_rows):  # Fuller parts, and so fewer shapes.
         if part and sum(map(_rows, part)) + _rows(each) > _ROWS:
             yield part
             part = []
@@ -243,22 +241,25 @@ def _update_joined(updates):
 
     Every variable begins a new row, so that each row has the scalars of one variable.
     The rows are a power of two: few kernels serve all models.
+
+    Returns:
+        List of the operations that write; empty outside of graphs.
     """
     kernel = updates[0].kernel
     rows = [_rows(u) for u in updates]
     rows[-1] += 2 ** (sum(rows) - 1).bit_length() - sum(rows)
     sizes = [u.variables[0].shape.num_elements() for u in updates]
     gaps = [_WIDTH * n - size for n, size in zip(rows, sizes)]
-    zeros = {gap: tf.zeros(gap, tf.int8) for gap in gaps if gap}
     flat, table = tf.constant([-1]), tf.constant([sum(rows), _WIDTH])
+    shapes = [u.variables[0].shape for u in updates]
+    filling = functools.cache(lambda gap, dtype: tf.constant(0, dtype, [gap]))
 
     def joined(tensors):
-        fill = {gap: tf.cast(x, tensors[0].dtype) for gap, x in zeros.items()}
         pieces = []
-        for tensor, gap in zip(tensors, gaps):
-            pieces.append(tf.reshape(tensor, flat))
+        for tensor, shape, gap in zip(tensors, shapes, gaps):
+            pieces.append(tensor if shape.rank == 1 else tf.reshape(tensor, flat))
             if gap:
-                pieces.append(fill[gap])
+                pieces.append(filling(gap, tensor.dtype))
         return tf.reshape(tf.concat(pieces, 0), table)
 
     gradient = joined([u.gradient for u in updates])
@@ -272,12 +273,14 @@ def _update_joined(updates):
         changed = [c or x is not None for c, x in zip(changed, new)]
         values = [x if y is None else y for x, y in zip(values, new)]
     lengths = [n for pair in zip(sizes, gaps) for n in pair]
-    shapes = [tf.constant(u.variables[0].shape.as_list(), tf.int32) for u in updates]
+    writes = []
     for i, is_new in enumerate(changed):
         if is_new:
             pieces = tf.split(tf.reshape(values[i], flat), lengths)[::2]
             for each, piece, shape in zip(updates, pieces, shapes):
-                each.variables[i].assign(tf.reshape(piece, shape))
+                piece = piece if shape.rank == 1 else tf.reshape(piece, shape)
+                writes.append(each.variables[i].assign(piece, read_value=False))
+    return [] if tf.executing_eagerly() else writes
 
 
 def _of_rows(kernel, variables, rows, gradient, scalars):
