@@ -51,12 +51,12 @@ class _Step(threading.local):
 _step = _Step()
 
 
-def weighted_by_size(model: keras.Model, step: Callable) -> Callable:
+def weighted_by_size(step: Callable) -> Callable:
     """A model's training step, in which parts of a batch count by their size.
 
     Args:
-        model: compiled with an optimizer of this package.
-        step: function of a replica's data, `model.train_step`.
+        step: function of a replica's data: `train_step` of a model that is compiled
+            with an optimizer of this package.
 
     Returns:
         A function like `step`. It raises an error for an uneven batch where the loss
@@ -78,12 +78,16 @@ def weighted_by_size(model: keras.Model, step: Callable) -> Callable:
     return weighted
 
 
-def note_loss(
+def noted(
     model: keras.Model, loss: Any, y: Any, y_pred: Any, sample_weight: Any
-) -> None:
-    """Takes down what a loss is a mean over; called where Keras computes it."""
+) -> Any:
+    """Takes down what a loss is a mean over; called where Keras computes it.
+
+    Returns:
+        The loss; 0 on a replica that has no example, where it may be NaN.
+    """
     if not _step.running:
-        return
+        return loss
     losses = [part for part in tf.nest.flatten(model.loss) if part is not None]
     reductions = {getattr(f, "reduction", "sum_over_batch_size") for f in losses}
     outputs = tf.nest.flatten(y_pred)
@@ -94,13 +98,12 @@ def note_loss(
     if reductions & sums:
         if reductions <= sums and not added:
             _step.loss = loss  # A sum is one, whatever the parts.
-        return
+        return loss
     if not isinstance(model.loss, dict):
         _check_losses(losses, tf.nest.flatten(y), outputs)
-    weights = None
-    if "mean_with_sample_weight" in reductions:
-        weights = sample_weight
-    other = [mask for mask in [*masks, weights] if mask is not None]
+    other = [mask for mask in masks if mask is not None]
+    if "mean_with_sample_weight" in reductions and sample_weight is not None:
+        other += tf.nest.flatten(sample_weight)
     if other and (len(outputs) > 1 or len(other) > 1 or added):
         raise ValueError(
             "On several replicas a mask on the output, or sample weights with the "
@@ -116,7 +119,9 @@ def note_loss(
     replicas = tf.distribute.get_replica_context()
     total = replicas.all_reduce(tf.distribute.ReduceOp.SUM, here)
     share = tf.math.divide_no_nan(here * replicas.num_replicas_in_sync, total)
-    _step.loss, _step.share = loss, share
+    _step.loss = tf.where(share > 0, loss, tf.zeros_like(loss))
+    _step.share = share
+    return _step.loss
 
 
 def of_whole_batch(loss: Any) -> Any:
@@ -128,7 +133,7 @@ def of_whole_batch(loss: Any) -> Any:
 
 
 def without_empty(grads: list) -> list:
-    """The gradients, 0 on a replica that has no example: there they may be NaN."""
+    """The gradients; 0 on a replica that has no example, where they may be NaN."""
     share = _step.share
     if share is None or not _step.scaled:
         return grads

@@ -64,7 +64,7 @@ def mend_fit() -> None:
         strategy = model.distribute_strategy
         many = isinstance(strategy, _REPLICATED) and strategy.num_replicas_in_sync > 1
         if ours and many and step == model.train_step:
-            step = parts.weighted_by_size(model, step)
+            step = parts.weighted_by_size(step)
         if not _many_workers(strategy):
             return steps(model, step)
         if model.steps_per_execution > 1:
@@ -101,8 +101,7 @@ def mend_fit() -> None:
         training: bool = True,
     ) -> Any:
         loss = compute_loss(model, x, y, y_pred, sample_weight, training)
-        parts.note_loss(model, loss, y, y_pred, sample_weight)
-        return loss
+        return parts.noted(model, loss, y, y_pred, sample_weight)
 
     keras.Model.compute_loss = noted_loss
     keras.Model._make_function = make_function

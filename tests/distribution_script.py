@@ -343,13 +343,28 @@ def check_refusals(strategy):
         with tf.distribute.experimental.CentralStorageStrategy().scope():
             svag_tf.MSVAG(0.1).build([keras.Variable([1.0])])
 
-    def uneven_fit():
+    def fit(loss, cls=keras.Sequential, rows=8):
         with strategy.scope():
-            model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
-            model.compile(svag_tf.MSVAG(), "mse")
-        model.fit(np.ones((8, 1)), np.ones((8, 1)), batch_size=8, verbose=0)
+            model = cls([keras.Input((1,)), keras.layers.Dense(1)])
+            model.compile(svag_tf.MSVAG(), loss)
+        x = np.ones((rows, 1))
+        model.fit(x, x, batch_size=rows, epochs=1, verbose=0)
 
-    refused(uneven_fit, "parts have 3, 3, 2 examples")
+    def scalar(y, output):
+        return ops.mean((y - output) ** 2)
+
+    class Twice(keras.Sequential):
+        def compute_loss(self, *args, **kwargs):
+            return 2 * super().compute_loss(*args, **kwargs)
+
+    fit("mse", Twice, rows=3)  # Comes out even.
+    try:
+        fit("mse", Twice)
+    except tf.errors.InvalidArgumentError as error:
+        assert "Give batches whose size is a multiple" in str(error), error
+    else:
+        raise AssertionError("no error for 3, 3 and 2 rows")
+    refused(lambda: fit(scalar), "Received: the loss scalar, which is a scalar for")
     refused(outside, "in `with strategy.scope():`")
     refused(keras_loss_scaling, "svag_tf.distribution.LossScaleOptimizer")
     refused(central_storage, "Received: CentralStorageStrategy")
@@ -366,6 +381,51 @@ def check_refusals(strategy):
         lambda: distribution.LossScaleOptimizer(svag_tf.MSVAG(variance="replicas")),
         "cannot be used with loss scaling",
     )
+
+
+def check_fit_with_parts_that_are_uneven(strategy):
+    """Batches of 6 and 2, or of 7 and 1: some replicas have less, or no example."""
+    rng = np.random.default_rng(4)
+    x, y = rng.normal(size=(8, 5, 3)), rng.normal(size=(8, 5, 2))
+    weights = rng.random((8, 1))
+    x[rng.random((8, 5)) < 0.5] = 0.0
+
+    class Regularized(keras.layers.Dense):
+        def call(self, x):
+            y = super().call(x)
+            # NaN where there is no example, and its gradient too.
+            self.add_loss(ops.mean(y**2) * ops.sum(self.kernel**2))
+            return y
+
+    def regularized():
+        layers = [keras.Input((5, 3)), Regularized(2, kernel_regularizer="l2")]
+        model = keras.Sequential(layers)
+        loss_scaling = distribution.LossScaleOptimizer
+        model.compile(loss_scaling(svag_tf.MSVAG(0.1, clipnorm=0.2), 16.0), "mse")
+        return model
+
+    def masked():
+        layers = [keras.Input((5, 3)), keras.layers.Masking(), keras.layers.Dense(2)]
+        model = keras.Sequential(layers)
+        model.compile(svag_tf.MSVAG(0.1, gradient_accumulation_steps=2), "mse")
+        return model
+
+    for make, size in ((regularized, 6), (masked, 7)):
+        trained = []
+        for used in (tf.distribute.get_strategy(), strategy):
+            with used.scope():
+                keras.utils.set_random_seed(0)
+                model = make()
+            start = model.get_weights()
+            history = model.fit(
+                x, y, size, 2, 0, shuffle=False, sample_weight=weights
+            ).history
+            assert np.isfinite(history["loss"]).all()
+            trained.append(model.get_weights())
+        for a, b, c in zip(*trained, start):
+            np.testing.assert_allclose(a, b, 1e-6, 1e-6, err_msg=make.__name__)
+            assert abs(a - c).max() > 1e-2
+        assert distribution.check_replicas(model) == REPLICAS
 
 
 def check_batch_normalization_without_the_padding(strategy):
