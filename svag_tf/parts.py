@@ -32,17 +32,25 @@ _UNEVEN = (
 )
 
 
+_EMPTY = (
+    "A batch has no example for one of the replicas. A stand-in would spoil the "
+    "statistics of BatchNormalization, and can only be made for dense data. Leave the "
+    "last batch out: tf.data's batch(size, drop_remainder=True), or a number of "
+    "examples that is a multiple of the batch size."
+)
+
+
 class _Step(threading.local):
     """The training step that this thread runs or traces for one replica.
 
     Attributes:
-        running: whether there is one.
+        rows: examples of this replica; None outside of a step.
         loss: what Keras' `compute_loss` has returned in it.
         share: n_r R / N, a scalar; None for 1.
         scaled: whether the optimizer has multiplied the loss by it.
     """
 
-    running = False
+    rows: Any = None
     loss: Any = None
     share: Any = None
     scaled = False
@@ -51,31 +59,100 @@ class _Step(threading.local):
 _step = _Step()
 
 
-def weighted_by_size(step: Callable) -> Callable:
+def weighted_by_size(model: keras.Model, step: Callable) -> Callable:
     """A model's training step, in which parts of a batch count by their size.
 
+    A replica without an example is given one of zeros that counts nothing, as some of
+    TensorFlow's operations fail, or end the process, for a batch of none.
+
     Args:
-        step: function of a replica's data: `train_step` of a model that is compiled
-            with an optimizer of this package.
+        model: compiled with an optimizer of this package.
+        step: function of a replica's data, `model.train_step`.
 
     Returns:
         A function like `step`. It raises an error for an uneven batch where the loss
-        does not come from `compute_loss` to the optimizer's `scale_loss`.
+        does not come from `compute_loss` to the optimizer's `scale_loss`; and for a
+        replica without an example where that cannot have a stand-in.
     """
 
     @functools.wraps(step)
     def weighted(data: Any) -> Any:
+        first = next(v for v in tf.nest.flatten(data) if v is not None)
         _step.__dict__.clear()
-        _step.running = True
+        _step.rows = rows = tf.shape(first)[0]
         try:
-            outputs = step(data)
+            if first.shape[0]:
+                outputs = step(data)
+            elif _can_stand_in(model, data):
+                outputs = _with_stand_in(model, step, data, rows)
+            else:
+                outputs = step(_without_empty(data, rows))
             if not _step.scaled:
-                _assert_even(data)
+                _assert_even(rows)
             return outputs
         finally:
             _step.__dict__.clear()
 
     return weighted
+
+
+def _can_stand_in(model: keras.Model, data: Any) -> bool:
+    normalized = any(
+        isinstance(layer, keras.layers.BatchNormalization)
+        for layer in model._flatten_layers()
+    )
+    return not normalized and all(
+        value is None or isinstance(value, tf.Tensor) for value in tf.nest.flatten(data)
+    )
+
+
+def _with_stand_in(model: keras.Model, step: Callable, data: Any, rows: Any) -> Any:
+    """Makes a step, with an example of zeros if there is none, and without its metrics.
+
+    Args:
+        model: whose step it is.
+        step: function of the data.
+        data: of a replica.
+        rows: number of its examples.
+    """
+    values = [value for value in tf.nest.flatten(data) if value is not None]
+
+    def zeros() -> list:
+        return [tf.zeros(tf.concat([[1], tf.shape(v)[1:]], 0), v.dtype) for v in values]
+
+    chosen = iter(tf.cond(rows > 0, lambda: values, zeros))
+
+    def replaced(value: Any) -> Any:
+        if value is None:
+            return None
+        one = next(chosen)
+        one.set_shape([None, *value.shape[1:]])
+        return one
+
+    metrics = model.metrics_variables
+    before = [tf.identity(v) for v in metrics]
+    outputs = step(tf.nest.map_structure(replaced, data))
+    for variable, value in zip(metrics, before):
+        variable.assign(tf.where(rows > 0, tf.identity(variable), value))
+    return outputs
+
+
+def _without_empty(data: Any, rows: Any) -> Any:
+    """The data, or an error on all replicas if one of them has no example."""
+    none = _summed(tf.cast(rows == 0, tf.int32))
+    with tf.control_dependencies([tf.debugging.Assert(none == 0, [_EMPTY])]):
+        return tf.nest.map_structure(
+            lambda v: None if v is None else tf.identity(v), data
+        )
+
+
+def _replicas() -> int:
+    return tf.distribute.get_replica_context().num_replicas_in_sync
+
+
+def _summed(value: Any) -> Any:
+    context = tf.distribute.get_replica_context()
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
 def noted(
@@ -86,7 +163,7 @@ def noted(
     Returns:
         The loss; 0 on a replica that has no example, where it may be NaN.
     """
-    if not _step.running:
+    if _step.rows is None:
         return loss
     losses = [part for part in tf.nest.flatten(model.loss) if part is not None]
     reductions = {getattr(f, "reduction", "sum_over_batch_size") for f in losses}
@@ -114,11 +191,10 @@ def noted(
         )
     if other:
         here = tf.reduce_sum(tf.cast(other[0], tf.float32))
+        here = tf.where(_step.rows > 0, here, 0.0)
     else:
-        here = tf.cast(tf.shape(outputs[0])[0], tf.float32)
-    replicas = tf.distribute.get_replica_context()
-    total = replicas.all_reduce(tf.distribute.ReduceOp.SUM, here)
-    share = tf.math.divide_no_nan(here * replicas.num_replicas_in_sync, total)
+        here = tf.cast(_step.rows, tf.float32)
+    share = tf.math.divide_no_nan(here * _replicas(), _summed(here))
     _step.loss = tf.where(share > 0, loss, tf.zeros_like(loss))
     _step.share = share
     return _step.loss
@@ -166,12 +242,9 @@ def _check_losses(losses: list, ys: list, outputs: list) -> None:
             )
 
 
-def _assert_even(data: Any) -> None:
+def _assert_even(rows: Any) -> None:
     """Lets the step fail, on all replicas, if they have not the same number of rows."""
-    rows = tf.cast(tf.shape(tf.nest.flatten(data)[0])[0], tf.int64)
-    replicas = tf.distribute.get_replica_context()
-    total, squares = tf.unstack(
-        replicas.all_reduce(tf.distribute.ReduceOp.SUM, tf.stack([rows, rows**2]))
-    )
-    even = tf.equal(squares * replicas.num_replicas_in_sync, total**2)
+    rows = tf.cast(rows, tf.int64)
+    total, squares = tf.unstack(_summed(tf.stack([rows, rows**2])))
+    even = tf.equal(squares * _replicas(), total**2)
     tf.debugging.Assert(even, [_UNEVEN, "Rows here:", rows, "of", total])

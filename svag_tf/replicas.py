@@ -64,7 +64,7 @@ def mend_fit() -> None:
         strategy = model.distribute_strategy
         many = isinstance(strategy, _REPLICATED) and strategy.num_replicas_in_sync > 1
         if ours and many and step == model.train_step:
-            step = parts.weighted_by_size(step)
+            step = parts.weighted_by_size(model, step)
         if not _many_workers(strategy):
             return steps(model, step)
         if model.steps_per_execution > 1:

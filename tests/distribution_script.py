@@ -358,12 +358,21 @@ def check_refusals(strategy):
             return 2 * super().compute_loss(*args, **kwargs)
 
     fit("mse", Twice, rows=3)  # Comes out even.
-    try:
-        fit("mse", Twice)
-    except tf.errors.InvalidArgumentError as error:
-        assert "Give batches whose size is a multiple" in str(error), error
-    else:
-        raise AssertionError("no error for 3, 3 and 2 rows")
+
+    class Normalized(keras.Sequential):
+        def __init__(self, layers):
+            super().__init__([*layers, keras.layers.BatchNormalization()])
+
+    for cls, rows, words in (
+        (Twice, 8, "Give batches whose size is a multiple"),
+        (Normalized, 2, "Leave the last batch out"),
+    ):
+        try:
+            fit("mse", cls, rows)
+        except tf.errors.InvalidArgumentError as error:
+            assert words in str(error), error
+        else:
+            raise AssertionError(f"no error: {words}")
     refused(lambda: fit(scalar), "Received: the loss scalar, which is a scalar for")
     refused(outside, "in `with strategy.scope():`")
     refused(keras_loss_scaling, "svag_tf.distribution.LossScaleOptimizer")
@@ -398,10 +407,12 @@ def check_fit_with_parts_that_are_uneven(strategy):
             return y
 
     def regularized():
-        layers = [keras.Input((5, 3)), Regularized(2, kernel_regularizer="l2")]
+        pool = keras.layers.MaxPooling1D(2, 1, "same")  # Of none, TensorFlow aborts.
+        layers = [keras.Input((5, 3)), Regularized(2, kernel_regularizer="l2"), pool]
         model = keras.Sequential(layers)
         loss_scaling = distribution.LossScaleOptimizer
-        model.compile(loss_scaling(svag_tf.MSVAG(0.1, clipnorm=0.2), 16.0), "mse")
+        optimizer = loss_scaling(svag_tf.MSVAG(0.1, clipnorm=0.2), 16.0)
+        model.compile(optimizer, "mse", metrics=["mae"])
         return model
 
     def masked():
@@ -411,7 +422,7 @@ def check_fit_with_parts_that_are_uneven(strategy):
         return model
 
     for make, size in ((regularized, 6), (masked, 7)):
-        trained = []
+        trained, logs = [], []
         for used in (tf.distribute.get_strategy(), strategy):
             with used.scope():
                 keras.utils.set_random_seed(0)
@@ -420,8 +431,10 @@ def check_fit_with_parts_that_are_uneven(strategy):
             history = model.fit(
                 x, y, size, 2, 0, shuffle=False, sample_weight=weights
             ).history
+            logs.append(history.get("mae", []))
             assert np.isfinite(history["loss"]).all()
             trained.append(model.get_weights())
+        np.testing.assert_allclose(*logs, rtol=1e-5)
         for a, b, c in zip(*trained, start):
             np.testing.assert_allclose(a, b, 1e-6, 1e-6, err_msg=make.__name__)
             assert abs(a - c).max() > 1e-2
