@@ -20,11 +20,12 @@ import numpy as np
 
 from svag_tf.optimizers.base import MomentOptimizer
 
+parts: Any = None
 replicas: Any = None
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
-    from svag_tf import replicas
+    from svag_tf import parts, replicas
 
 __all__ = [
     "LossScaleOptimizer",
@@ -176,6 +177,16 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             )
         super().__init__(inner_optimizer, *args, **kwargs)
         inner_optimizer.scaled_by_keras = False
+
+    def scale_loss(self, loss: Any) -> Any:
+        """The scaled loss; on several replicas, weighted by the part of the batch.
+
+        Args:
+            loss: Scalar tensor.
+        """
+        if parts:
+            loss = parts.of_whole_batch(loss)
+        return super().scale_loss(loss)
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
         """Makes one update, or leaves it out if a gradient is not finite.

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from svag_tf import parts
+
 _REPLICATED = (
     tf.distribute.MirroredStrategy,
     tf.distribute.MultiWorkerMirroredStrategy,
@@ -41,20 +43,29 @@ def check_strategy() -> None:
 
 @functools.cache
 def mend_fit() -> None:
-    """Lets Keras' `fit` and `evaluate` run under `MultiWorkerMirroredStrategy`.
+    """Lets Keras' `fit` do under mirrored strategies what it does on one device.
 
-    There Keras 3 fails for every optimizer: it builds the model from the mean of the
-    replicas' first batches, which that strategy cannot take, and averages metrics,
-    which are scalars, along an axis. Both are changed under that strategy; the first
-    under `MirroredStrategy` too, where it fails for parts that do not come out even.
+    Under `MultiWorkerMirroredStrategy` Keras 3 fails for every optimizer: it builds the
+    model from the mean of the replicas' first batches, which that strategy cannot take,
+    and averages metrics, which are scalars, along an axis. Both are changed under that
+    strategy; the first under `MirroredStrategy` too, where it fails for parts that do
+    not come out even. With an optimizer of this package, parts of a batch count by
+    their size: see `svag_tf.parts`.
     """
     steps = getattr(keras.Model, "_make_function", None)
     build = getattr(keras.Model, "_maybe_symbolic_build", None)
+    compute_loss = keras.Model.compute_loss
     if steps is None or build is None:
         return
 
     def make_function(model: keras.Model, step: Any) -> Any:
-        if not _many_workers(model.distribute_strategy):
+        optimizer = getattr(model, "optimizer", None)
+        ours = hasattr(getattr(optimizer, "inner_optimizer", optimizer), "exchanged")
+        strategy = model.distribute_strategy
+        many = isinstance(strategy, _REPLICATED) and strategy.num_replicas_in_sync > 1
+        if ours and many and step == model.train_step:
+            step = parts.weighted_by_size(model, step)
+        if not _many_workers(strategy):
             return steps(model, step)
         if model.steps_per_execution > 1:
             raise ValueError(
@@ -72,29 +83,29 @@ def mend_fit() -> None:
         model: keras.Model, iterator: Any = None, data_batch: Any = None
     ) -> None:
         strategy = model.distribute_strategy
-        parts = strategy.experimental_local_results
+        here = strategy.experimental_local_results
         if iterator is not None and isinstance(strategy, _REPLICATED):
             for *_, batches in iterator:  # Two or three, by the version of Keras.
                 batch, iterator = next(batches), None
-                _check_even([parts(v) for v in tf.nest.flatten(batch)])
-                data_batch = tf.nest.map_structure(lambda v: parts(v)[0], batch)
+                data_batch = tf.nest.map_structure(lambda v: here(v)[0], batch)
                 break
         build(model, iterator=iterator, data_batch=data_batch)
 
+    @functools.wraps(compute_loss)
+    def noted_loss(
+        model: keras.Model,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        loss = compute_loss(model, x, y, y_pred, sample_weight, training)
+        return parts.noted(model, loss, y, y_pred, sample_weight)
+
+    keras.Model.compute_loss = noted_loss
     keras.Model._make_function = make_function
     keras.Model._maybe_symbolic_build = symbolic_build
-
-
-def _check_even(arrays: list) -> None:
-    """Raises an error if a batch does not come out even on the replicas here."""
-    for parts in arrays:
-        rows = [p.shape[0] for p in parts if getattr(p, "shape", ())]
-        if len(set(rows)) > 1:
-            raise ValueError(
-                "The batch size must be a multiple of the number of replicas, as each "
-                "takes an equal part. Received: a batch whose parts have "
-                f"{', '.join(map(str, rows))} examples"
-            )
 
 
 def _many_workers(strategy: Any) -> bool:

@@ -24,6 +24,7 @@ ROWS = 12  # Of a batch: 4 a replica.
 STEPS = 6
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(STEPS, ROWS, 3)).astype("float32")
+START = np.linspace(-1, 1, 12).reshape(3, 4)
 Y = RNG.normal(size=(STEPS, ROWS, 4)).astype("float32")
 ROOT = Path(svag_tf.__file__).parents[1]
 
@@ -42,9 +43,7 @@ class Training:
         self.strategy = strategy or tf.distribute.get_strategy()
         self.n = self.strategy.num_replicas_in_sync
         with self.strategy.scope():
-            self.kernel = keras.Variable(
-                np.linspace(-1, 1, 12).reshape(3, 4), dtype="float32"
-            )
+            self.kernel = keras.Variable(START, dtype="float32")
             self.bias = keras.Variable(np.zeros(4), dtype="float32")
             self.variables = [self.kernel, self.bias]
             self.optimizer = make()
@@ -127,8 +126,8 @@ def check_same_numbers_as_on_one_device(strategy):
         for name, make in COMBINATIONS.items():
             one = Training(lambda: make(variant)).run()  # noqa: B023
             many = Training(lambda: make(variant), strategy).run()  # noqa: B023
-            start = Training(lambda: make(variant)).values()[0]  # noqa: B023
-            assert abs(one.values()[0] - start).max() > 1e-3, (variant, name)
+            moved = abs(one.values()[0] - START).max()
+            assert moved > 1e-3, (variant, name)
             for a, b in zip(one.values(), many.values()):
                 np.testing.assert_allclose(
                     a, b, rtol=1e-6, atol=1e-6, err_msg=f"{variant}, {name}"
@@ -343,13 +342,37 @@ def check_refusals(strategy):
         with tf.distribute.experimental.CentralStorageStrategy().scope():
             svag_tf.MSVAG(0.1).build([keras.Variable([1.0])])
 
-    def uneven_fit():
+    def fit(loss, cls=keras.Sequential, rows=8):
         with strategy.scope():
-            model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
-            model.compile(svag_tf.MSVAG(), "mse")
-        model.fit(np.ones((8, 1)), np.ones((8, 1)), batch_size=8, verbose=0)
+            model = cls([keras.Input((1,)), keras.layers.Dense(1)])
+            model.compile(svag_tf.MSVAG(), loss)
+        x = np.ones((rows, 1))
+        model.fit(x, x, batch_size=rows, epochs=1, verbose=0)
 
-    refused(uneven_fit, "parts have 3, 3, 2 examples")
+    def scalar(y, output):
+        return ops.mean((y - output) ** 2)
+
+    class Twice(keras.Sequential):
+        def compute_loss(self, *args, **kwargs):
+            return 2 * super().compute_loss(*args, **kwargs)
+
+    fit("mse", Twice, rows=3)  # Comes out even.
+
+    class Normalized(keras.Sequential):
+        def __init__(self, layers):
+            super().__init__([*layers, keras.layers.BatchNormalization()])
+
+    for cls, rows, words in (
+        (Twice, 8, "Give batches whose size is a multiple"),
+        (Normalized, 2, "Leave the last batch out"),
+    ):
+        try:
+            fit("mse", cls, rows)
+        except tf.errors.InvalidArgumentError as error:
+            assert words in str(error), error
+        else:
+            raise AssertionError(f"no error: {words}")
+    refused(lambda: fit(scalar), "Received: the loss scalar, which is a scalar for")
     refused(outside, "in `with strategy.scope():`")
     refused(keras_loss_scaling, "svag_tf.distribution.LossScaleOptimizer")
     refused(central_storage, "Received: CentralStorageStrategy")
@@ -366,6 +389,55 @@ def check_refusals(strategy):
         lambda: distribution.LossScaleOptimizer(svag_tf.MSVAG(variance="replicas")),
         "cannot be used with loss scaling",
     )
+
+
+def check_fit_with_parts_that_are_uneven(strategy):
+    """Batches of 6 and 2, or of 7 and 1: some replicas have less, or no example."""
+    rng = np.random.default_rng(4)
+    x, y = rng.normal(size=(8, 5, 3)), rng.normal(size=(8, 5, 2))
+    weights = rng.random((8, 1))
+    x[rng.random((8, 5)) < 0.5] = 0.0
+
+    class Regularized(keras.layers.Dense):
+        def call(self, x):
+            y = super().call(x)
+            # NaN where there is no example, and its gradient too.
+            self.add_loss(ops.mean(y**2) * ops.sum(self.kernel**2))
+            return y
+
+    def regularized():
+        pool = keras.layers.MaxPooling1D(2, 1, "same")  # Of none, TensorFlow aborts.
+        layers = [keras.Input((5, 3)), Regularized(2, kernel_regularizer="l2"), pool]
+        model = keras.Sequential(layers)
+        loss_scaling = distribution.LossScaleOptimizer
+        optimizer = loss_scaling(svag_tf.MSVAG(0.1, clipnorm=0.2), 16.0)
+        model.compile(optimizer, "mse", metrics=["mae"])
+        return model
+
+    def masked():
+        layers = [keras.Input((5, 3)), keras.layers.Masking(), keras.layers.Dense(2)]
+        model = keras.Sequential(layers)
+        model.compile(svag_tf.MSVAG(0.1, gradient_accumulation_steps=2), "mse")
+        return model
+
+    for make, size in ((regularized, 6), (masked, 7)):
+        trained, logs = [], []
+        for used in (tf.distribute.get_strategy(), strategy):
+            with used.scope():
+                keras.utils.set_random_seed(0)
+                model = make()
+            start = model.get_weights()
+            history = model.fit(
+                x, y, size, 2, 0, shuffle=False, sample_weight=weights
+            ).history
+            logs.append(history.get("mae", []))
+            assert np.isfinite(history["loss"]).all()
+            trained.append(model.get_weights())
+        np.testing.assert_allclose(*logs, rtol=1e-5)
+        for a, b, c in zip(*trained, start):
+            np.testing.assert_allclose(a, b, 1e-6, 1e-6, err_msg=make.__name__)
+            assert abs(a - c).max() > 1e-2
+        assert distribution.check_replicas(model) == REPLICAS
 
 
 def check_batch_normalization_without_the_padding(strategy):

@@ -18,9 +18,10 @@ from svag_tf.saved_state import check_class, check_record, record_of
 
 checkpoints: Any = None
 kernels: Any = None
+parts: Any = None
 replicas: Any = None
 if keras.backend.backend() == "tensorflow":
-    from svag_tf import checkpoints, kernels, replicas
+    from svag_tf import checkpoints, kernels, parts, replicas
 
 # What a store of Keras holds besides the variables "0", "1", ...
 _RECORD = "svag_tf"
@@ -355,6 +356,17 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             "float32" if dtype in ("float16", "bfloat16") else dtype
         )
 
+    def scale_loss(self, loss):
+        """The loss whose gradients `apply` is given, as `fit` asks for it.
+
+        Args:
+            loss: Scalar tensor. On one of several replicas, that of its part of the
+                batch, and `fit` weights it by the size of that part.
+        """
+        if parts is not None:
+            loss = parts.of_whole_batch(loss)
+        return super().scale_loss(loss)
+
     def apply(self, grads, trainable_variables=None):
         """Makes one update.
 
@@ -410,7 +422,7 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         self._check_replicas(variables)
         # A variable to be overwritten has no gradient but its own new value.
         own = [getattr(v, "overwrite_with_gradient", False) for v in variables]
-        given = [None if o else g for g, o in zip(grads, own)]
+        given = [None if o else g for g, o in zip(parts.without_empty(grads), own)]
         if all(g is None for g in given):
             return grads  # Keras warns of it, or raises an error.
         reduced, self.exchanged = replicas.summed(given)

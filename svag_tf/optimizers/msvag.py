@@ -139,6 +139,12 @@ class MSVAG(MomentOptimizer):
     def _takes_sparse_gradients(self):
         return super()._takes_sparse_gradients() and not self._compares
 
+    def scale_loss(self, loss):
+        """The loss whose gradients `apply` is given; see the base class."""
+        if self._compares:  # Parts of different size have different variances.
+            return loss
+        return super().scale_loss(loss)
+
     def reduced(self, grads, variables):
         """The summed gradients; with `variance="replicas"` it notes their variances."""
         mean = super().reduced(grads, variables)

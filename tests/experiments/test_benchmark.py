@@ -551,10 +551,9 @@ def check_replicas(results):
 def test_models_are_fitted(tmp_path):
     results = benchmark(
         Options(tmp_path, cases=["cnn", "transformer", "noise"], rounds=1, quick=True,
-                rows=["msvag", "msvag-lazy", "keras-adam", "noise-fit",
-                      "noise-economy"])
+                rows=["msvag", "msvag-lazy", "noise-fit", "noise-economy"])
     )  # fmt: skip
-    for name, rows in (("cnn", 2), ("transformer", 3), ("noise", 2)):
+    for name, rows in (("cnn", 1), ("transformer", 2), ("noise", 2)):
         measured = results["cases"][name]["rows"]
         assert len(measured) == rows
         assert all(row["median"] > 0 for row in measured.values()), measured

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 
 import pytest
 
@@ -20,6 +21,16 @@ def test_replaces_the_old_file(tmp_path):
     files.write_text(path, "new")
     assert path.read_text() == "new"
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    assert files.writable_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert os.listdir(tmp_path / "a" / "b") == []
+    path = tmp_path / "file"
+    path.touch()
+    expected = f"workdir {path}: it is not a writable folder (File exists). Name anoth"
+    with pytest.raises(ExperimentError, match=re.escape(expected)):
+        files.writable_folder(path)
 
 
 @pytest.mark.parametrize("moment", ["while writing", "before the rename"])

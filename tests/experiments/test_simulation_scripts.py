@@ -53,12 +53,6 @@ def test_bad_flags(tmp_path):
     assert errors.splitlines()[-1] == (
         "Error: seed must be a whole number >= 0. Received: seed=-1"
     )
-    (tmp_path / "file").touch()
-    code, _, errors = run("--workdir=file", script=script, cwd=tmp_path)
-    assert code != 0 and errors.splitlines()[-1] == (
-        "Error: Cannot write to the workdir file: it is not a writable folder (File "
-        "exists). Name another --workdir."
-    )
 
 
 def test_an_interruption_is_told_in_a_sentence():

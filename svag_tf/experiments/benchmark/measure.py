@@ -102,10 +102,12 @@ def benchmark(
         "replicas": False,
     }
     with tempfile.TemporaryDirectory() as folder:
-        program, compiled, without = None, None, "it is not asked for"
-        if any(row.host == "c" for row in rows):
+        program, compiled, without = None, None, None
+        if not any(row.host == "c" for row in rows):
+            without = "not asked for"
+        else:
             program, compiled, without = build_limit(Path(folder))
-            if program is None:
+            if without is not None:
                 skipped |= {row.name: without for row in rows if row.host == "c"}
                 rows = [row for row in rows if row.host != "c"]
         results |= {"compiler": compiled, "no_c_loop": without, "skipped": skipped}
