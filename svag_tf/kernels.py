@@ -78,7 +78,8 @@ class Update(NamedTuple):
 @contextlib.contextmanager
 def together():
     """Within it, `update_soon` waits; at its end waiting updates are made together."""
-    outer, waiting = getattr(_WAITING, "updates", None), []
+    outer = getattr(_WAITING, "updates", None)
+    waiting: list[Update] = []
     _WAITING.updates = waiting
     try:
         yield
