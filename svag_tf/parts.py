@@ -81,12 +81,13 @@ def weighted_by_size(model: keras.Model, step: Callable) -> Callable:
         _step.__dict__.clear()
         _step.rows = rows = tf.shape(first)[0]
         try:
-            if first.shape[0]:
+            # What exchanges something must do so on all replicas, whatever their part.
+            if not _can_stand_in(model, data):
+                outputs = step(_or_error(data, rows))
+            elif first.shape[0]:
                 outputs = step(data)
-            elif _can_stand_in(model, data):
-                outputs = _with_stand_in(model, step, data, rows)
             else:
-                outputs = step(_without_empty(data, rows))
+                outputs = _with_stand_in(model, step, data, rows)
             if not _step.scaled:
                 _assert_even(rows)
             return outputs
@@ -137,7 +138,7 @@ def _with_stand_in(model: keras.Model, step: Callable, data: Any, rows: Any) -> 
     return outputs
 
 
-def _without_empty(data: Any, rows: Any) -> Any:
+def _or_error(data: Any, rows: Any) -> Any:
     """The data, or an error on all replicas if one of them has no example."""
     none = _summed(tf.cast(rows == 0, tf.int32))
     with tf.control_dependencies([tf.debugging.Assert(none == 0, [_EMPTY])]):
