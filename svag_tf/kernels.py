@@ -244,7 +244,7 @@ def _update_joined(updates):
     The rows are a power of two: few kernels serve all models.
 
     Returns:
-        List of the operations that write; empty outside of graphs.
+        List of an operation that is done when all is written; empty outside of graphs.
     """
     kernel = updates[0].kernel
     rows = [_rows(u) for u in updates]
@@ -281,7 +281,7 @@ def _update_joined(updates):
             for each, piece, shape in zip(updates, pieces, shapes):
                 piece = piece if shape.rank == 1 else tf.reshape(piece, shape)
                 writes.append(each.variables[i].assign(piece, read_value=False))
-    return [] if tf.executing_eagerly() else writes
+    return [] if tf.executing_eagerly() else [tf.group(*writes)]
 
 
 def _of_rows(kernel, variables, rows, gradient, scalars):
