@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import json
 import os
 import re
@@ -58,12 +60,15 @@ def export_trainable(
 
     `step` is the optimizer's count of updates. Loss and metrics are those of the batch
     alone. The batch dimension is as free as that of the model's inputs. k steps of
-    `train` leave the same weights, bit for bit, as k steps in Python on the same
-    machine, if Python's function has as free a batch as the exported one: TensorFlow
-    optimizes a function for batches of one known size to other last bits. Python has
-    such a function for the first size that `train_on_batch` is given, and `fit` on
-    arrays that its `batch_size` divides or on a data set with `drop_remainder=True`:
-    export that size as `batch_size`. All other batches are free in Python as well.
+    `train` leave the same weights, bit for bit, as k steps of the model in Python on
+    the same machine.
+
+    TensorFlow optimizes a training step for batches of one known size to other last
+    bits than one for batches of any size, and Keras has the one or the other,
+    depending on how it is called first. The export has those that the model has been
+    trained with since `compile`. A model that was not trained yet gets the one that
+    is exported here, for batches of any size. See `batch_size` for a model that is
+    trained elsewhere.
 
     The state is all that training goes on from: weights, random states such as those
     of dropout, and the optimizer's variables (slots, step count, averages, accumulated
@@ -93,8 +98,10 @@ def export_trainable(
             and `train_from` is like, likewise; `True` for one float for each example.
             Defaults to `None`: there is no such argument.
         batch_size: Examples of a batch, at least 1: batches of this size have a
-            function of their own, optimized for it, as in Python; all other sizes
-            remain possible. Defaults to `None`: one function with a free batch.
+            training step of their own, as in Python if the first batch that
+            `train_on_batch` gets has this size, or all that `fit` gets. All other
+            sizes remain possible. Defaults to `None`: the sizes for which the model
+            has a training step of its own already.
 
     Raises:
         ValueError: If the model cannot be exported, or an argument is not as above.
@@ -243,6 +250,8 @@ def _traced(model, x, y, sample_weight, batch_size):
     def data_of(arguments):
         return tuple(arguments.get(name) for name in ("x", "y", "sample_weight"))
 
+    sizes = _traced_batch_sizes(model) if batch_size is None else [batch_size]
+
     def step_of(size, arguments):
         shaped = keras.tree.map_structure(
             lambda tensor, spec: _of_known_shape(tensor, spec, size), arguments, given
@@ -251,13 +260,12 @@ def _traced(model, x, y, sample_weight, batch_size):
 
     def train(**arguments):
         model.reset_metrics()
-        if batch_size is None:
-            return step_of(None, arguments)
-        return tf.cond(
-            tf.shape(keras.tree.flatten(arguments["x"])[0])[0] == batch_size,
-            lambda: step_of(batch_size, arguments),
-            lambda: step_of(None, arguments),
-        )
+        n = tf.shape(keras.tree.flatten(arguments["x"])[0])[0]
+        step = functools.partial(step_of, None, arguments)
+        for size in sizes:
+            known = functools.partial(step_of, size, arguments)
+            step = functools.partial(tf.cond, n == size, known, step)
+        return step()
 
     def evaluate(**arguments):
         model.reset_metrics()
@@ -304,7 +312,33 @@ def _traced(model, x, y, sample_weight, batch_size):
         if isinstance(each, tf.saved_model.experimental.TrackableResource)
     ]
     _check_traced(signatures, [*module.state.values(), *module.metrics])
+    if batch_size is None and model.train_function is None:
+        # Keras has no step yet, and gets the same: for batches of any size.
+        model.make_train_function()
+        step = tf.function(
+            lambda **arguments: model.train_function(iter([data_of(arguments)])),
+            autograph=False,
+        )
+        _trace("train", step, given)
     return module, signatures
+
+
+def _traced_batch_sizes(model):
+    """The sizes of batches for which Keras has a training step of their own."""
+    if model.train_function is None:
+        return []
+    sizes = set()
+    for each in inspect.getclosurevars(model.train_function).nonlocals.values():
+        for function in (each, getattr(each, "__wrapped__", None)):
+            traced = getattr(
+                function, "_list_all_concrete_functions_for_serialization", list
+            )
+            for concrete in traced():
+                data = concrete.structured_input_signature[0][0]
+                data = getattr(data, "_element_spec", data)  # That of an iterator.
+                (size,) = keras.tree.flatten(data)[0].shape[:1]
+                sizes.add(size)
+    return sorted(sizes - {None})
 
 
 def _of_known_shape(tensor, spec, batch_size):

@@ -91,12 +91,11 @@ def batches(case):
 
 
 def case(
-    optimizer, build=dense, one_hot=False, weighted=False, policy=None,
-    batch_size=None, **compiled,
-):  # fmt: skip
+    optimizer, build=dense, one_hot=False, weighted=False, policy=None, **compiled
+):
     return types.SimpleNamespace(
         optimizer=optimizer, build=build, one_hot=one_hot, weighted=weighted,
-        policy=policy, batch_size=batch_size, compiled=compiled,
+        policy=policy, compiled=compiled,
     )  # fmt: skip
 
 
@@ -140,7 +139,7 @@ CASES = {
         lambda: svag_tf.MSVAG(0.1, sparse_updates="lazy"), embedding
     ),
     "no slots": case(lambda: svag_tf.SSD(0.01, clipvalue=0.1, jit_compile=False)),
-    "Adam": case(lambda: keras.optimizers.Adam(0.01), over_time, batch_size=N),
+    "Adam": case(lambda: keras.optimizers.Adam(0.01), over_time),
 }
 
 
@@ -186,7 +185,6 @@ def runs(tmp_path_factory):
             model,
             folder / "exported",
             sample_weight=one.weighted or None,
-            batch_size=one.batch_size,
         )
         for a, b in zip(values(model), before):
             np.testing.assert_array_equal(a, b)
@@ -547,21 +545,50 @@ def test_losses_and_states_of_layers(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-def test_bits_of_a_free_batch_size(tmp_path):
-    """Those of `fit` on a generator, though the caller's sizes are known."""
+def one_by_one(model, data):
+    for batch in data:
+        model.train_on_batch(*batch)
+
+
+def from_generator(model, data):
+    model.fit((batch for batch in data), steps_per_epoch=len(data), verbose=0)
+
+
+def from_arrays(model, data):
+    x, y = map(np.concatenate, zip(*data))
+    model.fit(x, y, batch_size=N, shuffle=False, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "before, batch_size, after, batches_of_one_size",
+    [
+        (None, None, one_by_one, False),
+        (None, None, from_generator, False),
+        (None, N, one_by_one, False),
+        (None, N, from_arrays, True),
+        (from_arrays, None, from_arrays, True),
+        (from_generator, None, from_generator, False),
+    ],
+)
+def test_has_the_bits_that_the_model_has_in_python(
+    tmp_path, before, batch_size, after, batches_of_one_size
+):
+    """They depend on what Keras knows of a batch's size, in a model with means."""
     one = CASES["Adam"]
-    model, other = model_of(one), model_of(one)
-    svag_tf.export_trainable(model, tmp_path / "exported")
-    loaded = tf.saved_model.load(str(tmp_path / "exported"))
+    model = model_of(one)
     data = [tuple(batch.values()) for batch in batches(one)]
-    model.fit(
-        (batch for batch in data), steps_per_epoch=len(data), shuffle=False, verbose=0
-    )
+    data = data[:-1] if batches_of_one_size else data
+    if before:
+        before(model, data)
+    svag_tf.export_trainable(model, tmp_path / "exported", batch_size=batch_size)
+    loaded = tf.saved_model.load(str(tmp_path / "exported"))
+    after(model, data)
+    here = values(model)
     for x, y in data:
         loaded.train(x=x, y=y)
     loaded.save(path=str(tmp_path / "trained"))
-    svag_tf.restore_trained(other, tmp_path / "trained")
-    for a, b in zip(values(other), values(model), strict=True):
+    svag_tf.restore_trained(model, tmp_path / "trained")
+    for a, b in zip(values(model), here, strict=True):
         np.testing.assert_array_equal(a, b)
 
 

@@ -38,7 +38,7 @@ def train(steps):
 
 if len(sys.argv) == 2:
     train(3)
-    svag_tf.export_trainable(model, sys.argv[1], batch_size=len(x))
+    svag_tf.export_trainable(model, sys.argv[1])
     print("exported")
 train(5 if len(sys.argv) == 2 else 8)
 here = [v.numpy() for v in (*model.weights, *model.optimizer.variables)]
