@@ -315,11 +315,11 @@ def _traced(model, x, y, sample_weight, batch_size):
     if batch_size is None and model.train_function is None:
         # Keras has no step yet, and gets the same: for batches of any size.
         model.make_train_function()
-        step = tf.function(
-            lambda **arguments: model.train_function(iter([data_of(arguments)])),
-            autograph=False,
+        own_step: Any = model.train_function
+        own_train = tf.function(
+            lambda **arguments: own_step(iter([data_of(arguments)])), autograph=False
         )
-        _trace("train", step, given)
+        _trace("train", own_train, given)
     return module, signatures
 
 
