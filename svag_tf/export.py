@@ -68,7 +68,7 @@ def export_trainable(
     depending on how it is called first. The export has those that the model has been
     trained with since `compile`. A model that was not trained yet gets the one that
     is exported here, for batches of any size. See `batch_size` for a model that is
-    trained elsewhere.
+    trained elsewhere, and docs/saving.md for what equals what.
 
     The state is all that training goes on from: weights, random states such as those
     of dropout, and the optimizer's variables (slots, step count, averages, accumulated
@@ -250,21 +250,22 @@ def _traced(model, x, y, sample_weight, batch_size):
     def data_of(arguments):
         return tuple(arguments.get(name) for name in ("x", "y", "sample_weight"))
 
-    sizes = _traced_batch_sizes(model) if batch_size is None else [batch_size]
+    if batch_size is None:
+        known = _traced_specs(model, given)
+    else:
+        known = [_of_batch_size(batch_size, given)]
 
-    def step_of(size, arguments):
-        shaped = keras.tree.map_structure(
-            lambda tensor, spec: _of_known_shape(tensor, spec, size), arguments, given
-        )
+    def step_of(specs, arguments):
+        shaped = keras.tree.map_structure(_of_known_shape, arguments, specs)
         return dict(train_step(data_of(shaped)))
 
     def train(**arguments):
         model.reset_metrics()
-        n = tf.shape(keras.tree.flatten(arguments["x"])[0])[0]
-        step = functools.partial(step_of, None, arguments)
-        for size in sizes:
-            known = functools.partial(step_of, size, arguments)
-            step = functools.partial(tf.cond, n == size, known, step)
+        step = functools.partial(step_of, given, arguments)
+        for specs in known:
+            like = _are_like(arguments, specs)
+            own = functools.partial(step_of, specs, arguments)
+            step = functools.partial(tf.cond, like, own, step)
         return step()
 
     def evaluate(**arguments):
@@ -323,11 +324,33 @@ def _traced(model, x, y, sample_weight, batch_size):
     return module, signatures
 
 
-def _traced_batch_sizes(model):
-    """The sizes of batches for which Keras has a training step of their own."""
+def _traced_specs(model, given):
+    """What data is like for which Keras has training steps: the most general first."""
+    names = [name for name in ("x", "y", "sample_weight") if name in given]
+    parts = [given[name] for name in names]
+    own = keras.tree.flatten(parts)
+    found = {}
+    for shapes in _traced_shapes(model):
+        if len(shapes) != len(own) or not all(
+            shape.rank is not None and shape.is_compatible_with(spec.shape)
+            for shape, spec in zip(shapes, own)
+        ):
+            continue
+        shapes = [s.shape.merge_with(shape) for s, shape in zip(own, shapes)]
+        specs = [tf.TensorSpec(shape, s.dtype) for s, shape in zip(own, shapes)]
+        if specs != own:
+            unknown = sum(n is None for shape in shapes for n in shape)
+            found[-unknown, str(specs)] = specs
+    return [
+        dict(zip(names, keras.tree.pack_sequence_as(parts, found[key])))
+        for key in sorted(found)
+    ]
+
+
+def _traced_shapes(model):
+    """Of each of Keras' training steps, the shapes of x, y and sample weights."""
     if model.train_function is None:
-        return []
-    sizes = set()
+        return
     for each in inspect.getclosurevars(model.train_function).nonlocals.values():
         for function in (each, getattr(each, "__wrapped__", None)):
             traced = getattr(
@@ -336,25 +359,42 @@ def _traced_batch_sizes(model):
             for concrete in traced():
                 data = concrete.structured_input_signature[0][0]
                 data = getattr(data, "_element_spec", data)  # That of an iterator.
-                (size,) = keras.tree.flatten(data)[0].shape[:1]
-                sizes.add(size)
-    return sorted(sizes - {None})
+                leaves = keras.tree.flatten(data)
+                yield [x.shape for x in leaves if isinstance(x, tf.TensorSpec)]
 
 
-def _of_known_shape(tensor, spec, batch_size):
+def _of_batch_size(batch_size, specs):
+    def sized(spec):
+        if not spec.shape.rank or spec.shape[0] is not None:
+            return spec
+        return tf.TensorSpec((batch_size, *spec.shape[1:]), spec.dtype)
+
+    return keras.tree.map_structure(sized, specs)
+
+
+def _are_like(tensors, specs):
+    """Whether tensors have the shapes of specs: a boolean tensor."""
+    return tf.reduce_all(
+        [
+            tf.shape(tensor)[axis] == n
+            for tensor, spec in zip(*map(keras.tree.flatten, (tensors, specs)))
+            for axis, n in enumerate(spec.shape)
+            if n is not None
+        ]
+    )
+
+
+def _of_known_shape(tensor, spec):
     """The tensor, of whose shape TensorFlow knows what it does in Python, not more.
 
     Its optimizer takes shapes from wherever in a graph they are known: from the caller
     (a loaded function is traced anew for the shapes that it is called with), or from
     the other branch of a condition. It does not see through an optional.
     """
-    shape = spec.shape
-    if batch_size is not None and shape.rank and shape[0] is None:
-        shape = tf.TensorShape((batch_size, *shape[1:]))
     return tf.raw_ops.OptionalGetValue(  # Raises an error if the shape is another.
         optional=tf.raw_ops.OptionalFromValue(components=[tensor]),
         output_types=[spec.dtype],
-        output_shapes=[shape],
+        output_shapes=[spec.shape],
     )[0]
 
 

@@ -47,12 +47,11 @@ def embedding():
 
 
 def over_time():
-    """Means, whose gradients TensorFlow optimizes for a known size of the batch."""
+    """Means, whose gradients TensorFlow optimizes for known shapes."""
     return keras.Sequential(
         [
-            keras.Input((4,)),
+            keras.Input((None, 2)),
             keras.layers.Dense(6),
-            keras.layers.Reshape((3, 2)),
             keras.layers.LayerNormalization(),
             keras.layers.GlobalAveragePooling1D(),
             keras.layers.Dense(3),
@@ -79,6 +78,8 @@ def batches(case):
         x, y = floats(n, 4), rng.integers(3, size=n)
         if case.build is embedding:
             x = rng.integers(7, size=(n, 3)).astype("int32")
+        if case.build is over_time:
+            x = floats(n, 3, 2)
         if case.build is branches:
             x = {"left": x, "right": floats(n, 3)}
             y = {"kind": y, "size": floats(n, 1)}
@@ -568,19 +569,25 @@ def from_arrays(model, data):
         (None, N, from_arrays, True),
         (from_arrays, None, from_arrays, True),
         (from_generator, None, from_generator, False),
+        (one_by_one, None, one_by_one, False),
     ],
 )
 def test_has_the_bits_that_the_model_has_in_python(
     tmp_path, before, batch_size, after, batches_of_one_size
 ):
-    """They depend on what Keras knows of a batch's size, in a model with means."""
+    """They depend on what Keras knows of the shapes, in a model with means."""
     one = CASES["Adam"]
     model = model_of(one)
     data = [tuple(batch.values()) for batch in batches(one)]
     data = data[:-1] if batches_of_one_size else data
     if before:
         before(model, data)
-    svag_tf.export_trainable(model, tmp_path / "exported", batch_size=batch_size)
+    svag_tf.export_trainable(
+        model,
+        tmp_path / "exported",
+        x=tf.TensorSpec((None, 3, 2)) if batch_size else None,
+        batch_size=batch_size,
+    )
     loaded = tf.saved_model.load(str(tmp_path / "exported"))
     after(model, data)
     here = values(model)
