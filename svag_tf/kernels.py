@@ -88,7 +88,8 @@ def together():
     groups: dict[Any, list[Update]] = {}
     for each in waiting:
         dtypes = (each.gradient.dtype, *(v.dtype for v in each.variables))
-        key = (each.kernel.key, each.variables[0].device, dtypes)
+        counted = isinstance(each.scalars, tuple)
+        key = (each.kernel.key, each.variables[0].device, dtypes, counted)
         groups.setdefault(key, []).append(each)
     done: list = []
     for part in (part for group in groups.values() for part in _parts(group)):
@@ -126,10 +127,9 @@ def update(kernel, variables, gradient, scalars):
     if not isinstance(gradient, tf.IndexedSlices):
         _update_all(kernel, variables, gradient, scalars)
         return
-    rows, values = _summed_rows(gradient)
-    new_values = _of_rows(kernel, variables, rows, values, scalars)
-    _update_all(kernel, variables, tf.zeros((), values.dtype), scalars)
-    _write_rows(variables, rows, new_values)
+    *new_values, _ = _of_rows(kernel, variables, None, gradient, scalars)
+    _update_all(kernel, variables, tf.zeros((), gradient.dtype), scalars)
+    _write_rows(variables, gradient.indices, new_values)
 
 
 def update_lazily(kernel, variables, gradient, counts, scalars):
@@ -141,37 +141,28 @@ def update_lazily(kernel, variables, gradient, counts, scalars):
         gradient: Dense tensor of that shape, or `tf.IndexedSlices`.
         counts: Integer variable of shape (n,), the updates made to each row, or `None`
             for a rule that does not depend on them.
-        scalars: Function of the count of the update that is being made to each row,
-            shape (k,), or of `None`: the rule's scalars, a tuple.
+        scalars: Tensor, passed on to the rule; with `counts` in a tuple, together with
+            the count of the update that is being made to each row, of shape (k, 1, ...).
     """
     variables = _tf_variables(variables)
     gradient = _of_known_shape(gradient, variables[0].shape)
-    sparse = isinstance(gradient, tf.IndexedSlices)
-    t = None
-    if sparse:
-        rows, gradient = _summed_rows(gradient)
     if counts is not None:
         (counts,) = _tf_variables([counts])
-        t = (tf.gather(counts, rows) if sparse else tf.convert_to_tensor(counts)) + 1
-    numbers = scalars(t)
-    if t is not None:  # One for each row: shape (4, k, 1, ...).
-        inner = [1] * (variables[0].shape.rank - 1)
-        numbers = [tf.reshape(x + tf.zeros_like(t, x.dtype), [-1, *inner])
-                   for x in numbers]  # fmt: skip
-    numbers = tf.stack(numbers)
-    if sparse:
-        new_values = _of_rows(kernel, variables, rows, gradient, numbers)
-        _write_rows(variables, rows, new_values)
-    elif t is None:
-        update_soon(kernel, variables, gradient, numbers)
-    else:
-        _update_all(kernel, variables, gradient, numbers)
-    if t is None:
+    if isinstance(gradient, tf.IndexedSlices):
+        new_values = _of_rows(kernel, variables, counts, gradient, scalars)
+        _write_rows([*variables, counts], gradient.indices, new_values)
         return
-    if sparse:
-        _write_rows([counts], rows, [t])
-    else:
-        counts.assign(t)
+    if counts is None:
+        update_soon(kernel, variables, gradient, scalars)
+        return
+    t = tf.convert_to_tensor(counts) + 1
+    update_soon(kernel, variables, gradient, (scalars, _column(t, gradient)))
+    counts.assign(t)
+
+
+def _column(counts, rows):
+    """Counts of rows, in a shape that broadcasts against the rows."""
+    return tf.reshape(counts, [-1, *[1] * (rows.shape.rank - 1)])
 
 
 def _tf_variables(variables):
@@ -265,59 +256,100 @@ def _update_joined(updates):
 
     gradient = joined([u.gradient for u in updates])
     values = [joined(v) for v in zip(*(u.variables for u in updates))]
-    scalars = tf.stack([u.scalars for u in updates], 1)
+    scalars = [u.scalars for u in updates]
+    counts = []
+    if isinstance(scalars[0], tuple):
+        scalars, counts = zip(*scalars)
+        counts = [joined([tf.broadcast_to(c, s) for c, s in zip(counts, shapes)])]
     owners = np.repeat(np.arange(len(updates)), rows)
-    scalars = tf.gather(scalars, owners, axis=1)[..., None]
-    changed = [False] * len(values)
-    for program in _compiled_for_values(kernel, values, gradient, scalars):
-        new = program(gradient, scalars, *values)
-        changed = [c or x is not None for c, x in zip(changed, new)]
-        values = [x if y is None else y for x, y in zip(values, new)]
+    scalars = tf.gather(tf.stack(scalars, 1), owners, axis=1)[..., None]
+    scalars = (scalars, *counts) if counts else scalars
+    new_values = _run_for_values(kernel, gradient, scalars, values)
     lengths = [n for pair in zip(sizes, gaps) for n in pair]
     writes = []
-    for i, is_new in enumerate(changed):
-        if is_new:
-            pieces = tf.split(tf.reshape(values[i], flat), lengths)[::2]
+    for i, new in enumerate(new_values):
+        if new is not None:
+            pieces = tf.split(tf.reshape(new, flat), lengths)[::2]
             for each, piece, shape in zip(updates, pieces, shapes):
                 piece = piece if shape.rank == 1 else tf.reshape(piece, shape)
                 writes.append(each.variables[i].assign(piece, read_value=False))
     return [] if tf.executing_eagerly() else [tf.group(*writes)]
 
 
-def _of_rows(kernel, variables, rows, gradient, scalars):
-    """The new values of some rows of a variable and its slots."""
-    return kernel.rule(gradient, scalars, *(tf.gather(v, rows) for v in variables))
+def _of_rows(kernel, variables, counts, gradient, scalars):
+    """The new values of the rows that a sparse gradient names, and their new counts.
+
+    The compiled program gets as many rows as the next power of two: XLA compiles it
+    for few numbers of rows, and the last bits do not depend on what a graph knows of
+    the number.
+
+    Returns:
+        List of tensors in the order of the gradient's indices; the last is `None` if
+        `counts` is.
+    """
+    n = gradient.indices.shape[0]
+    n = tf.size(gradient.indices) if n is None else n
+    compiled = _is_compiled(kernel, variables)
+    rows, gradient = _summed_rows(gradient, _enlarged(n) - n if compiled else 0)
+    values, t = [tf.gather(v, rows) for v in variables], None
+    if counts is not None:
+        t = tf.gather(counts, rows) + 1
+        scalars = scalars, _column(t, gradient)
+    if not compiled:
+        return [*kernel.rule(gradient, scalars, *values), t]
+    with tf.device(variables[0].device):
+        new_values = _run_for_values(kernel, gradient, scalars, values)
+    return [None if x is None else x[:n] for x in (*new_values, t)]
+
+
+def _enlarged(n):
+    """The least power of two that is not less than n; 0 for 0."""
+    if isinstance(n, int):
+        return 2 ** (n - 1).bit_length() if n else 0
+    powers = tf.constant([2**i for i in range(31)])
+    return tf.reduce_max(tf.where(powers < 2 * n, powers, 0))
 
 
 def _write_rows(variables, rows, values):
     for variable, value in zip(variables, values):
-        variable.scatter_update(tf.IndexedSlices(value, rows))
+        if value is not None:
+            variable.scatter_update(tf.IndexedSlices(value, rows))
 
 
-def _summed_rows(gradient):
-    """A sparse gradient with the values of repeated indices summed.
+def _summed_rows(gradient, more):
+    """The rows that a sparse gradient names, each with the sum of all its values.
 
-    For n indices it has n rows as well: the last of those that differ is repeated.
-    That keeps all shapes static, as XLA needs them.
+    An index that is repeated keeps its places, and has the sum in all of them. That
+    keeps shapes static, as XLA needs them.
+
+    Args:
+        gradient: `tf.IndexedSlices` with n indices.
+        more: Number of rows of any kind to put behind these.
 
     Returns:
-        Tensors of shapes (n,) and (n, ...): the indices of the rows and their values.
+        Tensors of shapes (n + more,) and (n + more, ...): indices and sums.
     """
-    order = tf.argsort(gradient.indices, stable=True)
-    rows = tf.gather(gradient.indices, order)
-    changes = tf.cast(rows[1:] != rows[:-1], rows.dtype)
-    segment = tf.cumsum(tf.concat([tf.zeros_like(rows[:1]), changes], 0))
-    n = tf.size(rows)
-    sums = tf.math.unsorted_segment_sum(tf.gather(gradient.values, order), segment, n)
-    last = tf.minimum(tf.range(n, dtype=segment.dtype), segment[-1:])
-    rows = tf.gather(tf.math.unsorted_segment_max(rows, segment, n), last)
-    return rows, tf.gather(sums, last)
+    rows = gradient.indices
+    _, owners = tf.unique(rows)
+    sums = tf.math.unsorted_segment_sum(gradient.values, owners, tf.size(rows))
+    rows, owners = (tf.pad(x, [[0, more]]) for x in (rows, owners))
+    return rows, tf.gather(sums, owners)
+
+
+def _run_for_values(kernel, gradient, scalars, values):
+    """The new values by compiled programs; `None` for those that they leave."""
+    changed = [False] * len(values)
+    for program in _compiled_for_values(kernel, values, gradient, scalars):
+        new = program(gradient, scalars, *values)
+        changed = [c or x is not None for c, x in zip(changed, new)]
+        values = [x if y is None else y for x, y in zip(values, new)]
+    return [x if c else None for x, c in zip(values, changed)]
 
 
 def _compiled(kernel, variables, gradient, scalars):
     """The compiled programs that update variables in place."""
     shape, dtypes = variables[0].shape, tuple(v.dtype for v in variables)
-    specs = [tf.TensorSpec(x.shape, x.dtype) for x in (gradient, scalars)]
+    specs = _specs(gradient, scalars)
     return _stored(
         kernel, (shape, dtypes, *specs), lambda p: _compile(p, shape, dtypes, specs)
     )
@@ -325,8 +357,14 @@ def _compiled(kernel, variables, gradient, scalars):
 
 def _compiled_for_values(kernel, values, gradient, scalars):
     """The compiled programs that return new values."""
-    specs = [tf.TensorSpec(x.shape, x.dtype) for x in (gradient, scalars, *values)]
-    return _stored(kernel, ("values", *specs), lambda p: _concrete(p, *specs))
+    specs = _specs(gradient, scalars, *values)
+    return _stored(
+        kernel, ("values", *specs), lambda p: _concrete(lambda *x: p(*x), *specs)
+    )
+
+
+def _specs(*tensors):
+    return tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), tensors)
 
 
 def _stored(kernel, key, compile_program):

@@ -531,13 +531,12 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         decay = learning_rate * (self.weight_decay or 0.0)
         if not self.counts_updates:
             return learning_rate, decay, ops.ones((), dtype), ops.zeros((), dtype)
+        return learning_rate, decay, *self._scalars_of_count(t, dtype)
+
+    def _scalars_of_count(self, t, dtype):
+        """The last two of them."""
         t = ops.cast(ops.maximum(t, 1), dtype)
-        return (
-            learning_rate,
-            decay,
-            rules.bias_correction(t, self.beta),
-            self.noise_factor(t),
-        )
+        return rules.bias_correction(t, self.beta), self.noise_factor(t)
 
     def _compute_dtype(self, variable):
         """The widest of float32, the variable's and its slots' dtype."""
@@ -572,11 +571,8 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         # Without slots and weight decay, a row without gradient stays as it is.
         lazy = self.sparse_updates == "lazy" or not (self.slots or decays)
         if lazy and len(variable.shape) >= 2:
-            scalars_of_rows = functools.partial(
-                self._scalars, learning_rate=scalars[0], dtype=dtype
-            )
             counts = self._row_updates[index] if self.counts_updates else None
-            kernels.update_lazily(kernel, stored, gradient, counts, scalars_of_rows)
+            kernels.update_lazily(kernel, stored, gradient, counts, scalars)
         else:
             kernels.update_soon(kernel, stored, gradient, scalars)
 
@@ -612,7 +608,12 @@ class MomentOptimizer(keras.optimizers.Optimizer):
 
     def _theta_rule(self, gradient, scalars, theta, *slots, dtype, decays):
         """The variable's new value, from the slots as they are stored."""
-        learning_rate, decay, correction, factor = ops.unstack(scalars)
+        if isinstance(scalars, tuple):  # Each row has a count of its own.
+            scalars, counts = scalars
+            learning_rate, decay, *_ = ops.unstack(scalars)
+            correction, factor = self._scalars_of_count(counts, dtype)
+        else:
+            learning_rate, decay, correction, factor = ops.unstack(scalars)
         new = self.new_theta(
             ops.cast(theta, dtype),
             ops.cast(gradient, dtype),
