@@ -9,8 +9,12 @@ arguments and captures none, so that it can be called from any graph.
 
 Where XLA does not serve, the rule runs op by op, with the same numbers up to
 round-off: with `jit_compile=False`; on a device that XLA cannot compile for; for a
-variable whose slots lie on another device; for a variable whose shape is not fully
-known; and for the rows of a sparse gradient, whose number changes from batch to batch.
+variable whose slots lie on another device; and for a variable whose shape is not fully
+known.
+
+The rows that a sparse gradient touches are read, computed by a compiled program, and
+written back. Their number changes from batch to batch and XLA compiles for each number,
+so that the program is given as many rows as the next power of two.
 
 A model whose variables have many shapes would wait for as many kernels. There small
 variables are copied into one array, updated together, and written back.
@@ -142,7 +146,7 @@ def update_lazily(kernel, variables, gradient, counts, scalars):
         counts: Integer variable of shape (n,), the updates made to each row, or `None`
             for a rule that does not depend on them.
         scalars: Tensor, passed on to the rule; with `counts` in a tuple, together with
-            the count of the update that is being made to each row, of shape (k, 1, ...).
+            the counts of the updates that are being made to k rows, shape (k, 1, ...).
     """
     variables = _tf_variables(variables)
     gradient = _of_known_shape(gradient, variables[0].shape)

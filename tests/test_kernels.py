@@ -45,6 +45,12 @@ def values_of(optimizer, *variables):
     return [keras.ops.convert_to_numpy(v) for v in kept]
 
 
+def gradient_specs():
+    """Of the gradients that the kernels take: the first tensors in their keys."""
+    for key in kernels._COMPILED:
+        yield next(x for x in key if isinstance(x, tf.TensorSpec))
+
+
 def assert_same(a, b, **tolerance):
     for x, y in zip(a, b, strict=True):
         np.testing.assert_allclose(x, y, **(tolerance or SAME))
@@ -167,9 +173,7 @@ def test_a_gradient_whose_shape_shows_in_the_run_only(sparse_updates):
     np.testing.assert_array_equal(theta.numpy(), before)
     with pytest.raises(tf.errors.InvalidArgumentError, match="compatible"):
         sparse(tf.ones((2, 1)), [0, 1])
-    specs = (filter(lambda x: isinstance(x, tf.TensorSpec), k) for k in kernels._COMPILED)
-    gradients = {tuple(next(each).shape) for each in specs}
-    assert gradients <= {(6, 4), (), (None, 4)}
+    assert {tuple(s.shape) for s in gradient_specs()} <= {(6, 4), (), (None, 4)}
 
 
 def test_the_shape_of_a_sparse_gradient_is_checked():
@@ -183,21 +187,22 @@ def test_the_shape_of_a_sparse_gradient_is_checked():
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    "arguments, shared",
     [
-        {"variant": "ssd"},
-        {"variant": "svag"},
-        {"variant": "msvas_gaussian", "weight_decay": 0.05},
-        {"variant": "msvag", "weight_decay": 0.05, "state_dtype": "bfloat16"},
+        ({"variant": "ssd"}, 4),
+        # Whether rows have counts of their own parts matrices from all others.
+        ({"variant": "svag", "sparse_updates": "lazy"}, 5),
+        ({"variant": "msvas_gaussian", "weight_decay": 0.05}, 4),
+        ({"variant": "msvag", "weight_decay": 0.05, "state_dtype": "bfloat16"}, 4),
     ],
 )
-def test_many_shapes_share_kernels(arguments, monkeypatch):
+def test_many_shapes_share_kernels(arguments, shared, monkeypatch):
     """Small variables are updated together; the numbers are the same."""
     shapes = [(), (1,), (300, 300), (0, 3), (2, 2, 2), *((n, 30) for n in range(4, 10))]
     results = []
     # The large one and the one of size 0; arrays of 2 and of 8 rows for all others.
     monkeypatch.setattr(kernels, "_ROWS", 8)
-    for many, kernels_made in ((10, 4), (11, 11)):
+    for many, kernels_made in ((10, shared), (11, 11)):
         monkeypatch.setattr(kernels, "MANY_SHAPES", many)
         kernels._COMPILED.clear()
         optimizer = make(**arguments)
@@ -433,6 +438,34 @@ def test_any_number_of_indices(sparse_updates, touched):
         optimizer.apply([tf.convert_to_tensor(grads) if dense else grads], [table])
         results.append(values_of(optimizer, table))
     assert_same(*results)
+
+
+def rows_applied(sparse_updates, wrap):
+    optimizer = svag_tf.MSVAG(0.1, sparse_updates=sparse_updates)
+    theta = variable((30, 3))
+    optimizer.build([theta])
+
+    @wrap
+    def step(values, indices):
+        optimizer.apply([tf.IndexedSlices(values, indices, [30, 3])], [theta])
+
+    for n in (5, 8, 33, 7, 6):
+        gradient = slices(n, 30, 3, n)
+        step(gradient.values, gradient.indices)
+    return values_of(optimizer, theta)
+
+
+@pytest.mark.parametrize("sparse_updates", ["exact", "lazy"])
+def test_rows_are_compiled_for_powers_of_two_of_them(sparse_updates):
+    """The bits are the same, be their number known or not, in a graph or without."""
+    kernels._COMPILED.clear()
+    specs = [tf.TensorSpec([None, 3]), tf.TensorSpec([None], tf.int64)]
+    known, unknown = tf.function, tf.function(input_signature=specs)
+    results = [rows_applied(sparse_updates, f) for f in (known, unknown, lambda f: f)]
+    assert_same(results[0], results[1], rtol=0)
+    assert_same(results[0], results[2], rtol=0)
+    rows = {spec.shape[0] for spec in gradient_specs() if spec.shape.rank}
+    assert rows == {8, 64, None}
 
 
 def embedding_model(sparse_updates, jit_compile="auto", **arguments):
