@@ -260,11 +260,10 @@ def _update_joined(updates):
 
     gradient = joined([u.gradient for u in updates])
     values = [joined(v) for v in zip(*(u.variables for u in updates))]
-    scalars = [u.scalars for u in updates]
-    counts = []
-    if isinstance(scalars[0], tuple):
+    scalars, counts = [u.scalars for u in updates], []
+    if isinstance(scalars[0], tuple):  # Rows of a variable are not the array's rows.
         scalars, counts = zip(*scalars)
-        counts = [joined([tf.broadcast_to(c, s) for c, s in zip(counts, shapes)])]
+        counts = [joined([tf.broadcast_to(t, s) for t, s in zip(counts, shapes)])]
     owners = np.repeat(np.arange(len(updates)), rows)
     scalars = tf.gather(tf.stack(scalars, 1), owners, axis=1)[..., None]
     scalars = (scalars, *counts) if counts else scalars

@@ -534,7 +534,7 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         return learning_rate, decay, *self._scalars_of_count(t, dtype)
 
     def _scalars_of_count(self, t, dtype):
-        """The last two of them."""
+        """Those that depend on the count t: 1 / (1 - beta^t) and `noise_factor(t)`."""
         t = ops.cast(ops.maximum(t, 1), dtype)
         return rules.bias_correction(t, self.beta), self.noise_factor(t)
 
