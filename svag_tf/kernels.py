@@ -260,13 +260,14 @@ def _update_joined(updates):
 
     gradient = joined([u.gradient for u in updates])
     values = [joined(v) for v in zip(*(u.variables for u in updates))]
-    scalars, counts = [u.scalars for u in updates], []
-    if isinstance(scalars[0], tuple):  # Rows of a variable are not the array's rows.
-        scalars, counts = zip(*scalars)
-        counts = [joined([tf.broadcast_to(t, s) for t, s in zip(counts, shapes)])]
+    given = [u.scalars for u in updates]
+    counted = isinstance(given[0], tuple)
     owners = np.repeat(np.arange(len(updates)), rows)
-    scalars = tf.gather(tf.stack(scalars, 1), owners, axis=1)[..., None]
-    scalars = (scalars, *counts) if counts else scalars
+    scalars = tf.stack([each[0] for each in given] if counted else given, 1)
+    scalars = tf.gather(scalars, owners, axis=1)[..., None]
+    if counted:  # The rows of a variable are not those of the array.
+        counts = [tf.broadcast_to(each[1], s) for each, s in zip(given, shapes)]
+        scalars = scalars, joined(counts)
     new_values = _run_for_values(kernel, gradient, scalars, values)
     lengths = [n for pair in zip(sizes, gaps) for n in pair]
     writes = []
