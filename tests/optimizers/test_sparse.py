@@ -166,7 +166,8 @@ def test_lazy_with_dense_gradients_is_exact(variant):
     for t in range(6):
         for apply in (lazy_apply, exact_apply):
             apply(tf.constant(slices(t)[1], tf.float32))
-    np.testing.assert_allclose(lazy.numpy(), exact.numpy(), 1e-6)
+    # Up to the last bit of a theta of 1: the counts' factors are compiled in one only.
+    np.testing.assert_allclose(lazy.numpy(), exact.numpy(), 1e-6, 2e-7)
 
 
 @pytest.mark.parametrize(
