@@ -182,7 +182,8 @@ def _of_known_shape(gradient, shape):
     if isinstance(gradient, tf.IndexedSlices):
         rows = tf.TensorShape([None]).concatenate(shape[1:])
         values = _of_known_shape(gradient.values, rows)
-        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+        indices = tf.convert_to_tensor(gradient.indices)
+        return tf.IndexedSlices(values, indices, gradient.dense_shape)
     if tf.TensorShape(gradient.shape).is_fully_defined():
         return gradient
     return tf.ensure_shape(gradient, shape)
