@@ -35,17 +35,25 @@ def define_config(default: str = "digits.py") -> Callable[[], tuple[Any, str]]:
             "The config file. Any field can be overridden: --config.epochs=5.",
             lock_config=True,
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError) as error:
+        reason: Any = error
+        while isinstance(reason, Exception):  # KeyError("'epoch'") in AttributeError
+            reason = reason.args[0]
         sys.exit(
-            f"Error: bad field in --config: {' '.join(str(error.args[0]).split())}"
+            "Error: the fields of --config are those of its file. Received: "
+            + " ".join(str(reason).split())
         )
+    except (TypeError, ValueError) as error:
+        sys.exit(f"Error: bad field in --config: {' '.join(str(error).split())}")
 
     # So that --help shows it among the flags of the command.
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["config"])
 
     def config() -> tuple[Any, str]:
-        path = config_flags.get_config_filename(flags.FLAGS["config"])
-        return holder.value, Path(path).stem
+        path = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+        if not path.is_file():
+            sys.exit(f"Error: --config must be a config file. Received: {path}")
+        return holder.value, path.stem
 
     return config
 
@@ -80,7 +88,11 @@ def run_with_arguments(main: Callable[[list[str]], None]) -> None:
         except KeyboardInterrupt:
             sys.exit("Interrupted. The same command goes on from the last epoch.")
 
-    app.run(parsed)
+    try:
+        app.run(parsed)
+    except OSError as error:  # of fields of a config file that is not there
+        reason = " ".join(str(error).split())
+        sys.exit(f"Error: --config must be a config file. Received: {reason}")
 
 
 @contextlib.contextmanager

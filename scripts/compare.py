@@ -90,7 +90,7 @@ def main() -> None:
     workdir = "-".join(filter(None, ("runs/compare", name, kind)))
     optimizers: Any = _OPTIMIZERS.value
     if _PUBLISHED.value:
-        optimizers = list(published_variants(config.problem).values())
+        optimizers = list(published_variants(config.get("problem")).values())
     compare(
         config,
         optimizers,

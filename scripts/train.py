@@ -1,6 +1,6 @@
 """Trains a problem with an optimizer, both named in a config.
 
-    python scripts/train.py --config=configs/fmnist_2c2d.py --workdir=runs/p1
+    python scripts/train.py --config=configs/fmnist_2c2d.py --workdir=runs/fmnist
     python scripts/train.py --config.optimizer.name=ssd --config.epochs=5
 
 Run again with the same flags after an interruption, it goes on from the last
@@ -25,10 +25,12 @@ _EXPORT = flags.DEFINE_list(
 
 
 def main() -> None:
+    from svag_tf.experiments.config import checked
     from svag_tf.experiments.training import train
 
-    config, name = _CONFIG()
-    workdir = _WORKDIR.value or f"runs/{name}-{config.optimizer.name}"
+    given, name = _CONFIG()
+    config = checked(given)
+    workdir = _WORKDIR.value or f"runs/{name}-{config['optimizer']['name']}"
     if _EXPORT.value:
         from svag_tf.experiments.exporting import check_format, export_once
 

@@ -247,7 +247,7 @@ def _planned(
                 f"{name}={values}"
             )
     whole = copy.deepcopy(config.to_dict() if hasattr(config, "to_dict") else config)
-    whole["optimizer"]["name"] = variants[0].name
+    whole.setdefault("optimizer", {})["name"] = variants[0].name
     for seed in seeds:
         whole = checked(whole | {"seed": seed})
     rate = whole["optimizer"]["learning_rate"]

@@ -78,9 +78,9 @@ def check_format(format: str) -> None:
     """Raises an `ExperimentError` if nothing can be exported in this format here."""
     if format not in FORMATS:
         raise ExperimentError(
-            f"--format must be one of {', '.join(FORMATS)}; tflite is for inference, "
+            f"A format must be one of {', '.join(FORMATS)}; tflite is for inference, "
             "because TensorFlow Lite lacks the operations of a training step. "
-            f"Received: --format={format}"
+            f"Received: {format}"
         )
     if keras.backend.backend() != "tensorflow":
         raise ExperimentError(

@@ -101,5 +101,5 @@ def test_errors_are_short(tmp_path):
     assert code == 1
     assert "Error: nowhere holds no run" in errors and "Traceback" not in errors
     assert os.listdir(tmp_path) == []
-    with pytest.raises(ExperimentError, match=r"one of inference, .*--format=onnx"):
+    with pytest.raises(ExperimentError, match=r"one of inference, .* Received: onnx"):
         exporting.export_run(tmp_path, tmp_path / "x", "onnx")

@@ -89,9 +89,9 @@ def test_the_other_config_and_the_default_workdir(tmp_path):
         ("--config.epochs=0", "epochs must be a whole number >= 1"),
         ("--config.optimizer.nme=ssd", 'Did you mean "name"'),
         ("--config.optimizer.name=sdg", "one of msvag, svag"),
-        ("--config=nowhere.py", "nowhere.py"),
+        ("--config=nowhere.py", "Error: --config must be a config file. Received: now"),
         ("--workdir=/dev/null/x", "/dev/null"),
-        ("--epochs=3", "epochs"),
+        (f"--config={ROOT}/configs/generalization.py", "missing: batch_size, data_dir"),
         ("extra", "extra"),
     ],
 )
