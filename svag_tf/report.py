@@ -352,14 +352,26 @@ def _noise(runs: Sequence[Run]) -> Any:
                 row=row,
                 col=col,
             )
+            if np.isinf(values).any() and not np.isfinite(values).any():
+                figure.update_yaxes(showticklabels=False, row=row, col=col)
+                figure.add_annotation(
+                    text="no signal can be told from the noise",
+                    x=0.5, y=0.5, xref="x domain", yref="y domain", showarrow=False,
+                    row=row, col=col,
+                )  # fmt: skip
     figure.update_xaxes(title="updates")
     return figure
 
 
-def _step_of_log_axis(values: np.ndarray) -> int | str:
-    """Whole powers of ten, at most some seven; below two of them also 2 and 5 times."""
+def _step_of_log_axis(values: np.ndarray) -> int | str | None:
+    """Whole powers of ten, at most some seven; below two of them also 2 and 5 times.
+
+    `None`, Plotly's own choice, where hardly one of these would be on the axis.
+    """
     shown = np.log10(values[np.isfinite(values) & (values > 0)])
     decades = np.ptp(shown) if shown.size else 0.0
+    if decades < 0.8:
+        return None
     return "D2" if decades < 1.5 else math.ceil(decades / 6)
 
 
@@ -388,12 +400,15 @@ def _heat_map(run: Run, name: str) -> Any:
 
     layers = _layers(run)
     values = np.array([run.noise[layer][name] for layer in layers])
+    lowest, highest = (0.0, 1.0) if name == "gamma" else (None, None)
     if name == "eta2":
         with np.errstate(divide="ignore"):
             values = np.log10(values)
         # No signal at all is the brightest of all.
         finite = values[np.isfinite(values)]
         brightest = finite.max() + 0.5 if finite.size else 0.0
+        if not finite.size:
+            lowest, highest = brightest - 1, brightest
         values = np.where(values == np.inf, brightest, values)
     figure = go.Figure(
         go.Heatmap(
@@ -401,8 +416,9 @@ def _heat_map(run: Run, name: str) -> Any:
             x=[f"{step:.0f}" for step in run.noise[OVERALL]["step"]],
             y=layers,
             colorscale="Viridis",
-            zmin=0 if name == "gamma" else None,
-            zmax=1 if name == "gamma" else None,
+            zmin=lowest,
+            zmax=highest,
+            showscale=name == "gamma" or finite.size > 0,
             colorbar={"title": "γ" if name == "gamma" else "log₁₀ η²"},
         )
     )

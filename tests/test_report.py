@@ -128,6 +128,25 @@ def test_gaps_are_gaps(tmp_path):
     assert band.y == (4, 5, 3, 2, None, 6, 4, None)
 
 
+def test_noise_alone(tmp_path):
+    """Without any signal the panels say so, and the heat map is of the brightest."""
+    rows = [
+        {"step": step, "layer": layer, "gamma": 0.5, "seconds": 1, "eta2": "inf",
+         "noise_scale": "inf", "noise_scale_error": "nan", "update_to_weight": step}
+        for step in (12, 19)
+        for layer in ("first", OVERALL)
+    ]  # fmt: skip
+    write_noise(tmp_path / "a", rows)
+    run = report.read_run(tmp_path / "a", "a")
+    panels = report._noise([run])
+    texts = [annotation.text for annotation in panels.layout.annotations]
+    assert texts.count("no signal can be told from the noise") == 2
+    # Powers of ten, and 2 and 5 times these, would leave it without a label.
+    assert panels.layout.yaxis4.dtick is None
+    (heat,) = report._heat_map(run, "eta2").data
+    assert heat.z[0][0] == heat.zmax > heat.zmin
+
+
 def test_names_tell_folders_apart(tmp_path):
     folders = [tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "other"]
     assert report._names(folders[:2]) == ["a/run", "b/run"]
