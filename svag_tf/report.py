@@ -366,11 +366,11 @@ def _noise(runs: Sequence[Run]) -> Any:
 def _step_of_log_axis(values: np.ndarray) -> int | str | None:
     """Whole powers of ten, at most some seven; below two of them also 2 and 5 times.
 
-    `None`, Plotly's own choice, where hardly one of these would be on the axis.
+    `None`, Plotly's own choice, where no power of ten need be on the axis.
     """
     shown = np.log10(values[np.isfinite(values) & (values > 0)])
     decades = np.ptp(shown) if shown.size else 0.0
-    if decades < 0.8:
+    if decades < 1:
         return None
     return "D2" if decades < 1.5 else math.ceil(decades / 6)
 

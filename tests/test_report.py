@@ -141,7 +141,7 @@ def test_noise_alone(tmp_path):
     panels = report._noise([run])
     texts = [annotation.text for annotation in panels.layout.annotations]
     assert texts.count("no signal can be told from the noise") == 2
-    # Powers of ten, and 2 and 5 times these, would leave it without a label.
+    # No power of ten is on it, so "2" and "5" would not tell of which.
     assert panels.layout.yaxis4.dtick is None
     (heat,) = report._heat_map(run, "eta2").data
     assert heat.z[0][0] == heat.zmax > heat.zmin
