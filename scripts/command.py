@@ -86,7 +86,7 @@ def run_with_arguments(main: Callable[[list[str]], None]) -> None:
         except (ExperimentError, OSError) as error:
             sys.exit(f"Error: {error}")
         except KeyboardInterrupt:
-            sys.exit("Interrupted. The same command goes on from the last epoch.")
+            sys.exit("Interrupted. The same command goes on with what is finished.")
 
     try:
         app.run(parsed)
