@@ -9,12 +9,18 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-MISSING = 'Error: {}. The scripts need: pip install ".[experiments]"'
+
+def missing(error: ImportError) -> str:
+    """What to do about a package that is not there."""
+    reason = str(error).rstrip(".")
+    return f'Error: {reason}. The scripts need: pip install ".[experiments]"'
+
+
 try:
     from absl import app, flags, logging
     from ml_collections import config_flags
 except ImportError as error:
-    sys.exit(MISSING.format(error))
+    sys.exit(missing(error))
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -78,11 +84,11 @@ def run_with_arguments(main: Callable[[list[str]], None]) -> None:
             with _quiet():
                 from svag_tf.experiments.errors import ExperimentError
         except ImportError as error:
-            sys.exit(MISSING.format(error))
+            sys.exit(missing(error))
         try:
             main(argv[1:])
         except ImportError as error:
-            sys.exit(MISSING.format(error))
+            sys.exit(missing(error))
         except (ExperimentError, OSError) as error:
             sys.exit(f"Error: {error}")
         except KeyboardInterrupt:
