@@ -67,8 +67,9 @@ def export_trainable(
     bits than one for batches of any size, and Keras has the one or the other,
     depending on how it is called first. The export has those that the model has been
     trained with since `compile`. A model that was not trained yet gets the one that
-    is exported here, for batches of any size. See `batch_size` for a model that is
-    trained elsewhere, and docs/saving.md for what equals what.
+    is exported here, for batches of any size; as after its first step, what is then
+    changed in Python, such as a layer's `trainable`, needs `compile`. See `batch_size`
+    for a model that is trained elsewhere, and docs/saving.md for what equals what.
 
     The state is all that training goes on from: weights, random states such as those
     of dropout, and the optimizer's variables (slots, step count, averages, accumulated
@@ -97,7 +98,7 @@ def export_trainable(
         sample_weight: What a further argument `sample_weight` of `train`, `evaluate`
             and `train_from` is like, likewise; `True` for one float for each example.
             Defaults to `None`: there is no such argument.
-        batch_size: Examples of a batch, at least 1: batches of this size have a
+        batch_size: Examples of a batch, at least 1: batches of this size alone have a
             training step of their own, as in Python if the first batch that
             `train_on_batch` gets has this size, or all that `fit` gets. All other
             sizes remain possible. Defaults to `None`: the sizes for which the model
@@ -313,7 +314,8 @@ def _traced(model, x, y, sample_weight, batch_size):
         if isinstance(each, tf.saved_model.experimental.TrackableResource)
     ]
     _check_traced(signatures, [*module.state.values(), *module.metrics])
-    if batch_size is None and model.train_function is None:
+    is_keras = type(model).make_train_function is keras.Model.make_train_function
+    if batch_size is None and model.train_function is None and is_keras:
         # Keras has no step yet, and gets the same: for batches of any size.
         model.make_train_function()
         own_step: Any = model.train_function
@@ -349,15 +351,17 @@ def _traced_specs(model, given):
 
 def _traced_shapes(model):
     """Of each of Keras' training steps, the shapes of x, y and sample weights."""
-    if model.train_function is None:
-        return
-    for each in inspect.getclosurevars(model.train_function).nonlocals.values():
+    parts = [model.train_function]
+    if inspect.isfunction(model.train_function):  # A model may have made its own.
+        parts += inspect.getclosurevars(model.train_function).nonlocals.values()
+    for each in parts:
         for function in (each, getattr(each, "__wrapped__", None)):
             traced = getattr(
                 function, "_list_all_concrete_functions_for_serialization", list
             )
             for concrete in traced():
-                data = concrete.structured_input_signature[0][0]
+                arguments, _ = concrete.structured_input_signature
+                data = arguments[0] if arguments else None
                 data = getattr(data, "_element_spec", data)  # That of an iterator.
                 leaves = keras.tree.flatten(data)
                 yield [x.shape for x in leaves if isinstance(x, tf.TensorSpec)]

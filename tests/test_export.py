@@ -424,8 +424,8 @@ class Subclassed(keras.Model):
         return self.dense(x)
 
 
-def subclassed():
-    model = Subclassed()
+def subclassed(of=Subclassed):
+    model = of()
     model(np.zeros((1, 4), "float32"))
     model.compile(svag_tf.MSVAG(), "mse")
     return model
@@ -597,6 +597,25 @@ def test_has_the_bits_that_the_model_has_in_python(
     svag_tf.restore_trained(model, tmp_path / "trained")
     for a, b in zip(values(model), here, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+class TrainsByItself(Subclassed):
+    def make_train_function(self, force=False):
+        @tf.function
+        def train(iterator):
+            return self.train_step(iterator.get_next())
+
+        self.train_function = train
+
+
+def test_model_that_makes_its_training_function(tmp_path):
+    """Keras' way to call it is not that of all, and it need not be a closure."""
+    model = subclassed(TrainsByItself)
+    x = np.zeros((4, 4), "float32")
+    svag_tf.export_trainable(model, tmp_path / "exported", x)
+    assert model.train_function is None
+    model.fit(x, x[:, :2], batch_size=2, verbose=0)
+    assert list(export._traced_shapes(model)) == [[(2, 4), (2, 2)]]
 
 
 @pytest.mark.parametrize("batch_size", [0, 2.0, True, 3])
