@@ -131,9 +131,9 @@ def update(kernel, variables, gradient, scalars):
     if not isinstance(gradient, tf.IndexedSlices):
         _update_all(kernel, variables, gradient, scalars)
         return
-    *new_values, _ = _of_rows(kernel, variables, None, gradient, scalars)
+    rows, *new_values, _ = _of_rows(kernel, variables, None, gradient, scalars)
     _update_all(kernel, variables, tf.zeros((), gradient.dtype), scalars)
-    _write_rows(variables, gradient.indices, new_values)
+    _write_rows(variables, rows, new_values)
 
 
 def update_lazily(kernel, variables, gradient, counts, scalars):
@@ -153,8 +153,8 @@ def update_lazily(kernel, variables, gradient, counts, scalars):
     if counts is not None:
         (counts,) = _tf_variables([counts])
     if isinstance(gradient, tf.IndexedSlices):
-        new_values = _of_rows(kernel, variables, counts, gradient, scalars)
-        _write_rows([*variables, counts], gradient.indices, new_values)
+        rows, *new_values = _of_rows(kernel, variables, counts, gradient, scalars)
+        _write_rows([*variables, counts], rows, new_values)
         return
     if counts is None:
         update_soon(kernel, variables, gradient, scalars)
@@ -282,15 +282,15 @@ def _update_joined(updates):
 
 
 def _of_rows(kernel, variables, counts, gradient, scalars):
-    """The new values of the rows that a sparse gradient names, and their new counts.
+    """The rows that a sparse gradient names, their new values and new counts.
 
     The compiled program gets as many rows as the next power of two: XLA compiles it
     for few numbers of rows, and the last bits do not depend on what a graph knows of
     the number.
 
     Returns:
-        List of tensors in the order of the gradient's indices; the last is `None` if
-        `counts` is.
+        List of tensors: the indices of the rows, in ascending order, their new values,
+        and their new counts, `None` if `counts` is.
     """
     n = gradient.indices.shape[0]
     n = tf.size(gradient.indices) if n is None else n
@@ -301,10 +301,10 @@ def _of_rows(kernel, variables, counts, gradient, scalars):
         t = tf.gather(counts, rows) + 1
         scalars = scalars, _column(t, gradient)
     if not compiled:
-        return [*kernel.rule(gradient, scalars, *values), t]
+        return [rows, *kernel.rule(gradient, scalars, *values), t]
     with tf.device(variables[0].device):
         new_values = _run_for_values(kernel, gradient, scalars, values)
-    return [None if x is None else x[:n] for x in (*new_values, t)]
+    return [None if x is None else x[:n] for x in (rows, *new_values, t)]
 
 
 def _enlarged(n):
@@ -324,19 +324,24 @@ def _write_rows(variables, rows, values):
 def _summed_rows(gradient, more):
     """The rows that a sparse gradient names, each with the sum of all its values.
 
-    An index that is repeated keeps its places, and has the sum in all of them. That
-    keeps shapes static, as XLA needs them.
+    An index that is repeated keeps all its places, and has the sum in each of them.
+    That keeps shapes static, as XLA needs them; and it sorts (of `tf.unique` it makes a
+    loop with a step for each index).
 
     Args:
         gradient: `tf.IndexedSlices` with n indices.
         more: Number of rows of any kind to put behind these.
 
     Returns:
-        Tensors of shapes (n + more,) and (n + more, ...): indices and sums.
+        Tensors of shapes (n + more,) and (n + more, ...): indices in ascending order,
+        and sums.
     """
-    rows = gradient.indices
-    _, owners = tf.unique(rows)
-    sums = tf.math.unsorted_segment_sum(gradient.values, owners, tf.size(rows))
+    order = tf.argsort(gradient.indices, stable=True)
+    rows = tf.gather(gradient.indices, order)
+    changes = tf.cast(rows[1:] != rows[:-1], rows.dtype)
+    owners = tf.cumsum(tf.concat([tf.zeros_like(rows[:1]), changes], 0))
+    values = tf.gather(gradient.values, order)
+    sums = tf.math.unsorted_segment_sum(values, owners, tf.size(rows))
     rows, owners = (tf.pad(x, [[0, more]]) for x in (rows, owners))
     return rows, tf.gather(sums, owners)
 

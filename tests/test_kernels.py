@@ -467,6 +467,17 @@ def test_rows_are_compiled_for_powers_of_two_of_them(sparse_updates):
     assert rows == {8, 64, None}
 
 
+def test_xla_makes_no_loop_over_indices():
+    """Its `tf.unique` is one: a step for each index, on a GPU as well."""
+
+    @tf.function(jit_compile=True)
+    def summed(values, indices):
+        return kernels._summed_rows(tf.IndexedSlices(values, indices), 0)
+
+    compiled = summed.experimental_get_compiler_ir(tf.ones((9, 2)), tf.range(9))
+    assert " while(" not in compiled(stage="optimized_hlo")
+
+
 def embedding_model(sparse_updates, jit_compile="auto", **arguments):
     keras.utils.set_random_seed(3)
     model = keras.Sequential(
