@@ -315,7 +315,7 @@ def _traced(model, x, y, sample_weight, batch_size):
     ]
     _check_traced(signatures, [*module.state.values(), *module.metrics])
     is_keras = type(model).make_train_function is keras.Model.make_train_function
-    if batch_size is None and model.train_function is None and is_keras:
+    if batch_size is None and is_keras and not list(_traced_shapes(model)):
         # Keras has no step yet, and gets the same: for batches of any size.
         model.make_train_function()
         own_step: Any = model.train_function
@@ -461,12 +461,18 @@ def _specs(argument, like):
         return tf.TensorSpec((None, *leaf.shape[1:]), leaf.dtype)
 
     try:
-        return keras.tree.map_structure(spec, like)
+        specs = keras.tree.map_structure(spec, like)
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"Argument `{argument}` must be an array, a tensor, a tf.TensorSpec or a "
             f"structure of them. Received: {argument}={like!r}"
         ) from error
+    if any(leaf.shape.rank is None for leaf in keras.tree.flatten(specs)):
+        raise ValueError(
+            f"Argument `{argument}` must say how many dimensions there are. Received: "
+            f"{argument}={like!r}"
+        )
+    return specs
 
 
 def _input_specs(model):

@@ -470,6 +470,8 @@ def test_told_what_the_data_is_like(tmp_path):
     assert float(logs["loss"]) == pytest.approx(loss)
     with pytest.raises(ValueError, match=r"Argument `y` must be .*Received: y="):
         svag_tf.export_trainable(model, tmp_path / "again", x=x, y=object())
+    with pytest.raises(ValueError, match=r"how many dimensions .*Received: y="):
+        svag_tf.export_trainable(model, tmp_path / "again", x=x, y=tf.TensorSpec(None))
 
 
 def test_folder_that_is_taken_or_cannot_be_written(tmp_path, monkeypatch):
