@@ -16,13 +16,12 @@ and so is the step gamma m, gamma = m^2/(m^2 + rho s), with G.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from svag_tf.experiments.files import write_json, write_text
+from svag_tf.experiments.files import writable_folder, write_json, write_text
 
 Array = NDArray[np.float64]
 
@@ -105,6 +104,7 @@ def write_simulation(
     command: str = "",
 ) -> str:
     """Simulates; writes `results.json` and `results.md`, and returns the latter."""
+    folder = writable_folder(workdir)
     rows = simulate(elements, steps, beta, seed)
     lines = [
         "# The noise of a mean gradient, from its past and from its replicas",
@@ -125,8 +125,6 @@ def write_simulation(
             f"| {row['bias']:+.3f} | {row['deviation']:.3f} | {row['step_error']:.3f} |"
         )
     text = "\n".join(lines) + "\n"
-    folder = Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "results.json", {"command": command, "rows": rows})
     write_text(folder / "results.md", text)
     return text
