@@ -79,15 +79,6 @@ class Update(NamedTuple):
     scalars: Any
 
 
-def after(gradients):
-    """Within it, all operations wait for a gradient, and are not run without one.
-
-    The graph in which Keras makes a step has the reading of its data as well. Where
-    that comes to their end, operations that did not wait would count a step.
-    """
-    return tf.control_dependencies([g for g in gradients if g is not None][-1:])
-
-
 @contextlib.contextmanager
 def together():
     """Within it, `update_soon` waits; at its end waiting updates are made together."""

@@ -407,12 +407,10 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         variables = trainable_variables
         if variables is None:
             variables = self._trainable_variables
-        with kernels.after(grads) if kernels else nullcontext():
-            iterations = self.iterations + 0  # A copy, on every backend.
-            super().apply(grads, trainable_variables)
-            if self.counts_updates:
-                made = self.iterations - iterations
-                self._count_missed_updates(grads, variables, made)
+        iterations = self.iterations + 0  # A copy, on every backend.
+        super().apply(grads, trainable_variables)
+        if self.counts_updates:
+            self._count_missed_updates(grads, variables, self.iterations - iterations)
 
     def reduced(self, grads, variables):
         """What a replica's update starts from: the gradients summed over the replicas.

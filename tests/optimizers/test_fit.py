@@ -49,20 +49,6 @@ def expected(variant, start, epochs=EPOCHS, rate=0.25, beta=0.9):
     return theta
 
 
-def test_the_end_of_data_is_no_update():
-    """Keras comes to it inside of the step, if it does not know how many there are."""
-    model = model_of(table.make("msvag"), jit_compile=False)
-    start = model.get_weights()[0]
-    x, y = data()
-    for _ in range(EPOCHS):
-        slices = (slice(i, i + BATCH) for i in range(0, len(x), BATCH))
-        model.fit(((x[each], y[each]) for each in slices), verbose=0)
-    assert int(model.optimizer.iterations) == EPOCHS * len(x) // BATCH
-    np.testing.assert_allclose(
-        model.get_weights()[0], expected("msvag", start), rtol=2e-6, atol=1e-7
-    )
-
-
 @pytest.mark.parametrize(
     "variant, jit_compile",
     [
