@@ -49,6 +49,7 @@ if tuple(int(part) for part in _keras.__version__.split(".")[:2]) < _OLDEST_KERA
 from svag_tf import callbacks, convert, distribution  # noqa: E402
 from svag_tf.export import export_trainable, restore_trained  # noqa: E402
 from svag_tf.gradients import GradientStatistics, gradient_statistics  # noqa: E402
+from svag_tf.optimizer_state import OptimizerStateWarning  # noqa: E402
 from svag_tf.optimizers import MSGD, MSSD, MSVAG, MSVAS, SSD, SVAG, SVAS  # noqa: E402
 from svag_tf.saved_state import keep_random_state, restore_latest  # noqa: E402
 
@@ -61,6 +62,7 @@ __all__ = [
     "SVAG",
     "SVAS",
     "GradientStatistics",
+    "OptimizerStateWarning",
     "__version__",
     "callbacks",
     "convert",

@@ -345,16 +345,17 @@ class _Slots:
         lists = [variables, [m[i] for i in at], [v[i] for i in at]]
         tensors = [[ops.convert_to_tensor(v.value) for v in part] for part in lists]
         factors = []
-        missed = getattr(optimizer, "_missed_updates", None)
-        rows = getattr(optimizer, "_row_updates", None)
-        counts = ops.broadcast_to(optimizer.iterations, (len(at),))
-        if missed is not None:
-            counts = counts - ops.take(ops.cast(missed, counts.dtype), at)
+        rows = getattr(optimizer, "row_update_counts", ())
+        updates = getattr(optimizer, "update_counts", None)
+        if updates is None:  # One of Keras' own.
+            counts = ops.broadcast_to(optimizer.iterations, (len(at),))
+        else:
+            counts = ops.take(updates, at)
         shared = np.stack(
             [ops.convert_to_numpy(f) for f in self._factors(counts)], axis=1
         )
         for i, theta in enumerate(tensors[0]):
-            if rows is not None and rows[at[i]] is not None:  # Each row has its own t.
+            if rows and rows[at[i]] is not None:  # Each row has its own t.
                 of_rows = self._factors(rows[at[i]].value)
                 shape = (-1, *[1] * (len(theta.shape) - 1))
                 factors.append([ops.reshape(f, shape) for f in of_rows])

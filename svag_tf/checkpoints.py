@@ -1,57 +1,91 @@
-"""TensorFlow only: what guards an optimizer's state in `tf.train.Checkpoint`."""
+"""TensorFlow only: an optimizer's state in `tf.train.Checkpoint`.
+
+TensorFlow restores the children of an object by their names. Those of an optimizer are
+the entries of its state ("m_tilde/3"). Which variable an entry belongs to is known when
+the record that was saved with them has been read. So all of them wait until then, or
+until the optimizer is built, as children wait in TensorFlow that do not exist yet.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
-from svag_tf.saved_state import check_class, check_record
+from svag_tf.optimizer_state import COUNTS, OptimizerState, all_or_error, resuming
 
 # The child under which Keras' optimizers keep all their variables by their number.
-# Ours are under their names, so that none is restored from one of another meaning.
 NUMBERED = "_variables"
-# Where they keep the step count. We keep ours elsewhere, and a `Guard` there.
-COUNT, OWN_COUNT = "_iterations", "step_count"
+# Where they keep the step count. We have a `Guard` there.
+COUNT = "_iterations"
 # Part of TensorFlow's message when another optimizer reads the guard.
 GUARD = "this_is_the_state_of_an_optimizer_of_svag_tf_and_not_of_this_class"
+_RECORD = "svag_tf"
+RANDOM_STATES = "_random_states"
+_DIRECT = (GUARD, COUNT, _RECORD, RANDOM_STATES)
 
 
 class Record(tf.train.experimental.PythonState):
-    """Saved with an optimizer; TensorFlow reads it before any number is restored.
+    """Saved with an optimizer; TensorFlow reads it before it restores any number."""
 
-    Args:
-        describe: Returns the optimizer's record as it is at present.
-        is_new: Returns whether it has made no updates.
-    """
-
-    def __init__(
-        self, describe: Callable[[], dict[str, Any]], is_new: Callable[[], bool]
-    ):
+    def __init__(self, optimizer: Any, state: OptimizerState):
         super().__init__()
-        self._describe, self._is_new = describe, is_new
-        self._found: dict[str, Any] | None = None
+        self._optimizer, self._state = optimizer, state
+        self._waiting: tuple[dict[str, Any], bool] | None = None
 
     def serialize(self) -> str:
-        """The record that goes into the checkpoint."""
-        return json.dumps(self._describe())
+        """The record, with the numbers that have no variable of their own."""
+        counts = {
+            name: getattr(self._optimizer, name).numpy().tolist()
+            for name in COUNTS
+            if self._optimizer.built and getattr(self._optimizer, name) is not None
+        }
+        return json.dumps({**self._state.record(), **counts})
 
     def deserialize(self, string_value: bytes) -> None:
-        """Raises an error if the record in a checkpoint is that of another."""
-        found, expected = json.loads(string_value), self._describe()
-        if "variables" in expected:
-            check_record(found, expected, self._is_new())
+        """Restores the numbers of a record, or lets them wait for `build`."""
+        record = json.loads(string_value)
+        if self._optimizer.built:
+            self._restore(record)
         else:
-            check_class(found, expected)
-            self._found = found  # TensorFlow keeps the numbers until there are slots.
+            self._state.announce(record)
+            self._waiting = record, resuming()
+            for name, variable in self._state.early_places(record):
+                self._restore_entry(name, variable)
 
-    def check_before_build(self, expected: dict[str, Any]) -> None:
-        """Raises an error if waiting numbers are not for what is about to be built."""
-        if self._found is not None and "variables" in self._found:
-            check_record(self._found, expected, new=True)
-        self._found = None
+    def restore_waiting(self) -> None:
+        """Restores what was read before the optimizer was built."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is None:
+            return
+        record, strict = waiting
+        if strict:
+            with all_or_error():
+                self._restore(record)
+        else:
+            self._restore(record)
+
+    def _restore(self, record: dict[str, Any]) -> None:
+        places, complete = self._state.places(record)
+        for name, variable in places:
+            self._restore_entry(name, variable)
+        for name in record.get("entries", ()):  # They may be of a deleted file soon.
+            self._optimizer._deferred_dependencies.pop(name, None)
+        if not complete:
+            self._state.begin_accumulation()
+
+    def _restore_entry(self, name: str, variable: Any) -> None:
+        positions = self._optimizer._deferred_dependencies.pop(name, ())
+        if not positions:
+            return
+        newest = max(positions, key=lambda p: p.restore_uid)
+        (value,) = newest.value_tensors().values()
+        if value.dtype == variable.dtype:
+            newest.restore(variable)
+        elif newest.bind_object(variable):  # With another `state_dtype`.
+            variable.assign(tf.cast(value, variable.dtype))
+            variable._update_uid = newest.restore_uid
 
 
 class Guard(tf.train.experimental.PythonState):
@@ -62,7 +96,7 @@ class Guard(tf.train.experimental.PythonState):
     """
 
     def serialize(self) -> str:
-        """What nobody reads."""
+        """Nothing: it is there to be of another type."""
         return ""
 
     def deserialize(self, string_value: bytes) -> None:
@@ -76,11 +110,22 @@ class Guard(tf.train.experimental.PythonState):
         pass
 
 
-def check_child(name: str) -> None:
-    """Raises an error if a checkpoint has a child that our optimizers do not have."""
+def children(
+    state: OptimizerState, record: Record, guard: Guard, random_states: Any
+) -> dict[str, Any]:
+    """An optimizer's children in a checkpoint by their names."""
+    entries = {n: v for n, v in state.entries().items() if n not in COUNTS}
+    # TensorFlow's message has the first name of the guard.
+    own = {GUARD: guard, COUNT: guard, _RECORD: record}
+    if random_states is not None:
+        own[RANDOM_STATES] = random_states
+    return own | entries
+
+
+def child(name: str, present: dict[str, Any], state: OptimizerState) -> Any:
+    """The child that a checkpoint restores under a name; `None` for what waits."""
     if name == NUMBERED:
-        raise ValueError(
-            "The checkpoint does not hold the state of an optimizer of svag_tf, but "
-            "that of another. To restore the model's weights alone, restore them "
-            "before the model is compiled."
+        state.start_afresh(
+            "The checkpoint holds the state of another class of optimizer"
         )
+    return present.get(name) if name in _DIRECT else None

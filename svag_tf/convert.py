@@ -81,6 +81,7 @@ def from_tf1_checkpoint(
         variable.assign(value)
     steps = optimizer.gradient_accumulation_steps or 1
     optimizer.variables[0].assign(updates * steps)  # The count of steps.
+    optimizer.update_counts.assign([updates] * len(optimizer.m_tilde))
 
 
 def _optimizer_of(model: keras.Model) -> Any:

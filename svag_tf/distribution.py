@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from svag_tf.optimizer_state import RECORD
 from svag_tf.optimizers.base import MomentOptimizer
 
 parts: Any = None
@@ -177,6 +178,36 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             )
         super().__init__(inner_optimizer, *args, **kwargs)
         inner_optimizer.scaled_by_keras = False
+        self._waiting: dict[str, np.ndarray] = {}
+
+    def build(self, var_list: Any) -> None:
+        """Creates the variables, and restores what was loaded before.
+
+        Args:
+            var_list: List of the model's trainable variables.
+        """
+        super().build(var_list)
+        waiting, self._waiting = self._waiting, {}
+        if waiting:
+            self.load_own_variables(waiting)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Takes the loss scale from a store of Keras; at `build`, if not built before.
+
+        The inner optimizer takes its state by itself. A file of an optimizer without
+        loss scaling has no scale, and that begins with its initial value.
+
+        Args:
+            store: What `save_own_variables` has filled.
+        """
+        keys = store.keys()
+        if RECORD in keys or "0" not in keys:
+            return
+        if not self.built:
+            self._waiting = {key: np.asarray(store[key]) for key in keys}
+            return
+        for i, variable in enumerate(self._variables):  # Not the inner optimizer's.
+            variable.assign(store[str(i)])
 
     def scale_loss(self, loss: Any) -> Any:
         """The scaled loss; on several replicas, weighted by the part of the batch.

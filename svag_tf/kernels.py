@@ -79,6 +79,14 @@ class Update(NamedTuple):
     scalars: Any
 
 
+def after(gradients):
+    """A context: what is added in it to a graph runs when these gradients are there."""
+    graph = tf.compat.v1.get_default_graph()
+    tensors = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]
+    here = [t for t in tensors if tf.is_symbolic_tensor(t) and t.graph is graph]
+    return tf.control_dependencies(here) if here else contextlib.nullcontext()
+
+
 @contextlib.contextmanager
 def together():
     """Within it, `update_soon` waits; at its end waiting updates are made together."""

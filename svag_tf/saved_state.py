@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,31 @@ def class_of(optimizer: keras.optimizers.Optimizer) -> str:
 
 
 def stable_paths(variables: Iterable[Any]) -> list[str]:
-    """The paths of variables, without what depends on what else a process has made.
+    """The paths of variables, without what depends on what else a process has made."""
+    return renumbered([path_of(v) for v in variables])
+
+
+def renumbered(
+    paths: Iterable[str], automatic: Container[str] | None = None
+) -> list[str]:
+    """Paths in which automatic numbers are counted anew.
 
     Keras numbers the names that it gives: the layers `dense_4` and `dense_5` of one
     process are `dense` and `dense_1` in the next. Here the lowest number of a name is
     left out, the second lowest is 1, and so on.
+
+    Args:
+        paths: Paths of variables.
+        automatic: Names of classes, in lower case and without "_", whose names and
+            numbers are Keras'. Defaults to `None`: all names that end with a number.
     """
-    paths = [
-        [_base_and_number(part) for part in re.split("[/:]", path_of(v))]
-        for v in variables
+    split = [
+        [_base_and_number(part, automatic) for part in re.split("[/:]", path)]
+        for path in paths
     ]
     numbers: dict[str, set[int]] = {}
-    for path in paths:
-        for base, number in path:
+    for parts in split:
+        for base, number in parts:
             numbers.setdefault(base, set()).add(number)
     ranks = {
         (base, number): rank
@@ -40,8 +52,8 @@ def stable_paths(variables: Iterable[Any]) -> list[str]:
     }
     return [
         "/".join(base + (f"_{ranks[base, n]}" if ranks[base, n] else "")
-                 for base, n in path)
-        for path in paths
+                 for base, n in parts)
+        for parts in split
     ]  # fmt: skip
 
 
@@ -96,89 +108,11 @@ def first_difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
     return f"Expected of {name}: {a}. Found: {b}"
 
 
-def _base_and_number(part: str) -> tuple[str, int]:
+def _base_and_number(part: str, automatic: Container[str] | None) -> tuple[str, int]:
     match = re.fullmatch(r"(.+?)_(\d{1,9})", part)
-    return (match[1], int(match[2])) if match else (part, 0)
-
-
-def record_of(optimizer: Any, variables: Iterable[Any] | None) -> dict[str, Any]:
-    """What saved numbers of one of our optimizers are the numbers of: plain JSON.
-
-    Args:
-        optimizer: `MomentOptimizer`.
-        variables: Those that it is built on, or is to be; `None` if it is not built.
-    """
-    record: dict[str, Any] = {"class": class_of(optimizer)}
-    if variables is None:
-        return record
-    variables = list(variables)
-    kinds = dict.fromkeys(optimizer.slots, True) | {
-        "averages of the weights (use_ema)": optimizer.use_ema,
-        "counts of missed updates": optimizer.counts_updates,
-        "counts of the updates of rows": optimizer.counts_rows,
-    }
-    return record | {
-        "state": [name for name, kept in kinds.items() if kept],
-        "gradient_accumulation_steps": optimizer.gradient_accumulation_steps,
-        "variables": [
-            # Keras 3.10 has no model's name in front.
-            ["/".join(path.split("/")[-2:]), list(variable.shape)]
-            for path, variable in zip(stable_paths(variables), variables)
-        ],
-    }
-
-
-def check_class(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Raises an error if a record is that of another class."""
-    _check("class", found.get("class"), expected["class"])
-
-
-def check_record(found: dict[str, Any], expected: dict[str, Any], new: bool) -> None:
-    """Raises an error if saved numbers are not those of such an optimizer.
-
-    Args:
-        found: Record of the numbers that are to be restored.
-        expected: Record of the optimizer that they are for, which is built.
-        new: Whether that has made no updates: it is then like one that was saved before
-            it was built.
-
-    Raises:
-        ValueError: Saying in what the two differ.
-    """
-    check_class(found, expected)
-    if "variables" not in found:
-        if new:
-            return
-        raise ValueError(
-            f"{_REFUSED} It was saved before the optimizer was built, and this one has "
-            "made updates. Restore it into a new one."
-        )
-    for key in ("state", "gradient_accumulation_steps"):
-        _check(key, found.get(key), expected[key])
-    a, b = found["variables"], expected["variables"]
-    if a == b:
-        return
-    if sorted(map(str, a)) == sorted(map(str, b)):
-        raise ValueError(
-            f"{_REFUSED} It was saved by an optimizer that was built on the same "
-            f"variables in another order. Build it on them in the order {_names(a)}. "
-            f"Received: {_names(b)}"
-        )
-    _check("number of variables", len(a), len(b))
-    i = next(i for i in range(len(a)) if a[i] != b[i])
-    _check(f"variable {i}, its name and shape", a[i], b[i])
-
-
-_REFUSED = "The saved state is not that of this optimizer."
-
-
-def _check(what: str, found: Any, expected: Any) -> None:
-    if found != expected:
-        raise ValueError(f"{_REFUSED} Expected {what}: {expected}. Found: {found}")
-
-
-def _names(variables: list[Any]) -> str:
-    return ", ".join(str(name) for name, _ in variables)
+    if match and (automatic is None or match[1].replace("_", "") in automatic):
+        return match[1], int(match[2])
+    return part, 0
 
 
 def keep_random_state(model: keras.Model) -> None:
@@ -257,6 +191,8 @@ def restore_latest(manager: Any) -> str | None:
     """
     import tensorflow as tf
 
+    from svag_tf.optimizer_state import all_or_error
+
     files = sorted(Path(manager.directory).glob("*.index"), key=_number, reverse=True)
     paths = [str(file.with_suffix("")) for file in files]
     for path in paths:
@@ -270,7 +206,8 @@ def restore_latest(manager: Any) -> str | None:
                 stacklevel=2,
             )
             continue
-        manager.checkpoint.restore(path)
+        with all_or_error():
+            manager.checkpoint.restore(path)
         return path
     if paths:
         raise ValueError(f"None of these checkpoints is whole: {', '.join(paths)}")

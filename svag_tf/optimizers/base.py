@@ -1,11 +1,9 @@
 """What the seven optimizers share: arguments, slots, step count and dispatch."""
 
 import functools
-import json
 import math
 import numbers
-import types
-import zlib
+import threading
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from svag_tf import rules
-from svag_tf.saved_state import check_class, check_record, record_of
+from svag_tf.optimizer_state import OptimizerState
 
 checkpoints: Any = None
 kernels: Any = None
@@ -23,9 +21,8 @@ replicas: Any = None
 if keras.backend.backend() == "tensorflow":
     from svag_tf import checkpoints, kernels, parts, replicas
 
-# What a store of Keras holds besides the variables "0", "1", ...
-_RECORD = "svag_tf"
-_RANDOM_STATE = "random_state_"
+# The optimizer, the learning rate and the scalars of the update that is being made.
+_STEPS = threading.local()
 
 _STATE_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -178,6 +175,37 @@ def _densified(gradient, variable):
     )
 
 
+def _check_variable(variable):
+    """Raises an error if a variable cannot be optimized."""
+    path = getattr(variable, "path", variable.name)
+    try:
+        dtype = keras.backend.standardize_dtype(variable.dtype)
+    except ValueError:  # One that Keras does not know.
+        dtype = getattr(variable.dtype, "name", str(variable.dtype))
+    if dtype not in _STATE_DTYPES:
+        remedy = "Give the optimizer the model's trainable variables alone."
+        if dtype.startswith("complex"):
+            remedy = (
+                "Keep its real and its imaginary part as two real variables, and make "
+                "the complex number of them in the model."
+            )
+        raise ValueError(
+            f"A variable must be of one of the dtypes {', '.join(_STATE_DTYPES)}. "
+            f"Received: the variable {path} of dtype {dtype}. {remedy}"
+        )
+    shape = variable.shape
+    if getattr(shape, "rank", 0) is None or any(n is None for n in shape):
+        raise ValueError(
+            "A variable must have a shape that is fully known, as its slots have the "
+            f"same. Received: the variable {path} of shape {shape}"
+        )
+
+
+def _local(variable):
+    """On a replica, its own copy of a variable."""
+    return variable if replicas is None else replicas.local(variable)
+
+
 def _replicated():
     """Whether this is one of the replicas of a tf.distribute strategy."""
     return replicas is not None and replicas.context() is not None
@@ -207,6 +235,11 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             the variables that the optimizer was built on. Empty before `build`, and
             for methods without m~.
         v_tilde: The v~ of every variable, likewise.
+        update_counts: The updates made to each variable, t of the last one: an integer
+            `keras.Variable` of shape (number of variables,). `None` before `build`.
+            `iterations`, which places a learning rate schedule, is counted apart.
+        row_update_counts: With `sparse_updates="lazy"`, the same for the rows of every
+            variable: a list of variables of shape (rows,), `None` for vectors.
     """
 
     # Keras has no public name for these, which its own optimizers build on as well:
@@ -221,12 +254,15 @@ class MomentOptimizer(keras.optimizers.Optimizer):
     counts_updates = False
     m_tilde: list | tuple = ()
     v_tilde: list | tuple = ()
+    update_counts: Any = None
+    row_update_counts: list | tuple = ()
+    # With `use_ema`, whether each variable's average holds a value: 0 or 1.
+    has_average: Any = None
     exchanged: Any = None
     local_variables: Any = ()
     # Whether a kernel for each of the variables' shapes would take long to compile.
     _has_many_shapes = False
-    # Whether it is in a LossScaleOptimizer; and whether in Keras' own.
-    in_loss_scale_optimizer = False
+    # Whether it is in Keras' own LossScaleOptimizer.
     scaled_by_keras = False
 
     def __init_subclass__(cls, **kwargs):
@@ -253,13 +289,11 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         self.jit_compile = jit_compile
         self.sparse_updates = sparse_updates
         self._own_rule = object()
+        self._state = OptimizerState(self)
         self._record = self._guard = None
         if checkpoints:
-            self._record = checkpoints.Record(self._description, self._is_new)
+            self._record = checkpoints.Record(self, self._state)
             self._guard = checkpoints.Guard()
-        # Keras would take the variables in a list or dict for the optimizer's own.
-        self._waiting = types.SimpleNamespace(store=None, random_states=[])
-        self._random = types.SimpleNamespace(states=[])
 
     @property
     def learning_rate(self):
@@ -275,7 +309,7 @@ class MomentOptimizer(keras.optimizers.Optimizer):
     def __setattr__(self, name, value):
         # A LossScaleOptimizer takes it away from the optimizer that it is given.
         if name == "loss_scale_factor" and value is None and hasattr(self, name):
-            self.in_loss_scale_optimizer = self.scaled_by_keras = True
+            self.scaled_by_keras = True
         super().__setattr__(name, value)
 
     def build(self, variables):
@@ -283,15 +317,19 @@ class MomentOptimizer(keras.optimizers.Optimizer):
 
         Args:
             variables: List of the model's trainable variables.
+
+        Raises:
+            ValueError: A variable is not of real floating-point numbers, or its shape
+                is not known.
         """
         if self.built:
             return
         if replicas:
             replicas.check_strategy()
         variables = list(variables)
-        if self._record is not None:
-            self._record.check_before_build(record_of(self, variables))
-        self._variables_before_build = len(self.variables)
+        for variable in variables:
+            _check_variable(variable)
+        self._state.note_variables(variables)
         super().build(variables)
         if kernels is not None:
             shapes = {tuple(variable.shape) for variable in variables}
@@ -302,23 +340,21 @@ class MomentOptimizer(keras.optimizers.Optimizer):
                 variables_of_slot.append(self._new_slot(variable, name))
         for name, variables_of_slot in slots.items():
             setattr(self, name, variables_of_slot)
-        if self.counts_updates:
-            # Updates that a variable missed because it had no gradient: its t is
-            # the count of the updates made to it.
-            self._missed_updates = self.add_variable(
-                shape=(len(variables),),
-                dtype="int",
-                aggregation="only_first_replica",
-                name="missed_updates",
-            )
-
+        self.update_counts = self._new_counts(len(variables), "update_counts")
+        if self.use_ema:
+            self.has_average = self._new_counts(len(variables), "has_average")
         if self.counts_rows:
-            self._row_updates = [self._new_row_counts(v) for v in variables]
-        if self._waiting.store is not None:
-            store, self._waiting.store = self._waiting.store, None
-            # In the graph of a training step it would be loaded at every step.
-            with checkpoints.tf.init_scope() if checkpoints else nullcontext():
-                self.load_own_variables(store)
+            self.row_update_counts = [
+                self._new_counts(v.shape[0], f"{_flat_path(v)}_row_update_counts")
+                if len(v.shape) >= 2
+                else None
+                for v in variables
+            ]
+        # In the graph of a training step it would be loaded at every step.
+        with checkpoints.tf.init_scope() if checkpoints else nullcontext():
+            self._state.restore_waiting()
+            if self._record is not None:
+                self._record.restore_waiting()
 
     @property
     def counts_rows(self):
@@ -326,15 +362,9 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         lazy = self.sparse_updates == "lazy" and kernels is not None
         return self.counts_updates and lazy
 
-    def _new_row_counts(self, variable):
-        """The count of the updates made to each row; None for a variable without."""
-        if len(variable.shape) < 2:
-            return None
+    def _new_counts(self, size, name):
         return self.add_variable(
-            shape=variable.shape[:1],
-            dtype="int",
-            aggregation="only_first_replica",
-            name=f"{_flat_path(variable)}_row_updates",
+            shape=(size,), dtype="int", aggregation="only_first_replica", name=name
         )
 
     def _new_slot(self, variable, name):
@@ -404,13 +434,13 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             grads: List of gradients, as for `apply`, summed over the replicas.
             trainable_variables: As for `apply`.
         """
-        variables = trainable_variables
-        if variables is None:
-            variables = self._trainable_variables
-        iterations = self.iterations + 0  # A copy, on every backend.
-        super().apply(grads, trainable_variables)
-        if self.counts_updates:
-            self._count_missed_updates(grads, variables, self.iterations - iterations)
+        if not self.built:
+            with keras.name_scope(self.name, caller=self):
+                self.build(trainable_variables)
+        # What counts must not run ahead of the gradients: at the end of its data, a
+        # training step begins that has no batch.
+        with kernels.after(grads) if kernels else nullcontext():
+            super().apply(grads, trainable_variables)
 
     def reduced(self, grads, variables):
         """What a replica's update starts from: the gradients summed over the replicas.
@@ -448,16 +478,6 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             or self.global_clipnorm
         )
 
-    def _count_missed_updates(self, grads, variables, updates):
-        updated = {
-            self._get_variable_index(variable)
-            for gradient, variable in zip(grads, variables)
-            if gradient is not None
-        }
-        missed = [i not in updated for i in range(len(self._trainable_variables))]
-        if any(missed):
-            self.assign_add(self._missed_updates, ops.cast(missed, "int") * updates)
-
     def _clip_gradients(self, grads):
         if self.clipnorm or self.clipvalue or self.global_clipnorm:
             # The sum of squares of a float16 gradient overflows at a norm of 256.
@@ -475,20 +495,53 @@ class MomentOptimizer(keras.optimizers.Optimizer):
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
         # The scalars of all variables at once. Keras has no public hook for that;
         # without this one `update_step` gets them by itself, with the same result.
+        learning_rate = ops.convert_to_tensor(learning_rate)
         scalars = {
             dtype: self._scalars_of_variables(learning_rate, dtype)
             for dtype in {self._compute_dtype(v) for v in self._trainable_variables}
         }
-        with kernels.together() if self._has_many_shapes else nullcontext():
-            if _replicated():
-                self._update_replica(grads, trainable_variables, scalars)
-            else:
-                super()._backend_update_step(grads, trainable_variables, scalars)
+        outer = getattr(_STEPS, "step", None)
+        _STEPS.step = self, learning_rate, scalars
+        try:
+            with kernels.together() if self._has_many_shapes else nullcontext():
+                if _replicated():
+                    self._update_replica(grads, trainable_variables, learning_rate)
+                else:
+                    super()._backend_update_step(
+                        grads, trainable_variables, learning_rate
+                    )
+        finally:
+            _STEPS.step = outer
+        self._count_updates(trainable_variables)
 
-    def _update_replica(self, grads, variables, scalars):
+    def _count_updates(self, variables):
+        updated = {self._get_variable_index(v) for v in variables}
+        ones = [int(i in updated) for i in range(len(self._trainable_variables))]
+        counts, dtype = _local(self.update_counts), self.update_counts.dtype
+        largest = int(np.iinfo(keras.backend.standardize_dtype(dtype)).max)
+        self.assign(
+            counts, ops.minimum(counts, largest - 1) + ops.cast(ops.array(ones), dtype)
+        )
+
+    def _update_model_variables_moving_average(self, trainable_variables):
+        # As Keras' own, but by what each variable's average holds, not by `iterations`.
+        if not self.use_ema:
+            return
+        begun = ops.unstack(_local(self.has_average) > 0)
+        averages = self._model_variables_moving_average
+        for variable, average, has_average in zip(trainable_variables, averages, begun):
+            if average is not None:
+                has_average = ops.cast(has_average, variable.dtype)
+                momentum = ops.multiply(has_average, self.ema_momentum)
+                old = ops.multiply(momentum, average)
+                average.assign(old + ops.multiply(ops.subtract(1, momentum), variable))
+        ones = ops.ones(self.has_average.shape, self.has_average.dtype)
+        self.assign(_local(self.has_average), ones)
+
+    def _update_replica(self, grads, variables, learning_rate):
         """Updates this replica's copies of the variables."""
         for gradient, variable in zip(grads, variables):
-            self.update_step(gradient, replicas.local(variable), scalars)
+            self.update_step(gradient, replicas.local(variable), learning_rate)
 
     def _backend_increment_gradient_accumulators(self, grads, acc_grads):
         if not _replicated():
@@ -498,19 +551,19 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             replicas.local(accumulated).assign_add(gradient)
 
     def _overwrite_model_variables_with_average_value(self, trainable_variables):
-        if not _replicated():
-            super()._overwrite_model_variables_with_average_value(trainable_variables)
-            return
-        averages = self._model_variables_moving_average
-        for variable, average in zip(trainable_variables, averages):
+        for variable in trainable_variables:
+            average = self._model_variables_moving_average[
+                self._get_variable_index(variable)
+            ]
             if average is not None:
-                replicas.local(variable).assign(replicas.local(average))
+                # A copy: JAX takes the buffer of a variable from it in `fit`, and one
+                # of two variables can be taken once only.
+                average = ops.convert_to_tensor(_local(average)) + 0
+                self.assign(_local(variable), average)
 
     def _scalars_of_variables(self, learning_rate, dtype):
-        updates = None
-        if self.counts_updates:
-            updates = self.iterations - self._missed_updates + 1
-        columns = self._scalars(updates, learning_rate, dtype)
+        t = ops.cast(_local(self.update_counts), dtype) + 1.0
+        columns = self._scalars(t, learning_rate, dtype)
         shape = (len(self._trainable_variables),)
         return ops.unstack(ops.stack([ops.broadcast_to(c, shape) for c in columns], 1))
 
@@ -518,8 +571,8 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         """The numbers that an update needs, in float32 or wider.
 
         Args:
-            t: Count of the update, from 1, of any shape. Unused, and may be `None`,
-                where `counts_updates` is False.
+            t: Count of the update, from 1, of any shape. Unused where
+                `counts_updates` is False.
             learning_rate: Scalar.
             dtype: That of the computation.
 
@@ -546,14 +599,25 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         # Keras' own result_type makes float32 of float64 on some backends.
         return "float64" if "float64" in dtypes else "float32"
 
+    def _scalars_of(self, index, learning_rate, dtype):
+        """The scalars of one variable, those of this step if that has its rate."""
+        step = getattr(_STEPS, "step", None)
+        if step and step[0] is self and step[1] is learning_rate:
+            return step[2][dtype][index]
+        return self._scalars_of_variables(learning_rate, dtype)[index]
+
     def update_step(self, gradient, variable, learning_rate):
-        """Updates one variable and its slots, given its gradient."""
+        """Updates one variable and its slots, given its gradient.
+
+        Args:
+            gradient: Dense tensor of the variable's shape, or `tf.IndexedSlices`.
+            variable: One of those that the optimizer was built on.
+            learning_rate: Scalar tensor. A subclass that overrides this method may
+                pass on another, for a learning rate of each layer's own.
+        """
         index = self._get_variable_index(variable)
         dtype = self._compute_dtype(variable)
-        if isinstance(learning_rate, dict):
-            scalars = learning_rate[dtype][index]
-        else:
-            scalars = self._scalars_of_variables(learning_rate, dtype)[index]
+        scalars = self._scalars_of(index, learning_rate, dtype)
         decays = self._decays(variable)
         stored = [variable, *(getattr(self, name)[index] for name in self.slots)]
         steps = [functools.partial(self._theta_rule, dtype=dtype, decays=decays)]
@@ -571,7 +635,7 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         # Without slots and weight decay, a row without gradient stays as it is.
         lazy = self.sparse_updates == "lazy" or not (self.slots or decays)
         if lazy and len(variable.shape) >= 2:
-            counts = self._row_updates[index] if self.counts_updates else None
+            counts = self.row_update_counts[index] if self.counts_updates else None
             kernels.update_lazily(kernel, stored, gradient, counts, scalars)
         else:
             kernels.update_soon(kernel, stored, gradient, scalars)
@@ -579,14 +643,15 @@ class MomentOptimizer(keras.optimizers.Optimizer):
     def _decays(self, variable):
         return bool(self.weight_decay) and self._use_weight_decay(variable)
 
-    def _run(self, rule, name, variables, gradient, scalars, index):
+    def _run(self, rule, name, variables, gradient, learning_rate, index):
         """Runs one rule by a kernel of its own."""
         dtype = self._compute_dtype(self._trainable_variables[index])
         decays = self._decays(self._trainable_variables[index])
         rule = functools.partial(rule, dtype=dtype)
         key = (*self._rule_identity(), dtype, name, decays)
         kernel = kernels.Kernel((rule,), key, self.jit_compile, True)
-        kernels.update(kernel, variables, gradient, scalars[dtype][index])
+        scalars = self._scalars_of(index, learning_rate, dtype)
+        kernels.update(kernel, variables, gradient, scalars)
 
     def _rule_identity(self):
         """What distinguishes this optimizer's rule from those of all others."""
@@ -688,117 +753,49 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         )
 
     def save_own_variables(self, store):
-        """Puts the state into a store of Keras, with a record of whose state it is."""
-        super().save_own_variables(store)
-        arrays = [ops.convert_to_numpy(v) for v in self.variables]
-        for i, state in enumerate(self._random.states):
-            arrays.append(ops.convert_to_numpy(state))
-            store[f"{_RANDOM_STATE}{i}"] = arrays[-1]
-        record = {**self._description(), "crc32": _crc32(arrays)}
-        store[_RECORD] = np.frombuffer(json.dumps(record).encode(), np.uint8)
+        """Puts the state into a store of Keras, with a record of whose state it is.
+
+        Args:
+            store: What Keras' `model.save` gives, or a dict.
+        """
+        self._state.save(store)
 
     def load_own_variables(self, store):
         """Takes the state from a store of Keras; at `build`, if not built before.
 
+        State goes to the variables that it belongs to, by their paths and shapes. A
+        variable whose state is not there starts afresh, at t = 1.
+
         Args:
             store: What `save_own_variables` has filled.
 
-        Raises:
-            ValueError: If it is the state of another class of optimizer, or one for
-                other variables, if it is damaged, or if this is in a LossScaleOptimizer
-                that is not built. The optimizer is as it was.
-        """
-        keys = list(store.keys())
-        if _RECORD not in keys:
-            raise ValueError(
-                f"What was saved is not the state of the optimizer {self.name}, but "
-                "that of another class. To load the model's weights alone, use "
-                "load_weights(..., skip_mismatch=True), or load them before the model "
-                "is compiled."
-            )
-        found = self._record_in(store)
-        if not self.built:
-            check_class(found, self._description())
-            if self.in_loss_scale_optimizer and "variables" in found:
-                raise ValueError(
-                    "A LossScaleOptimizer must be built before its state is loaded: "
-                    "Keras leaves its loss scale out otherwise. Call "
-                    "model.optimizer.build(model.trainable_variables) first."
-                )
-            self._waiting.store = {key: np.array(store[key]) for key in keys}
-            return
-        check_record(found, self._description(), self._is_new())
-        arrays, random_states = (
-            [np.asarray(store[key]) for key in _numbered(keys, prefix)]
-            for prefix in ("", _RANDOM_STATE)
-        )
-        variables = self.variables
-        if "variables" not in found:  # Saved before it was built.
-            variables = variables[: self._variables_before_build]
-        shapes = [tuple(v.shape) for v in variables]
-        if [a.shape for a in arrays] != shapes:
-            raise ValueError(
-                f"What was saved has {len(arrays)} arrays; the optimizer {self.name} "
-                f"has {len(shapes)} variables. A learning rate is one of them if it is "
-                "a number, and none if it is a schedule."
-            )
-        if _crc32([*arrays, *random_states]) != found.get("crc32"):
-            raise ValueError(
-                f"The saved state of the optimizer {self.name} is damaged: its "
-                "checksum is not the one that was saved with it."
-            )
-        for variable, array in zip(variables, arrays):
-            variable.assign(array)
-        self._waiting.random_states = random_states
-        if self._random.states:
-            self.keep_random_states(self._random.states)
+        Warns:
+            OptimizerStateWarning: If not everything was restored.
 
-    def _record_in(self, store):
-        try:
-            return dict(json.loads(np.asarray(store[_RECORD]).tobytes()))
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"The saved state of the optimizer {self.name} is damaged: {error}"
-            ) from error
+        Raises:
+            ValueError: If what was saved is damaged. The optimizer is as it was.
+        """
+        self._state.load(store)
 
     def keep_random_states(self, variables):
         """Saves these variables with its own; see `svag_tf.keep_random_state`."""
-        waiting, self._waiting.random_states = self._waiting.random_states, []
-        if waiting and len(waiting) != len(variables):
-            raise ValueError(
-                f"What was saved has {len(waiting)} random states, and the model has "
-                f"{len(variables)}."
-            )
-        self._random.states = list(variables)
+        self._state.keep_random_states(variables)
         if checkpoints:  # TensorFlow saves and restores what is in this list.
             self._random_states = [v.value for v in variables]
-        for variable, array in zip(variables, waiting):
-            variable.assign(array)
-
-    def _is_new(self):
-        return int(ops.convert_to_numpy(self._iterations)) == 0
-
-    def _description(self):
-        return record_of(self, self._trainable_variables if self.built else None)
 
     def _trackable_children(self, save_type="checkpoint", **kwargs):
         children = super()._trackable_children(save_type, **kwargs)
         if save_type != "checkpoint":
             return children
-        for name in (checkpoints.NUMBERED, checkpoints.COUNT):
-            children.pop(name)
-        # TensorFlow's message has the first name of the guard.
-        guards = dict.fromkeys((checkpoints.GUARD, checkpoints.COUNT), self._guard)
-        return {**guards, checkpoints.OWN_COUNT: self._iterations, **children}
+        random_states = children.get(checkpoints.RANDOM_STATES)
+        return checkpoints.children(
+            self._state, self._record, self._guard, random_states
+        )
 
     def _lookup_dependency(self, name, cached_dependencies=None):
-        if cached_dependencies is not None:  # Asked for by a checkpoint.
-            checkpoints.check_child(name)
-            if name in (checkpoints.GUARD, checkpoints.COUNT):
-                return self._guard
-            if name == checkpoints.OWN_COUNT:
-                return self._iterations
-        return super()._lookup_dependency(name, cached_dependencies)
+        if cached_dependencies is None:
+            return super()._lookup_dependency(name)
+        return checkpoints.child(name, cached_dependencies, self._state)
 
     def get_config(self):
         """The arguments that make an equal optimizer, for `from_config`."""
@@ -818,17 +815,3 @@ def saturating_cast(x, dtype):
         return x
     limit = rules.largest(dtype)
     return ops.cast(ops.where(ops.isfinite(x), ops.clip(x, -limit, limit), x), dtype)
-
-
-def _crc32(arrays):
-    """A checksum of arrays: of their values, not of where they lie."""
-    checksum = 0
-    for array in arrays:
-        checksum = zlib.crc32(np.ascontiguousarray(array).tobytes(), checksum)
-    return checksum
-
-
-def _numbered(keys, prefix):
-    """`prefix` + "0", `prefix` + "1", ... as far as `keys` go."""
-    numbered = (f"{prefix}{i}" for i in range(len(keys)))
-    return [key for key in numbered if key in keys]

@@ -63,12 +63,12 @@ class SignDescentOptimizer(MomentOptimizer):
         grads = base.parts.without_empty(grads)
         return [None if g is None else g * ops.cast(n, g.dtype) for g in grads]
 
-    def _update_replica(self, grads, variables, scalars):
+    def _update_replica(self, grads, variables, learning_rate):
         if not self._votes:
-            super()._update_replica(grads, variables, scalars)
+            super()._update_replica(grads, variables, learning_rate)
             return
         ballots = [
-            self._own_opinion(g, base.replicas.local(v), scalars)
+            self._own_opinion(g, base.replicas.local(v), learning_rate)
             for g, v in zip(grads, variables)
         ]
         votes, self.exchanged = base.replicas.majority(ballots)
@@ -76,16 +76,16 @@ class SignDescentOptimizer(MomentOptimizer):
             index = self._get_variable_index(variable)
             variable = base.replicas.local(variable)
             rule = functools.partial(self._vote_rule, decays=self._decays(variable))
-            self._run(rule, "vote", [variable], vote, scalars, index)
+            self._run(rule, "vote", [variable], vote, learning_rate, index)
 
-    def _own_opinion(self, gradient, variable, scalars):
+    def _own_opinion(self, gradient, variable, learning_rate):
         """What this replica votes with the sign of: g, or its own average m~."""
         if not self.slots:
             return gradient
         index = self._get_variable_index(variable)
         slots = [getattr(self, name)[index] for name in self.slots]
         stored = [variable, *slots]
-        self._run(self._slots_rule, "slots", stored, gradient, scalars, index)
+        self._run(self._slots_rule, "slots", stored, gradient, learning_rate, index)
         return ops.convert_to_tensor(base.replicas.local(slots[0]))
 
     def _vote_rule(self, vote, scalars, theta, dtype, decays):
