@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -34,6 +35,8 @@ import tensorflow as tf
 from svag_tf import replicas
 
 _COMPILED: dict[Any, list[Callable]] = {}
+# Programs by a digest of their graphs.
+_PROGRAMS: dict[Any, Callable] = {}
 _LOCK = threading.RLock()
 _WAITING = threading.local()
 # An optimizer with more shapes than this updates variables of at most so many elements
@@ -43,6 +46,13 @@ _JOINED_UP_TO = 2**16
 _ROWS, _WIDTH = 2**9, 2**7
 
 
+class Store:
+    """A store of kernels of one optimizer, for the first place of their keys."""
+
+    def __init__(self):
+        self.compiled = {}
+
+
 class Kernel(NamedTuple):
     """A rule, and how it is run.
 
@@ -50,7 +60,8 @@ class Kernel(NamedTuple):
         steps: Functions of the gradient, scalars and the values of a variable and its
             slots; each returns their new values, element-wise and in their dtypes,
             `None` for those that it leaves, and sees those of the step before.
-        key: Hashable; steps with the same key are the same.
+        key: Hashable; steps with the same key are the same. They are kept as long as
+            the process, or as long as the `Store` that comes first in it.
         jit_compile: `True`, `False`, or `"auto"`: `True` where XLA serves.
         together: Whether the steps are compiled as one program. A step that needs
             what is stored by the one before, in a narrower dtype, had better read it:
@@ -386,13 +397,15 @@ def _specs(*tensors):
 
 
 def _stored(kernel, key, compile_program):
-    """The programs of a kernel, from the process's store or new."""
-    key = (*kernel.key, *key)
+    """The programs of a kernel, from a store or new."""
+    owner, *rest = kernel.key
+    compiled = owner.compiled if isinstance(owner, Store) else _COMPILED
+    key = (*(rest if isinstance(owner, Store) else kernel.key), *key)
     with _LOCK:
-        if key not in _COMPILED:
+        if key not in compiled:
             programs = [kernel.rule] if kernel.together else kernel.steps
-            _COMPILED[key] = [compile_program(p) for p in programs]
-        return _COMPILED[key]
+            compiled[key] = [compile_program(p) for p in programs]
+        return compiled[key]
 
 
 def _compile(rule, shape, dtypes, specs):
@@ -415,7 +428,13 @@ def _compile(rule, shape, dtypes, specs):
 def _concrete(function, *specs):
     compiled = tf.function(function, jit_compile=True, autograph=False)
     with tf.init_scope():  # Outside the graph, cond or loop that is being traced.
-        return compiled.get_concrete_function(*specs)
+        traced = compiled.get_concrete_function(*specs)
+    if traced.captured_inputs:
+        return traced
+    # XLA keeps what it has compiled for ever: the same program is compiled once.
+    graph = traced.graph.as_graph_def().SerializeToString(deterministic=True)
+    digest = hashlib.sha256(graph).digest()
+    return _PROGRAMS.setdefault((digest, str(specs)), traced)
 
 
 def _xla_serves(variables):

@@ -496,13 +496,15 @@ def matched(
         if not join_by("in_model"):
             join_by("below_model")
         return sources
-    sides = [[each.path for each in side] for side in (there, here)]
-    sides = [renumbered(paths, _LAYERS) for paths in sides]
-    if not join(*sides):
+    paths = [[each.path for each in side] for side in (there, here)]
+    anew = [renumbered(side, _LAYERS) for side in paths]
+    for theirs, ours in (anew, map(_below_model, anew)):
+        if join(theirs, ours):
+            return sources
         sources.clear()
-        if not join(*map(_below_model, sides)):
-            sources.clear()
-            join_by("path")
+    join(*paths)
+    if not sources:
+        join(*map(_below_model, paths))
     return sources
 
 
@@ -515,18 +517,20 @@ def _below_model(paths: list[str]) -> list[str]:
 
 # Keras tells an optimizer neither of which model it is nor what the frozen variables
 # are, without which the automatic names of layers (dense_4) mean nothing in another
-# model. But what builds, saves and loads it is a method of that model, or has it in a
-# variable: the model is on the call stack.
+# model. But what builds, saves and loads an optimizer is mostly a method of its model:
+# the model is in a function of Keras that is on the call stack. Other functions are
+# left alone, as up to Python 3.12 to look at their variables keeps those alive.
 
 
 def _models_on_stack() -> Iterator[keras.Model]:
     frame: Any = sys._getframe(1)
     seen = set()
     while frame is not None:
-        for value in list(frame.f_locals.values()):
-            if issubclass(type(value), keras.Model) and id(value) not in seen:
-                seen.add(id(value))
-                yield value
+        if frame.f_globals.get("__name__", "").startswith("keras."):
+            for value in list(frame.f_locals.values()):
+                if issubclass(type(value), keras.Model) and id(value) not in seen:
+                    seen.add(id(value))
+                    yield value
         frame = frame.f_back
 
 

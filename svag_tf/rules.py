@@ -61,17 +61,25 @@ def _largest_like(x):
     return ops.convert_to_tensor(largest(dtype), dtype=dtype)
 
 
-def moving_average(average, value, beta):
+def moving_average(average, value, beta, betas=None):
     """beta * average + (1 - beta) * value.
 
     For beta from 0.5 as a correction of the average: rounding beta to float32 would
     cost digits when it is close to 1. Neither form can overflow.
+
+    Args:
+        average: Tensor.
+        value: Tensor like it.
+        beta: Float in [0, 1), which decides on the form.
+        betas: beta and 1 - beta as scalar tensors of the same dtype, or `None` for
+            constants.
     """
     if beta == 0.0:
         return value
+    kept, new = betas or (beta, 1.0 - beta)
     if beta < 0.5:
-        return beta * average + (1.0 - beta) * value
-    return average + ((1.0 - beta) * value - (1.0 - beta) * average)
+        return kept * average + new * value
+    return average + (new * value - new * average)
 
 
 def bias_correction(t, beta):

@@ -24,6 +24,7 @@ def forget_compiled_rules():
     A test that patches a rule must call it, or it may see the rule unpatched.
     """
     kernels._COMPILED.clear()
+    kernels._PROGRAMS.clear()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -75,7 +75,7 @@ MUTATIONS = {
         ADAPTED,
     ),
     "average of signs in place of sign of average": (
-        {"moving_average": lambda m, g, beta: _average(m, ops.sign(g), beta)},
+        {"moving_average": lambda m, g, *betas: _average(m, ops.sign(g), *betas)},
         ("mssd", "msvas_gaussian", "msvas_adam"),
     ),
     "v of |g| in place of g^2": (

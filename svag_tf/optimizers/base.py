@@ -1,6 +1,7 @@
 """What the seven optimizers share: arguments, slots, step count and dispatch."""
 
 import functools
+import inspect
 import math
 import numbers
 import threading
@@ -217,6 +218,25 @@ def _flat_path(variable):
     return path.replace("/", "_").replace(":", "_")
 
 
+@functools.cache
+def _rule_methods(cls):
+    """Names of the methods of a class that make the update of one variable."""
+    names = ("new_averages", "new_theta", "direction", "noise_factor", "gamma")
+    return [n for n in dir(cls) if n in names or n.endswith(("_rule", "_of_count"))]
+
+
+@functools.cache
+def _rule_arguments(cls):
+    """The arguments of a class's constructor beyond those that all of them have."""
+    common = {"self", "args", "kwargs", "beta"}
+    for base in MomentOptimizer.__mro__:
+        common.update(inspect.signature(base.__init__).parameters)
+    found: dict[str, None] = {}
+    for base in cls.__mro__:
+        found |= dict.fromkeys(inspect.signature(base.__init__).parameters)
+    return [name for name in found if name not in common]
+
+
 class MomentOptimizer(keras.optimizers.Optimizer):
     """Base class of the optimizers, which step along averaged gradient moments.
 
@@ -288,7 +308,8 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         self.state_dtype = state_dtype
         self.jit_compile = jit_compile
         self.sparse_updates = sparse_updates
-        self._own_rule = object()
+        # A kernel of its own is forgotten with the optimizer.
+        self._own_kernels = kernels.Store() if kernels else None
         self._state = OptimizerState(self)
         self._record = self._guard = None
         if checkpoints:
@@ -577,14 +598,20 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             dtype: That of the computation.
 
         Returns:
-            Learning rate; learning rate times weight decay; 1 / (1 - beta^t); and the
-            method's `noise_factor(t)`. The last two have the shape of t.
+            Learning rate; learning rate times weight decay; beta and 1 - beta, which
+            are no constants of a kernel so that it serves all of them;
+            1 / (1 - beta^t); and the method's `noise_factor(t)`. The last two have the
+            shape of t.
         """
         learning_rate = ops.cast(learning_rate, dtype)
+        betas = [
+            ops.convert_to_tensor(x, dtype=dtype) for x in (self.beta, 1.0 - self.beta)
+        ]
+        of_count = ops.ones((), dtype), ops.zeros((), dtype)
+        if self.counts_updates:
+            of_count = self._scalars_of_count(t, dtype)
         decay = learning_rate * (self.weight_decay or 0.0)
-        if not self.counts_updates:
-            return learning_rate, decay, ops.ones((), dtype), ops.zeros((), dtype)
-        return learning_rate, decay, *self._scalars_of_count(t, dtype)
+        return learning_rate, decay, *betas, *of_count
 
     def _scalars_of_count(self, t, dtype):
         """Those that depend on the count t: 1 / (1 - beta^t) and `noise_factor(t)`."""
@@ -629,13 +656,15 @@ class MomentOptimizer(keras.optimizers.Optimizer):
                     if value is not None:
                         self.assign(part, value)
             return
-        key = (*self._rule_identity(), dtype, decays)
+        key = (*self._rule_key(), dtype, decays)
         together = not self.slots or self._slot_dtype(variable) == dtype
         kernel = kernels.Kernel(tuple(steps), key, self.jit_compile, together)
         # Without slots and weight decay, a row without gradient stays as it is.
         lazy = self.sparse_updates == "lazy" or not (self.slots or decays)
         if lazy and len(variable.shape) >= 2:
             counts = self.row_update_counts[index] if self.counts_updates else None
+            if counts is not None:  # Of which factors are computed in the kernel.
+                kernel = kernel._replace(key=(*key, self.beta))
             kernels.update_lazily(kernel, stored, gradient, counts, scalars)
         else:
             kernels.update_soon(kernel, stored, gradient, scalars)
@@ -648,25 +677,33 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         dtype = self._compute_dtype(self._trainable_variables[index])
         decays = self._decays(self._trainable_variables[index])
         rule = functools.partial(rule, dtype=dtype)
-        key = (*self._rule_identity(), dtype, name, decays)
+        key = (*self._rule_key(), dtype, name, decays)
         kernel = kernels.Kernel((rule,), key, self.jit_compile, True)
         scalars = self._scalars_of(index, learning_rate, dtype)
         kernels.update(kernel, variables, gradient, scalars)
 
-    def _rule_identity(self):
-        """What distinguishes this optimizer's rule from those of all others."""
-        if type(self).__module__.startswith("svag_tf."):
-            return (type(self), *self._rule_arguments())
-        return (self._own_rule,)  # Who knows what a subclass depends on.
+    def _rule_key(self):
+        """What distinguishes this optimizer's rule from others: a hashable tuple.
 
-    def _rule_arguments(self):
-        """The arguments on which the rule depends: a tuple."""
-        return (self.beta,)
+        All arguments of the constructor that a rule can see, but for beta, which is
+        data. A subclass from elsewhere whose rule is its own may depend on anything:
+        its instances have kernels of their own.
+        """
+        own = type(self)
+        ours = next(c for c in own.__mro__ if c.__module__.startswith("svag_tf."))
+        for name in _rule_methods(ours):
+            if name in vars(self) or getattr(own, name) is not getattr(ours, name):
+                return (self._own_kernels,)
+        arguments = [(n, repr(getattr(self, n))) for n in _rule_arguments(ours)]
+        form = (self.beta == 0.0, self.beta < 0.5)  # Those of `rules.moving_average`.
+        return (ours, self.slots, self.counts_updates, form, *arguments)
 
     def _slots_rule(self, gradient, scalars, theta, *slots, dtype):
         """The slots' new values, as they are stored."""
+        values = scalars[0] if isinstance(scalars, tuple) else scalars
+        _, _, *betas = ops.unstack(values)[:4]
         averages = self.new_averages(
-            ops.cast(gradient, dtype), [ops.cast(slot, dtype) for slot in slots]
+            ops.cast(gradient, dtype), [ops.cast(slot, dtype) for slot in slots], betas
         )
         stored = [saturating_cast(x, s.dtype) for x, s in zip(averages, slots)]
         return [None, *stored]
@@ -678,7 +715,7 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             learning_rate, decay, *_ = ops.unstack(scalars)
             correction, factor = self._scalars_of_count(counts, dtype)
         else:
-            learning_rate, decay, correction, factor = ops.unstack(scalars)
+            learning_rate, decay, _, _, correction, factor = ops.unstack(scalars)
         new = self.new_theta(
             ops.cast(theta, dtype),
             ops.cast(gradient, dtype),
@@ -690,19 +727,21 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         )
         return [ops.cast(new, theta.dtype), *[None] * len(slots)]
 
-    def new_averages(self, g, slots):
+    def new_averages(self, g, slots, betas=None):
         """The slots' new values as a pure function.
 
         Args:
             g: Gradient, a float32 or float64 tensor.
             slots: List of the slots' values, in the order of `self.slots`.
+            betas: beta and 1 - beta, as scalar tensors of g's dtype. Defaults to
+                `None`: as constants.
 
         Returns:
             List of their new values.
         """
         observed = {"m_tilde": lambda: g, "v_tilde": lambda: rules.saturating_square(g)}
         return [
-            rules.moving_average(average, observed[name](), self.beta)
+            rules.moving_average(average, observed[name](), self.beta, betas)
             for name, average in zip(self.slots, slots)
         ]
 

@@ -133,9 +133,6 @@ class MSVAG(MomentOptimizer):
     def _compares(self):
         return self.variance == "replicas"
 
-    def _rule_arguments(self):
-        return (*super()._rule_arguments(), self.variance)
-
     def _takes_sparse_gradients(self):
         return super()._takes_sparse_gradients() and not self._compares
 
@@ -177,16 +174,17 @@ class MSVAG(MomentOptimizer):
         super().update_step(gradient, variable, learning_rate)
 
     def _c_rule(self, across, scalars, c, dtype):
+        betas = ops.unstack(scalars)[2:4]
         average = rules.moving_average(
-            ops.cast(c, dtype), ops.cast(across, dtype), self.beta
+            ops.cast(c, dtype), ops.cast(across, dtype), self.beta, betas
         )
         return [saturating_cast(average, c.dtype)]
 
-    def new_averages(self, g, slots):
+    def new_averages(self, g, slots, betas=None):
         """The slots' new values as a pure function; c~ has its new value already."""
         if not self._compares:
-            return super().new_averages(g, slots)
-        return [rules.moving_average(slots[0], g, self.beta), slots[1]]
+            return super().new_averages(g, slots, betas)
+        return [rules.moving_average(slots[0], g, self.beta, betas), slots[1]]
 
     def direction(self, g, m, v, factor):
         """gamma * m; see the class."""

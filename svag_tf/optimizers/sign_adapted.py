@@ -18,9 +18,6 @@ class SignAdaptedOptimizer(MomentOptimizer):
         """The factor of the chosen adaptation."""
         return _GAMMAS[self.adaptation](signal, noise)
 
-    def _rule_arguments(self):
-        return (*super()._rule_arguments(), self.adaptation)
-
     def get_config(self):
         """The arguments that make an equal optimizer, for `from_config`."""
         return {**super().get_config(), "adaptation": self.adaptation}

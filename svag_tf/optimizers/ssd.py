@@ -103,9 +103,6 @@ class SSD(SignDescentOptimizer):
             name=name,
         )
 
-    def _rule_arguments(self):
-        return ()
-
     def direction(self, g, m, v, factor):
         """sign(g); see the class."""
         return ops.sign(g)
