@@ -6,9 +6,13 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import tensorflow as tf
-
+from svag_tf.optional import tensorflow as tf
 from svag_tf.saved_state import check_class, check_record
+
+try:
+    PythonState: Any = tf.train.experimental.PythonState
+except ImportError:  # Nor is there then a checkpoint of TensorFlow to guard.
+    PythonState = object
 
 # The child under which Keras' optimizers keep all their variables by their number.
 # Ours are under their names, so that none is restored from one of another meaning.
@@ -19,7 +23,7 @@ COUNT, OWN_COUNT = "_iterations", "step_count"
 GUARD = "this_is_the_state_of_an_optimizer_of_svag_tf_and_not_of_this_class"
 
 
-class Record(tf.train.experimental.PythonState):
+class Record(PythonState):
     """Saved with an optimizer; TensorFlow reads it before any number is restored.
 
     Args:
@@ -54,7 +58,7 @@ class Record(tf.train.experimental.PythonState):
         self._found = None
 
 
-class Guard(tf.train.experimental.PythonState):
+class Guard(PythonState):
     """Saved as a string where other optimizers expect their step count, a number.
 
     Without it they take what happens to have the same name, the step count, and say

@@ -17,14 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import optuna
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-)
 
 from svag_tf.experiments import machine
 from svag_tf.experiments.comparison_report import (
@@ -50,6 +42,7 @@ from svag_tf.experiments.tuning import (
     outwards,
 )
 from svag_tf.experiments.variants import Variant, parse_variant, titles
+from svag_tf.optional import filelock, matplotlib, optuna, require, rich, sqlalchemy
 
 CONFIG = "config.json"
 DEFAULT_SEEDS = (0, 1, 2)  # without a budget
@@ -108,7 +101,9 @@ def compare(
     Raises:
         ExperimentError: before any training, if a run's config or folder, or the
             storage, cannot be used.
+        ImportError: before any training, if a package is missing.
     """
+    require(filelock, matplotlib, optuna, rich, sqlalchemy)
     workdir = Path(workdir)
     plan = _planned(config, optimizers, workdir, budget, seeds, protocol, kept)
     _check_target(plan, target)
@@ -463,13 +458,13 @@ class _Display:
         self._name = ""
 
     def __enter__(self) -> _Display:
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("epochs"),
-            TimeElapsedColumn(),
-            TextColumn("ETA {task.fields[eta]}"),
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TextColumn("epochs"),
+            rich.progress.TimeElapsedColumn(),
+            rich.progress.TextColumn("ETA {task.fields[eta]}"),
         )
         self._bar.start()
         total = self._runs * self._epochs

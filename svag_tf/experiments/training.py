@@ -12,8 +12,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from svag_tf import distribution as replicas
 from svag_tf.callbacks import GradientNoise
@@ -31,6 +29,7 @@ from svag_tf.experiments.run_folder import (
     has_accuracy,
     log_line,
 )
+from svag_tf.optional import filelock, matplotlib, require, rich
 
 try:  # any backend can do without
     import tensorboard  # noqa: F401
@@ -78,7 +77,9 @@ def train(
         ExperimentError: if the config, the data or the workdir cannot be used, before
             anything is written.
         DivergedError: if the training diverges.
+        ImportError: before any work, if a package is missing.
     """
+    require(filelock, matplotlib, rich)
     config = checked(config)
     folder = RunFolder(workdir)
     with started(config) as distribution, contextlib.ExitStack() as stack:
@@ -522,7 +523,7 @@ def _print_results(
         for part in ("train", "test")
         for measure, form in measures.items()
     }
-    table = Table(title=_title(config))
+    table = rich.table.Table(title=_title(config))
     table.add_column("")
     for column in columns:
         table.add_column(column.replace("_", " "), justify="right")
@@ -532,7 +533,7 @@ def _print_results(
     ):
         table.add_row(name, *(format(row[c], form) for c, form in columns.items()))
     seconds = sum(row["seconds"] for row in rows)
-    console = Console(highlight=False, markup=False)
+    console = rich.console.Console(highlight=False, markup=False)
     console.print(table)
     console.print(
         f"{parameters:,} parameters, {rows[-1]['step']:,} steps in {seconds:.1f} s, "
