@@ -68,7 +68,6 @@ if TYPE_CHECKING:
     import jax
     import jax.numpy
     import matplotlib.axes
-    import matplotlib.backends.backend_agg
     import matplotlib.figure
     import matplotlib.lines
     import matplotlib.patches
@@ -77,9 +76,6 @@ if TYPE_CHECKING:
     import optuna
     import plotly
     import pytorch_optimizer
-    import rich.console
-    import rich.progress
-    import rich.table
     import scipy.optimize
     import sqlalchemy
     import tensorflow
@@ -92,7 +88,6 @@ else:
     optuna = _Optional("optuna")
     plotly = _Optional("plotly")
     pytorch_optimizer = _Optional("pytorch_optimizer", "pip install pytorch_optimizer")
-    rich = _Optional("rich")
     scipy = _Optional("scipy")
     sqlalchemy = _Optional("sqlalchemy")
     tensorflow = _Optional("tensorflow", "pip install tensorflow (or tensorflow-cpu)")

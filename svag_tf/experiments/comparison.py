@@ -17,6 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import keras
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from svag_tf.experiments import machine
 from svag_tf.experiments.comparison_report import (
@@ -42,7 +49,7 @@ from svag_tf.experiments.tuning import (
     outwards,
 )
 from svag_tf.experiments.variants import Variant, parse_variant, titles
-from svag_tf.optional import filelock, matplotlib, optuna, require, rich, sqlalchemy
+from svag_tf.optional import filelock, matplotlib, optuna, require, sqlalchemy
 
 CONFIG = "config.json"
 DEFAULT_SEEDS = (0, 1, 2)  # without a budget
@@ -103,7 +110,7 @@ def compare(
             storage, cannot be used.
         ImportError: before any training, if a package is missing.
     """
-    require(filelock, matplotlib, optuna, rich, sqlalchemy)
+    require(filelock, matplotlib, optuna, sqlalchemy)
     workdir = Path(workdir)
     plan = _planned(config, optimizers, workdir, budget, seeds, protocol, kept)
     _check_target(plan, target)
@@ -458,13 +465,13 @@ class _Display:
         self._name = ""
 
     def __enter__(self) -> _Display:
-        self._bar = rich.progress.Progress(
-            rich.progress.TextColumn("{task.description}"),
-            rich.progress.BarColumn(),
-            rich.progress.MofNCompleteColumn(),
-            rich.progress.TextColumn("epochs"),
-            rich.progress.TimeElapsedColumn(),
-            rich.progress.TextColumn("ETA {task.fields[eta]}"),
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("epochs"),
+            TimeElapsedColumn(),
+            TextColumn("ETA {task.fields[eta]}"),
         )
         self._bar.start()
         total = self._runs * self._epochs

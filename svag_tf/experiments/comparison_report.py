@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
 from svag_tf.experiments import faithfulness
 from svag_tf.experiments.baselines import published
@@ -21,7 +23,6 @@ from svag_tf.experiments.optimizers import TITLES
 from svag_tf.experiments.plots import save_comparison, save_sensitivity
 from svag_tf.experiments.run_folder import Row
 from svag_tf.experiments.tuning import GRID
-from svag_tf.optional import rich
 
 MEASURES = (
     "test_accuracy",
@@ -617,7 +618,7 @@ def _print(
         for i, heading in enumerate(headings)
         if not any(heading.startswith(start) for start in left_out)
     ]
-    table = rich.table.Table()
+    table = Table()
     for i in shown:
         table.add_column(headings[i], justify="left" if i == 1 else "right")
     for row in rows:
@@ -628,7 +629,7 @@ def _print(
             comparison.budget["name"] != "none",
         )
         table.add_row(*(cells[i] for i in shown))
-    console = rich.console.Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False)
     console.print(table)
     console.print(_budget_text(comparison.budget).replace("**", ""), soft_wrap=True)
     console.print(f"Results in {workdir}:")

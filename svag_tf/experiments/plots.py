@@ -56,7 +56,6 @@ def save_curves(rows: list[dict[str, Any]], title: str, path: Path) -> None:
         layout="constrained",
         dpi=150,
     )
-    matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=12, fontweight="bold")
     panels = figure.subplots(1, len(names), squeeze=False)[0]
     epochs = [row["epoch"] for row in rows]
@@ -127,7 +126,6 @@ def save_comparison(
     figure = matplotlib.figure.Figure(
         figsize=(12, 0.8 + 3 * len(groups)), layout="constrained", dpi=150
     )
-    matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=12, fontweight="bold")
     panels = figure.subplots(len(groups), 2, sharex=True, sharey="col", squeeze=False)
     epochs = max((len(rows) for made in runs.values() for rows in made), default=1)
@@ -254,7 +252,6 @@ def save_sensitivity(
     figure = matplotlib.figure.Figure(
         figsize=(6 * len(groups), 5.2), layout="constrained", dpi=150
     )
-    matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=12, fontweight="bold")
     panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
     all_rates = [row["learning_rate"] for row in tried]

@@ -12,6 +12,8 @@ from typing import Any
 
 import keras
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
 from svag_tf import distribution as replicas
 from svag_tf.callbacks import GradientNoise
@@ -29,7 +31,7 @@ from svag_tf.experiments.run_folder import (
     has_accuracy,
     log_line,
 )
-from svag_tf.optional import filelock, matplotlib, require, rich
+from svag_tf.optional import filelock, matplotlib, require
 
 try:  # any backend can do without
     import tensorboard  # noqa: F401
@@ -79,7 +81,7 @@ def train(
         DivergedError: if the training diverges.
         ImportError: before any work, if a package is missing.
     """
-    require(filelock, matplotlib, rich)
+    require(filelock, matplotlib)
     config = checked(config)
     folder = RunFolder(workdir)
     with started(config) as distribution, contextlib.ExitStack() as stack:
@@ -523,7 +525,7 @@ def _print_results(
         for part in ("train", "test")
         for measure, form in measures.items()
     }
-    table = rich.table.Table(title=_title(config))
+    table = Table(title=_title(config))
     table.add_column("")
     for column in columns:
         table.add_column(column.replace("_", " "), justify="right")
@@ -533,7 +535,7 @@ def _print_results(
     ):
         table.add_row(name, *(format(row[c], form) for c, form in columns.items()))
     seconds = sum(row["seconds"] for row in rows)
-    console = rich.console.Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False)
     console.print(table)
     console.print(
         f"{parameters:,} parameters, {rows[-1]['step']:,} steps in {seconds:.1f} s, "

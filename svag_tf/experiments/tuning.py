@@ -176,6 +176,7 @@ class Storage:
         self.lock = filelock.FileLock(workdir / ".queue.lock")
         self.worker = uuid.uuid4().hex
         self._workers = workdir / ".workers"
+        unusable: tuple[type[Exception], ...]
         unusable = (ImportError, ValueError, OSError, *_storage_errors())
         try:
             self.shown = sqlalchemy.engine.make_url(self.url).render_as_string(

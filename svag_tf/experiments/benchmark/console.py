@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
 from svag_tf.experiments.benchmark.measure import Options, benchmark
 from svag_tf.experiments.benchmark.texts import number
 from svag_tf.experiments.errors import ExperimentError
-from svag_tf.optional import rich
 
 
 def benchmark_with_progress(options: Options) -> dict[str, Any]:
@@ -16,14 +25,14 @@ def benchmark_with_progress(options: Options) -> dict[str, Any]:
     Raises:
         ExperimentError: as `benchmark`; and, when all is written, for rows that failed.
     """
-    console = rich.console.Console()
-    progress = rich.progress.Progress(
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.TaskProgressColumn(),
-        rich.progress.TimeElapsedColumn(),
-        rich.progress.TextColumn("elapsed, left:"),
-        rich.progress.TimeRemainingColumn(),
+    console = Console()
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("elapsed, left:"),
+        TimeRemainingColumn(),
         console=console,
     )
     try:

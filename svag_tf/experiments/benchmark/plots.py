@@ -34,7 +34,6 @@ def save_bars(cases: Sequence[dict[str, Any]], path: Path) -> None:
     figure = matplotlib.figure.Figure(
         figsize=(7.5 * columns, sum(heights) + 0.5), layout="constrained", dpi=130
     )
-    matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
     grid = figure.add_gridspec(len(lines), columns, height_ratios=heights)
     for i, case in enumerate(cases):
         _draw_bars(figure.add_subplot(grid[i // columns, i % columns]), case)
@@ -157,7 +156,6 @@ def save_scaling(curves: dict[str, Any], path: Path) -> None:
         path: the PNG to write.
     """
     figure = matplotlib.figure.Figure(figsize=(8, 5), layout="constrained", dpi=150)
-    matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
     axes = figure.subplots()
     colours = {"msvag": COLOURS[OURS], "keras-adam": COLOURS[KERAS], "limit": "black"}
     highest = None
@@ -205,7 +203,6 @@ def save_replicas(results: dict[str, Any], path: Path) -> None:
         path: the PNG to write.
     """
     figure = matplotlib.figure.Figure(figsize=(11, 7), layout="constrained", dpi=130)
-    matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2, 6)
     grey = "#555555"
     measured = results["measured"]

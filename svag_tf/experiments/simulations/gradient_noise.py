@@ -51,7 +51,7 @@ from svag_tf.experiments.simulations.report import (
 )
 from svag_tf.experiments.training import Batches, prepared
 from svag_tf.gradients import GradientStatistics, gradient_statistics
-from svag_tf.optional import filelock, matplotlib
+from svag_tf.optional import filelock, matplotlib, require
 
 Array = NDArray[Any]
 
@@ -276,7 +276,9 @@ def simulate(
     Raises:
         ExperimentError: if config, data or workdir cannot be used, before any work.
         DivergedError: if the training diverges.
+        ImportError: if filelock or matplotlib is missing, before any work.
     """
+    require(filelock, matplotlib)
     own, training = _checked(config)
     everything = {**own, "training": training}
     workdir = Path(workdir)
@@ -593,7 +595,7 @@ def _findings(measurements: Mapping[int, Measurement]) -> list[Finding]:
     ratios = values("s", "ratio")
     correlations = values("s", "correlation")
     errors = [
-        a / b
+        _quotient(a, b)
         for a, b in zip(
             values("rho_s", "squared_error_of_m"),
             values("rho_s", "sum_of_estimates"),

@@ -25,7 +25,6 @@ def new_figure(title: str, width: float, height: float) -> matplotlib.figure.Fig
     figure = matplotlib.figure.Figure(
         figsize=(width, height), layout="constrained", dpi=150
     )
-    matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=12, fontweight="bold")
     return figure
 

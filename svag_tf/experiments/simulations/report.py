@@ -11,10 +11,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
 from svag_tf.experiments.config import Field, flatten
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.files import write_json, write_text
-from svag_tf.optional import matplotlib, require, rich
+from svag_tf.optional import matplotlib, require
 
 Row = Mapping[str, Any]
 PACKAGES = ("svag_tf", "tensorflow", "keras", "numpy")  # that the numbers depend on
@@ -52,7 +62,7 @@ def several(valid: Callable[[Any], bool], expected: str) -> Field:
 
 
 def checked(config: Any, fields: Mapping[str, Field]) -> dict[str, Any]:
-    """Checks every field of a config, and that the packages are there.
+    """Checks every field of a config, and that matplotlib is there.
 
     Args:
         config: a flat `ConfigDict` or dict.
@@ -63,9 +73,9 @@ def checked(config: Any, fields: Mapping[str, Field]) -> dict[str, Any]:
 
     Raises:
         ExperimentError: naming the field, the values it may have, and what it had.
-        ImportError: if matplotlib or rich is missing.
+        ImportError: if matplotlib is missing.
     """
-    require(matplotlib, rich)
+    require(matplotlib)
     flat = flatten(config.to_dict() if hasattr(config, "to_dict") else config)
     unknown, missing = sorted(flat.keys() - fields), sorted(fields.keys() - flat)
     if unknown or missing:
@@ -98,13 +108,13 @@ def progress(
     Raises:
         ExperimentError: in place of a KeyboardInterrupt.
     """
-    bar = rich.progress.Progress(
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.TaskProgressColumn(),
-        rich.progress.TimeElapsedColumn(),
-        rich.progress.TextColumn("ETA"),
-        rich.progress.TimeRemainingColumn(),
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
         speed_estimate_period=600,
     )
     try:
@@ -155,7 +165,7 @@ def write_results(
         {**about, "findings": [asdict(f) for f in findings], "results": list(rows)},
     )
     write_text(workdir / "results.md", _page(tables, findings, about))
-    console = rich.console.Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False)
     for finding in findings:
         console.print(f"{_verdict(finding)}: {finding.claim} {finding.measured}")
     console.print(f"Results in {workdir}:")
