@@ -1,12 +1,23 @@
 """What all tests share: global state as it was, and caches of compiled code cleared."""
 
 import gc
+import importlib.util
 import signal
 
 import keras
 import pytest
 
 from svag_tf import kernels
+
+collect_ignore_glob = ["*_script.py"]  # For processes of their own.
+
+
+def pytest_runtest_setup(item):
+    """Skips what is marked with `needs("package", ...)` where one is missing."""
+    for mark in item.iter_markers("needs"):
+        for package in mark.args:
+            if importlib.util.find_spec(package) is None:
+                pytest.skip(f"{package} is not installed")
 
 
 @pytest.fixture(autouse=True)

@@ -11,10 +11,11 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import svag_tf
 from svag_tf import export
+
+tf = pytest.importorskip("tensorflow")
 
 SCRIPT = Path(__file__).with_name("export_script.py")
 K = 3  # Steps before the export, and after.

@@ -13,7 +13,10 @@ import svag_tf
 from svag_tf import optional
 
 ROOT = Path(svag_tf.__file__).parents[1]
-BACKENDS = ("tensorflow", "jax", "torch")
+BACKENDS = [
+    pytest.param(name, marks=pytest.mark.needs(name))
+    for name in ("tensorflow", "jax", "torch")
+]
 # Import name, and what installs it.
 EXPERIMENTS = 'pip install "svag-tf[experiments]" (in a clone: pip install ".'
 PACKAGES = {
@@ -65,7 +68,6 @@ def python_without(backend, blocked, code):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_module_can_be_imported_without_them(backend):
-    pytest.importorskip(backend)
     needed = {backend, "scipy"} if backend == "jax" else {backend}
     blocked = [name for name in (*PACKAGES, *OTHERS) if name not in needed]
     code = """if True:
@@ -99,9 +101,9 @@ USES = {
 }
 
 
+@pytest.mark.needs("tensorflow")
 def test_what_uses_one_says_how_to_get_it(tmp_path):
     """All at once: starting a process takes longer than all the rest."""
-    pytest.importorskip("tensorflow")
     blocked = [name for name in (*PACKAGES, *OTHERS) if name != "tensorflow"]
     code = f"""if True:
         import json, os, pathlib

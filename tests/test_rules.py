@@ -7,13 +7,14 @@ import keras
 import numpy as np
 import oracle
 import pytest
-import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from keras import ops
 
 from svag_tf import rules
+
+tf = pytest.importorskip("tensorflow")
 
 BETAS = (0.0, 0.5, 0.9, 0.999)
 TIMES = (1, 2, 3, 10, 100, 2000, 1_000_000)

@@ -5,11 +5,12 @@ import re
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from test_train_script import TINY, run
 
 from svag_tf.experiments import exporting
 from svag_tf.experiments.errors import ExperimentError
+
+tf = pytest.importorskip("tensorflow")
 
 
 @pytest.fixture(scope="module")

@@ -122,9 +122,11 @@ def test_a_missing_package_is_told(tmp_path, package):
     assert not (blocked / "runs").exists()
 
 
-@pytest.mark.parametrize("backend", ["jax", "torch"])
+@pytest.mark.parametrize(
+    "backend",
+    [pytest.param(name, marks=pytest.mark.needs(name)) for name in ("jax", "torch")],
+)
 def test_other_backends(tmp_path, backend):
-    pytest.importorskip(backend)
     flags = (*TINY, "--config.epochs=1", "--workdir=run")
     code, output, errors = run(*flags, cwd=tmp_path, KERAS_BACKEND=backend)
     assert code == 0, errors

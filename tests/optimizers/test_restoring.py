@@ -3,9 +3,10 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import svag_tf
+
+tf = pytest.importorskip("tensorflow")
 
 SHAPES = {"kernel": (3, 2), "second": (3, 2), "bias": (2,)}
 WAYS = ("checkpoint", "checkpoint, not built", "store", "store, not built")

@@ -7,10 +7,11 @@ import keras
 import numpy as np
 import pytest
 import table
-import tensorflow as tf
 
 import svag_tf
 from svag_tf.saved_state import random_states
+
+tf = pytest.importorskip("tensorflow")
 
 K = 2  # Epochs before and after.
 WARM_UP_AND_COSINE = {
