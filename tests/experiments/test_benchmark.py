@@ -502,6 +502,7 @@ def test_the_fixed_cost_and_the_slope():
 
 @needs_tensorflow
 @needs_compiler
+@pytest.mark.slow
 def test_the_command(tmp_path):
     rows = "msvag,msvag-bfloat16,keras-adam,keras-adam-compiled,plain,limit,copy"
     result = command(
@@ -547,6 +548,7 @@ def check_replicas(results):
 
 
 @needs_tensorflow
+@pytest.mark.slow
 def test_models_are_fitted(tmp_path):
     results = benchmark(
         Options(tmp_path, cases=["cnn", "transformer", "noise"], rounds=1, quick=True,

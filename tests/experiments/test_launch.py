@@ -31,6 +31,7 @@ def environment(monkeypatch):
         for name in ("tensorflow", "jax")
     ],
 )
+@pytest.mark.slow
 def test_workers_that_are_killed_go_on_bit_for_bit(backend, tmp_path):
     process = subprocess.run(
         [sys.executable, str(SCRIPT), str(tmp_path)],
