@@ -7,7 +7,7 @@ exec </dev/null
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-mkdir "$work/clone"
+mkdir "$work/clone" "$work/tmp"
 (cd "$root" && git ls-files -z --cached --others --exclude-standard |
     xargs -0 cp --parents --target-directory="$work/clone")
 if [ -d "$root/../shared" ]; then  # Data of some tests, which else are skipped.
@@ -17,6 +17,8 @@ cd "$work/clone"
 
 export PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1
 export PYTHONNOUSERSITE=1 PYTHONDONTWRITEBYTECODE=1 TF_CPP_MIN_LOG_LEVEL=3
+# Where these write what they keep.
+export TMPDIR=$work/tmp KERAS_HOME=$work/keras MPLCONFIGDIR=$work/matplotlib
 export PYTEST_ADDOPTS="-rs"  # Skipped tests are named, with the reason.
 unset PYTHONPATH KERAS_BACKEND VIRTUAL_ENV
 

@@ -431,6 +431,7 @@ def events(folder):
     }
 
 
+@pytest.mark.needs("tensorboard")
 def test_tensorboard_and_going_on(tmp_path):
     """A training that goes on keeps what was measured up to there, and no more."""
     model = linear_model(svag_tf.MSVAG(0.01))
@@ -461,9 +462,11 @@ def test_tensorboard_and_going_on(tmp_path):
     assert not (tmp_path / "noise_histograms.csv").exists()
 
 
+@pytest.mark.needs("tensorboard")
 def test_a_tensorboard_server_shows_them(tmp_path):
     """What its pages ask the server for."""
-    program = pytest.importorskip("tensorboard.program")
+    from tensorboard import program
+
     fit(linear_model(svag_tf.MSVAG(0.01)), GradientNoise(5, "full", tmp_path))
     board = program.TensorBoard()
     board.configure(argv=["", f"--logdir={tmp_path}", "--port=0", "--load_fast=false"])

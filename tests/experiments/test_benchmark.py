@@ -61,6 +61,7 @@ def command(*flags, cwd, **environment):
 # Cases and rows.
 
 
+@needs_tensorflow
 @pytest.mark.parametrize(
     "name, shapes",
     [("ResNet50", resnet50_shapes()), ("EfficientNetB0", efficientnet_b0_shapes())],
