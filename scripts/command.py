@@ -13,6 +13,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 def missing(error: ImportError) -> str:
     """What to do about a package that is not there."""
     reason = str(error).rstrip(".")
+    if "Remedy:" in reason:
+        return f"Error: {reason}"
     return f'Error: {reason}. The scripts need: pip install ".[experiments]"'
 
 

@@ -11,9 +11,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import tensorflow as tf
-
 from svag_tf.optimizer_state import COUNTS, OptimizerState, all_or_error, resuming
+from svag_tf.optional import tensorflow as tf
+
+try:
+    PythonState: Any = tf.train.experimental.PythonState
+except ImportError:  # Nor is there then a checkpoint of TensorFlow to guard.
+    PythonState = object
 
 # The child under which Keras' optimizers keep all their variables by their number.
 NUMBERED = "_variables"
@@ -26,7 +30,7 @@ RANDOM_STATES = "_random_states"
 _DIRECT = (GUARD, COUNT, _RECORD, RANDOM_STATES)
 
 
-class Record(tf.train.experimental.PythonState):
+class Record(PythonState):
     """Saved with an optimizer; TensorFlow reads it before it restores any number."""
 
     def __init__(self, optimizer: Any, state: OptimizerState):
@@ -88,7 +92,7 @@ class Record(tf.train.experimental.PythonState):
             variable._update_uid = newest.restore_uid
 
 
-class Guard(tf.train.experimental.PythonState):
+class Guard(PythonState):
     """Saved as a string where other optimizers expect their step count, a number.
 
     Without it they take what happens to have the same name, the step count, and say

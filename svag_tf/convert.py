@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from svag_tf.optimizers import MSVAG, SVAG
+from svag_tf.optional import tensorflow as tf
 from svag_tf.saved_state import path_of
 
 
@@ -101,8 +102,6 @@ def _optimizer_of(model: keras.Model) -> Any:
 
 
 def _read(path: str) -> dict[str, np.ndarray]:
-    import tensorflow as tf
-
     reader = tf.train.load_checkpoint(path)
     return {
         name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()

@@ -30,9 +30,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 from svag_tf import replicas
+from svag_tf.optional import tensorflow as tf
 
 _COMPILED: dict[Any, list[Callable]] = {}
 # Programs by a digest of their graphs.

@@ -21,7 +21,8 @@ from types import FunctionType
 from typing import Any
 
 import keras
-import tensorflow as tf
+
+from svag_tf.optional import tensorflow as tf
 
 _UNEVEN = (
     "A batch does not come out even on the replicas, and it is not known what the "

@@ -15,24 +15,19 @@ import math
 from typing import Any, NamedTuple
 
 import keras
-import tensorflow as tf
 
 from svag_tf import parts
-
-_REPLICATED = (
-    tf.distribute.MirroredStrategy,
-    tf.distribute.MultiWorkerMirroredStrategy,
-)
-_REFUSED = (
-    tf.distribute.ParameterServerStrategy,
-    tf.distribute.experimental.CentralStorageStrategy,
-)
+from svag_tf.optional import tensorflow as tf
 
 
 def check_strategy() -> None:
     """Raises an error under a strategy that Keras 3 loses updates with."""
     strategy = tf.distribute.get_strategy()
-    if isinstance(strategy, _REFUSED):
+    refused = (
+        tf.distribute.ParameterServerStrategy,
+        tf.distribute.experimental.CentralStorageStrategy,
+    )
+    if isinstance(strategy, refused):
         raise ValueError(
             "The optimizers of svag_tf run under tf.distribute's MirroredStrategy, "
             "MultiWorkerMirroredStrategy and OneDeviceStrategy, or without one: Keras "
@@ -62,7 +57,7 @@ def mend_fit() -> None:
         optimizer = getattr(model, "optimizer", None)
         ours = hasattr(getattr(optimizer, "inner_optimizer", optimizer), "exchanged")
         strategy = model.distribute_strategy
-        many = isinstance(strategy, _REPLICATED) and strategy.num_replicas_in_sync > 1
+        many = _is_mirrored(strategy) and strategy.num_replicas_in_sync > 1
         if ours and many and step == model.train_step:
             step = parts.weighted_by_size(model, step)
         if not _many_workers(strategy):
@@ -84,7 +79,7 @@ def mend_fit() -> None:
     ) -> None:
         strategy = model.distribute_strategy
         here = strategy.experimental_local_results
-        if iterator is not None and isinstance(strategy, _REPLICATED):
+        if iterator is not None and _is_mirrored(strategy):
             for *_, batches in iterator:  # Two or three, by the version of Keras.
                 batch, iterator = next(batches), None
                 data_batch = tf.nest.map_structure(lambda v: here(v)[0], batch)
@@ -108,6 +103,13 @@ def mend_fit() -> None:
     keras.Model._maybe_symbolic_build = symbolic_build
 
 
+def _is_mirrored(strategy: Any) -> bool:
+    return isinstance(
+        strategy,
+        tf.distribute.MirroredStrategy | tf.distribute.MultiWorkerMirroredStrategy,
+    )
+
+
 def _many_workers(strategy: Any) -> bool:
     return (
         isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
@@ -119,7 +121,7 @@ def context() -> Any:
     """The replica context, if this is one replica among mirrored ones, else None."""
     if not tf.distribute.has_strategy():
         return None
-    if not isinstance(tf.distribute.get_strategy(), _REPLICATED):
+    if not _is_mirrored(tf.distribute.get_strategy()):
         return None
     return tf.distribute.get_replica_context()
 

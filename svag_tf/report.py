@@ -34,8 +34,8 @@ from svag_tf.callbacks import (
     QUANTITIES,
     read_table,
 )
+from svag_tf.optional import plotly
 
-MISSING = 'Error: {}. The report needs: pip install ".[experiments]"'
 # Okabe and Ito's palette, told apart by the colour-blind, without its black.
 COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442",
@@ -162,10 +162,6 @@ def page(runs: Sequence[Run], refresh: int | None = None) -> str:
         runs: at least one.
         refresh: seconds after which a browser loads the page again; None: never.
     """
-    import plotly.offline
-    from plotly import io
-    from plotly.io.json import to_json_plotly
-
     sections = []
     figures: list[Any] = []
     for title, text, made in _sections(runs):
@@ -180,7 +176,7 @@ def page(runs: Sequence[Run], refresh: int | None = None) -> str:
             figures += [json.loads(figure.to_json()) for figure in made]
         sections.append(f"<section>{''.join(body)}</section>")
     templates = {
-        mode: json.loads(to_json_plotly(io.templates[name]))
+        mode: json.loads(plotly.io.json.to_json_plotly(plotly.io.templates[name]))
         for mode, name in (("light", "plotly_white"), ("dark", "plotly_dark"))
     }
     return string.Template(_PAGE).substitute(
@@ -244,10 +240,8 @@ def _colour(i: int) -> str:
 
 
 def _subplots(titles: Sequence[str]) -> Any:
-    from plotly.subplots import make_subplots
-
     rows = -(-len(titles) // 2)
-    figure = make_subplots(
+    figure = plotly.subplots.make_subplots(
         rows=rows, cols=min(2, len(titles)), subplot_titles=titles,
         vertical_spacing=0.16 if rows > 1 else 0, horizontal_spacing=0.1,
     )  # fmt: skip
@@ -265,11 +259,9 @@ def _add(
     label: str = "",
 ) -> None:  # fmt: skip
     """A line of a run in the panel number `at`; its legend is in the first panel."""
-    import plotly.graph_objects as go
-
     values = _plain(y)
     figure.add_trace(
-        go.Scatter(
+        plotly.graph_objects.Scatter(
             x=_plain(x),
             y=values,
             name=run.name + label,
@@ -317,8 +309,6 @@ def _curves(runs: Sequence[Run]) -> list[Any]:
 
 
 def _noise(runs: Sequence[Run]) -> Any:
-    import plotly.graph_objects as go
-
     titles = {"eta2": "η²", "gamma": "γ", "noise_scale": "noise scale, examples"}
     if any(np.isfinite(run.noise[OVERALL]["update_to_weight"]).any() for run in runs):
         titles["update_to_weight"] = "update over weight"
@@ -333,7 +323,7 @@ def _noise(runs: Sequence[Run]) -> Any:
             if name == "noise_scale":
                 x, y = _band(columns)
                 figure.add_trace(
-                    go.Scatter(
+                    plotly.graph_objects.Scatter(
                         x=x, y=y,
                         fill="toself", fillcolor=_colour(i), opacity=0.18,
                         line={"width": 0}, hoverinfo="skip", showlegend=False,
@@ -396,8 +386,6 @@ def _layers(run: Run) -> list[str]:
 
 
 def _heat_map(run: Run, name: str) -> Any:
-    import plotly.graph_objects as go
-
     layers = _layers(run)
     values = np.array([run.noise[layer][name] for layer in layers])
     lowest, highest = (0.0, 1.0) if name == "gamma" else (None, None)
@@ -410,8 +398,8 @@ def _heat_map(run: Run, name: str) -> Any:
         if not finite.size:
             lowest, highest = brightest - 1, brightest
         values = np.where(values == np.inf, brightest, values)
-    figure = go.Figure(
-        go.Heatmap(
+    figure = plotly.graph_objects.Figure(
+        plotly.graph_objects.Heatmap(
             z=[_plain(row) for row in values],
             x=[f"{step:.0f}" for step in run.noise[OVERALL]["step"]],
             y=layers,
@@ -437,11 +425,9 @@ def _bins() -> np.ndarray:
 
 
 def _gamma_over_time(run: Run) -> Any:
-    import plotly.graph_objects as go
-
     steps, shares = run.gamma_over_time
-    figure = go.Figure(
-        go.Heatmap(
+    figure = plotly.graph_objects.Figure(
+        plotly.graph_objects.Heatmap(
             z=[_plain(row) for row in shares],
             x=[str(step) for step in steps],
             y=_plain(_bins()),
@@ -461,14 +447,12 @@ def _gamma_over_time(run: Run) -> Any:
 
 
 def _gamma_histograms(run: Run) -> Any:
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
+    figure = plotly.graph_objects.Figure()
     layers = [layer for layer in run.histograms if layer != OVERALL]
     for i, layer in enumerate(layers):
         counts = run.histograms[layer]
         figure.add_trace(
-            go.Scatter(
+            plotly.graph_objects.Scatter(
                 x=_plain(_bins()),
                 y=_plain(counts / max(counts.sum(), 1)),
                 name=layer,
@@ -582,9 +566,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"Wrote {output}")
             return
         _watch(folders, output, flags.interval)
-    except ImportError as error:
-        sys.exit(MISSING.format(error))
-    except ReportError as error:
+    except (ImportError, ReportError) as error:
         sys.exit(f"Error: {error}")
     except KeyboardInterrupt:
         sys.exit("Interrupted.")

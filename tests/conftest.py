@@ -1,12 +1,40 @@
 """What all tests share: global state as it was, and caches of compiled code cleared."""
 
 import gc
+import importlib.util
 import signal
 
 import keras
 import pytest
 
 from svag_tf import kernels
+
+collect_ignore_glob = ["*_script.py"]  # For processes of their own.
+# On other backends `test_backends.py` compares and trains the methods.
+ON_TENSORFLOW_ALONE = (
+    "svag_tf/convert.py",
+    "svag_tf/export.py",
+    "svag_tf/saved_state.py",
+    "tests/optimizers/",
+    "tests/test_mutations.py",
+    "tests/test_statistics.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Skips what has TensorFlow in it, or float64, on other backends."""
+    if keras.backend.backend() != "tensorflow":
+        for item in items:
+            if item.nodeid.startswith(ON_TENSORFLOW_ALONE):
+                item.add_marker(pytest.mark.skip("for the TensorFlow backend"))
+
+
+def pytest_runtest_setup(item):
+    """Skips what is marked with `needs("package", ...)` where one is missing."""
+    for mark in item.iter_markers("needs"):
+        for package in mark.args:
+            if importlib.util.find_spec(package) is None:
+                pytest.skip(f"{package} is not installed")
 
 
 @pytest.fixture(autouse=True)

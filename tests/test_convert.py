@@ -4,11 +4,12 @@ import keras
 import numpy as np
 import pytest
 import table
-import tensorflow as tf
 from oracle import Oracle
 
 import svag_tf
 from svag_tf import convert
+
+tf = pytest.importorskip("tensorflow")
 
 v1 = tf.compat.v1
 SHAPES = {"dense/kernel": (3, 2), "dense/bias": (2,)}

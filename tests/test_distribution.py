@@ -18,6 +18,7 @@ TESTS = Path(__file__).parent
 ROOT = Path(svag_tf.__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_three_replicas(tmp_path):
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     process = subprocess.run(

@@ -1,4 +1,4 @@
-"""What the public docstrings say: their examples run, their arguments exist."""
+"""What the public docstrings say: examples, and arguments that exist."""
 
 import doctest
 import inspect
@@ -13,13 +13,10 @@ CLASSES = [getattr(svag_tf, name) for name in svag_tf.__all__ if name.isupper()]
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_example_runs(cls):
-    tests = doctest.DocTestFinder(recurse=False).find(cls, cls.__name__)
-    runner = doctest.DocTestRunner()
-    for test in tests:
-        runner.run(test)
-    failed, attempted = runner.summarize(verbose=False)
-    assert attempted >= 4 and failed == 0
+def test_there_is_an_example(cls):
+    """It is run where pytest collects the docstrings of all modules."""
+    (test,) = doctest.DocTestFinder(recurse=False).find(cls, cls.__name__)
+    assert len(test.examples) >= 4
 
 
 @pytest.mark.parametrize("cls", CLASSES)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import optuna
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -50,6 +49,7 @@ from svag_tf.experiments.tuning import (
     outwards,
 )
 from svag_tf.experiments.variants import Variant, parse_variant, titles
+from svag_tf.optional import filelock, matplotlib, optuna, require, sqlalchemy
 
 CONFIG = "config.json"
 DEFAULT_SEEDS = (0, 1, 2)  # without a budget
@@ -108,7 +108,9 @@ def compare(
     Raises:
         ExperimentError: before any training, if a run's config or folder, or the
             storage, cannot be used.
+        ImportError: before any training, if a package is missing.
     """
+    require(filelock, matplotlib, optuna, sqlalchemy)
     workdir = Path(workdir)
     plan = _planned(config, optimizers, workdir, budget, seeds, protocol, kept)
     _check_target(plan, target)

@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 
 
 def main(folder, inputs, results, steps="0", checkpoint=""):
     """See above."""
+    import tensorflow as tf
+
     x = np.load(inputs)["x"]
     lite = Path(folder, "model.tflite")
     if lite.exists():
@@ -36,6 +37,8 @@ def main(folder, inputs, results, steps="0", checkpoint=""):
 
 def run_lite(path, x):
     """The output of a TensorFlow Lite model with one input and one output."""
+    import tensorflow as tf
+
     interpreter = tf.lite.Interpreter(path)
     (like,) = interpreter.get_input_details()
     interpreter.resize_tensor_input(like["index"], x.shape)

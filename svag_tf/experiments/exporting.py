@@ -15,6 +15,7 @@ import numpy as np
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.run_folder import RunFolder
 from svag_tf.export import export_trainable, restore_trained, whole_folder
+from svag_tf.optional import tensorflow as tf
 from svag_tf.saved_state import random_states, state_of
 
 FORMATS = ("inference", "trainable", "tflite")
@@ -106,8 +107,6 @@ def _load(folder: RunFolder, trainable: bool) -> keras.Model:
 
 
 def _tflite(model: keras.Model) -> bytes:
-    import tensorflow as tf
-
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
     try:
         return converter.convert()

@@ -8,21 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import (
-    FixedLocator,
-    FormatStrFormatter,
-    LogLocator,
-    MaxNLocator,
-    NullFormatter,
-    PercentFormatter,
-)
 
 from svag_tf.experiments.files import replacing
 from svag_tf.experiments.optimizers import TITLES
+from svag_tf.optional import matplotlib
 
 # Okabe and Ito's palette, told apart by the colour-blind.
 TRAIN_COLOUR, TEST_COLOUR = "#0072B2", "#D55E00"
@@ -62,12 +51,11 @@ def save_curves(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     names = ["loss"]
     if any(np.isfinite(row[f"{part}_accuracy"]) for row in rows for part in PARTS):
         names.append("accuracy")
-    figure = Figure(
+    figure = matplotlib.figure.Figure(
         figsize=(4.5 * len(names) + (len(names) == 1), 3.8),
         layout="constrained",
         dpi=150,
     )
-    FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=12, fontweight="bold")
     panels = figure.subplots(1, len(names), squeeze=False)[0]
     epochs = [row["epoch"] for row in rows]
@@ -93,7 +81,9 @@ def save_curves(rows: list[dict[str, Any]], title: str, path: Path) -> None:
         _logarithmic(panels[0])
         panels[0].set(ylabel="loss (log scale)")
     for axes in panels[1:]:
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        axes.yaxis.set_major_formatter(
+            matplotlib.ticker.PercentFormatter(1.0, symbol=" %")
+        )
     with replacing(path) as temporary:
         figure.savefig(temporary)
 
@@ -133,8 +123,9 @@ def save_comparison(
         for heading, colours in DIRECTIONS.items()
         if colours.keys() & names
     }
-    figure = Figure(figsize=(12, 0.8 + 3 * len(groups)), layout="constrained", dpi=150)
-    FigureCanvasAgg(figure)
+    figure = matplotlib.figure.Figure(
+        figsize=(12, 0.8 + 3 * len(groups)), layout="constrained", dpi=150
+    )
     figure.suptitle(title, fontsize=12, fontweight="bold")
     panels = figure.subplots(len(groups), 2, sharex=True, sharey="col", squeeze=False)
     epochs = max((len(rows) for made in runs.values() for rows in made), default=1)
@@ -199,7 +190,11 @@ def line_styles(labels: Sequence[str]) -> dict[str, tuple[str, Any]]:
 
 
 def _draw_published(
-    axes: Axes, curve: Mapping[str, Any], name: str, field: str, epochs: int
+    axes: matplotlib.axes.Axes,
+    curve: Mapping[str, Any],
+    name: str,
+    field: str,
+    epochs: int,
 ) -> None:
     """One of DeepOBS' curves, as long as ours."""
     key = field.replace("accuracy", "accuracies").replace("loss", "losses")
@@ -254,8 +249,9 @@ def save_sensitivity(
         for heading, colours in DIRECTIONS.items()
         if (mine := [x for x in labels if x.partition(":")[0] in colours])
     }
-    figure = Figure(figsize=(6 * len(groups), 5.2), layout="constrained", dpi=150)
-    FigureCanvasAgg(figure)
+    figure = matplotlib.figure.Figure(
+        figsize=(6 * len(groups), 5.2), layout="constrained", dpi=150
+    )
     figure.suptitle(title, fontsize=12, fontweight="bold")
     panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
     all_rates = [row["learning_rate"] for row in tried]
@@ -352,7 +348,7 @@ def save_sensitivity(
 
 def _sensitivity_marks(
     tried: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]
-) -> list[Line2D]:
+) -> list[matplotlib.lines.Line2D]:
     """What the circles, crosses and stars say: those that are drawn."""
     ended = {row["ended"] for row in tried}
     grey = "#555555"
@@ -368,7 +364,7 @@ def _sensitivity_marks(
         ),
     )
     return [
-        Line2D(
+        matplotlib.lines.Line2D(
             [],
             [],
             linestyle="",
@@ -393,7 +389,9 @@ def _spread_near_one(panels: np.ndarray) -> None:
     highest = max(axes.dataLim.y1 for axes in panels)
     if highest <= 0.9:
         panels[0].set_ylim(bottom=0)
-        panels[0].yaxis.set_major_formatter(PercentFormatter(1.0, 0, symbol=" %"))
+        panels[0].yaxis.set_major_formatter(
+            matplotlib.ticker.PercentFormatter(1.0, 0, symbol=" %")
+        )
         return
     for axes in panels:
         axes.set_yscale(
@@ -402,9 +400,11 @@ def _spread_near_one(panels: np.ndarray) -> None:
         )
     axes = panels[0]
     axes.set_ylim(0, next((mark for mark in marks[1:] if mark > highest), 1))
-    axes.yaxis.set_major_locator(FixedLocator(marks))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, 0, symbol=" %"))
-    axes.yaxis.set_minor_locator(FixedLocator([]))
+    axes.yaxis.set_major_locator(matplotlib.ticker.FixedLocator(marks))
+    axes.yaxis.set_major_formatter(
+        matplotlib.ticker.PercentFormatter(1.0, 0, symbol=" %")
+    )
+    axes.yaxis.set_minor_locator(matplotlib.ticker.FixedLocator([]))
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
@@ -422,25 +422,27 @@ def _table(runs: Sequence[Sequence[Mapping[str, Any]]], field: str) -> np.ndarra
     return np.where(np.isfinite(values), values, np.nan)
 
 
-def _plain(axes: Axes) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+def _plain(axes: matplotlib.axes.Axes) -> None:
+    axes.xaxis.set_major_locator(
+        matplotlib.ticker.MaxNLocator(integer=True, steps=[1, 2, 5, 10])
+    )
     _plain_grid(axes)
 
 
-def _plain_grid(axes: Axes) -> None:
+def _plain_grid(axes: matplotlib.axes.Axes) -> None:
     axes.margins(x=0.02)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _logarithmic(axes: Axes) -> None:
+def _logarithmic(axes: matplotlib.axes.Axes) -> None:
     if not np.isfinite(axes.dataLim.minposy):  # nothing that has a logarithm
         return
     axes.set(yscale="log")
     low, high = axes.get_ylim()
     axes.yaxis.set_major_locator(
-        LogLocator(subs=(1, 2, 5) if high < 1e3 * low else (1,))
+        matplotlib.ticker.LogLocator(subs=(1, 2, 5) if high < 1e3 * low else (1,))
     )
-    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())

@@ -24,7 +24,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import filelock
 import keras
 import numpy as np
 
@@ -38,6 +37,7 @@ from svag_tf.experiments.files import (
     write_json,
     write_text,
 )
+from svag_tf.optional import filelock
 from svag_tf.saved_state import random_states
 
 COLUMNS = (

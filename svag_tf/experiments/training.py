@@ -31,6 +31,7 @@ from svag_tf.experiments.run_folder import (
     has_accuracy,
     log_line,
 )
+from svag_tf.optional import filelock, matplotlib, require
 
 try:  # any backend can do without
     import tensorboard  # noqa: F401
@@ -78,7 +79,9 @@ def train(
         ExperimentError: if the config, the data or the workdir cannot be used, before
             anything is written.
         DivergedError: if the training diverges.
+        ImportError: before any work, if a package is missing.
     """
+    require(filelock, matplotlib)
     config = checked(config)
     folder = RunFolder(workdir)
     with started(config) as distribution, contextlib.ExitStack() as stack:

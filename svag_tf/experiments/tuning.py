@@ -15,23 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 import keras
 import numpy as np
-import optuna
-from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from svag_tf.experiments.baselines import published
 from svag_tf.experiments.errors import ExperimentError
+from svag_tf.optional import filelock, optuna, sqlalchemy
 
 # DeepOBS' grid: 36 rates from 1e-5 to 1e2, a factor of 10^0.2 apart.
 GRID = tuple(float(rate) for rate in np.logspace(-5, 2, 36))
 HEARTBEAT = 30  # seconds between two signs of life of a run
 GRACE = 150  # seconds without one after which a run counts as dead
 POLL = 1.0  # seconds between looks at the runs of other processes
-STORAGE_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
 
 
 @dataclass(frozen=True)
@@ -181,11 +176,15 @@ class Storage:
         self.lock = filelock.FileLock(workdir / ".queue.lock")
         self.worker = uuid.uuid4().hex
         self._workers = workdir / ".workers"
+        unusable: tuple[type[Exception], ...]
+        unusable = (ImportError, ValueError, OSError, *_storage_errors())
         try:
-            self.shown = make_url(self.url).render_as_string(hide_password=True)
+            self.shown = sqlalchemy.engine.make_url(self.url).render_as_string(
+                hide_password=True
+            )
             with self.lock:
                 self._storage = self._connected()
-        except (ImportError, ValueError, OSError, *STORAGE_ERRORS) as error:
+        except unusable as error:
             raise self._unusable(error) from error
 
     @contextlib.contextmanager
@@ -196,7 +195,7 @@ class Storage:
         try:
             with filelock.FileLock(path):
                 yield
-        except STORAGE_ERRORS as error:
+        except _storage_errors() as error:
             raise self._unusable(error) from error
         finally:
             path.unlink(missing_ok=True)
@@ -228,11 +227,11 @@ class Storage:
                 if "config" not in study.user_attrs:
                     for key, value in content.items():
                         study.set_user_attr(key, value)
-        except STORAGE_ERRORS as error:
+        except _storage_errors() as error:
             raise self._unusable(error) from error
         return study
 
-    def is_dead(self, trial: FrozenTrial) -> bool:
+    def is_dead(self, trial: optuna.trial.FrozenTrial) -> bool:
         """Whether the process that makes a trial has ended, as far as is known here.
 
         Processes with another workdir are judged by Optuna's heartbeat alone.
@@ -267,7 +266,7 @@ class Storage:
                         heartbeat_interval=HEARTBEAT,
                         grace_period=GRACE,
                     )
-            except DBAPIError:
+            except sqlalchemy.exc.DBAPIError:
                 # Another machine may be making the tables at this moment.
                 if sqlite or attempt == tries - 1:
                     raise
@@ -282,6 +281,10 @@ class Storage:
             f"The runs cannot be kept in {where}: {text}. --storage must be a file or "
             "the URL of an SQL database, such as postgresql://user@host/name."
         )
+
+
+def _storage_errors() -> tuple[type[Exception], ...]:
+    return (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
 
 
 class Queue:
@@ -307,9 +310,9 @@ class Queue:
         self._storage, self._study = storage, study
         self._parameter, self._values = parameter, list(values)
 
-    def finished(self) -> dict[float, FrozenTrial]:
+    def finished(self) -> dict[float, optuna.trial.FrozenTrial]:
         """The last finished trial of each value that has one."""
-        states = (TrialState.COMPLETE, TrialState.PRUNED)
+        states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
         result = {}
         for trial in self._study.get_trials(deepcopy=False, states=states):
             result[self._value(trial)] = trial
@@ -324,8 +327,8 @@ class Queue:
     def work(
         self,
         run: Callable[[optuna.Trial, float], float],
-        waiting: Callable[[dict[float, FrozenTrial]], None],
-    ) -> dict[float, FrozenTrial]:
+        waiting: Callable[[dict[float, optuna.trial.FrozenTrial]], None],
+    ) -> dict[float, optuna.trial.FrozenTrial]:
         """Makes runs until every value has one.
 
         Args:
@@ -370,16 +373,17 @@ class Queue:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             optuna.storages.fail_stale_trials(self._study)
+        states = optuna.trial.TrialState
         taken = set()
         queued = False
         for trial in self._study.get_trials(deepcopy=False):
-            if trial.state == TrialState.FAIL:
+            if trial.state == states.FAIL:
                 continue
-            if trial.state == TrialState.RUNNING and self._storage.is_dead(trial):
+            if trial.state == states.RUNNING and self._storage.is_dead(trial):
                 with contextlib.suppress(ValueError):  # another one was quicker
-                    self._study.tell(trial.number, state=TrialState.FAIL)
+                    self._study.tell(trial.number, state=states.FAIL)
                 continue
-            queued = queued or trial.state == TrialState.WAITING
+            queued = queued or trial.state == states.WAITING
             taken.add(self._value(trial))
         for value in self._values:
             if value not in taken:
@@ -390,7 +394,7 @@ class Queue:
     def _enqueue(self, value: float) -> None:
         self._study.enqueue_trial({self._parameter: value}, user_attrs={"queued": True})
 
-    def _value(self, trial: FrozenTrial) -> float | None:
+    def _value(self, trial: optuna.trial.FrozenTrial) -> float | None:
         """The value of a trial; None if nobody asked for it."""
         if self._parameter in trial.params:
             value = trial.params[self._parameter]
@@ -412,7 +416,7 @@ class Queue:
         """Whether another process came first: possible without a common workdir."""
         return any(
             other.number < trial.number
-            and other.state == TrialState.RUNNING
+            and other.state == optuna.trial.TrialState.RUNNING
             and self._value(other) == value
             and not self._storage.is_dead(other)
             for other in self._study.get_trials(deepcopy=False)

@@ -1,6 +1,5 @@
 """The benchmark on small sizes: that it measures what it says, not how fast."""
 
-import importlib.util
 import itertools
 import json
 import math
@@ -62,6 +61,7 @@ def command(*flags, cwd, **environment):
 # Cases and rows.
 
 
+@needs_tensorflow
 @pytest.mark.parametrize(
     "name, shapes",
     [("ResNet50", resnet50_shapes()), ("EfficientNetB0", efficientnet_b0_shapes())],
@@ -503,6 +503,7 @@ def test_the_fixed_cost_and_the_slope():
 
 @needs_tensorflow
 @needs_compiler
+@pytest.mark.slow
 def test_the_command(tmp_path):
     rows = "msvag,msvag-bfloat16,keras-adam,keras-adam-compiled,plain,limit,copy"
     result = command(
@@ -548,6 +549,7 @@ def check_replicas(results):
 
 
 @needs_tensorflow
+@pytest.mark.slow
 def test_models_are_fitted(tmp_path):
     results = benchmark(
         Options(tmp_path, cases=["cnn", "transformer", "noise"], rounds=1, quick=True,
@@ -564,9 +566,8 @@ def test_models_are_fitted(tmp_path):
     )
 
 
-@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="needs JAX")
+@pytest.mark.needs("jax", "optax")
 def test_the_jax_backend(tmp_path):
-    pytest.importorskip("optax")
     names = ["msvag", "ssd", "keras-adam", "optax-adam", "optax-msvag", "limit"]
     results = benchmark(
         Options(tmp_path, "jax", ["matrices"], names, rounds=1, quick=True, fresh=False)
@@ -576,7 +577,7 @@ def test_the_jax_backend(tmp_path):
     assert all(row["to_limit"] > 0 for row in rows.values()), rows
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs PyTorch")
+@pytest.mark.needs("torch", "pytorch_optimizer")
 def test_the_pytorch_rows(tmp_path):
     names = ["torch-adamw-fused", "torch-adamw-foreach", "torch-msvag"]
     results = benchmark(
@@ -614,8 +615,10 @@ def test_the_plain_row_is_msvag():
     np.testing.assert_allclose(theta, steps_of_msvag(GRADIENTS), rtol=2e-3, atol=5e-6)
 
 
+@pytest.mark.needs("jax", "optax")
 def test_the_optax_row_is_msvag():
-    optax = pytest.importorskip("optax")
+    import optax
+
     from svag_tf.experiments.benchmark.jax_rows import optax_msvag
 
     method = optax_msvag(0.001)

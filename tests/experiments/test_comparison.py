@@ -84,6 +84,7 @@ def test_results(make_config, tmp_path, capsys):
     assert "learning rates are not tuned" in page and "## Tuning" not in page
 
 
+@pytest.mark.slow
 def test_finished_runs_are_not_made_again(make_config, tmp_path):
     config = make_config(epochs=1)
     first = compare(config, ["ssd"], tmp_path, seeds=[0, 1])
@@ -329,6 +330,7 @@ def test_an_optimizer_of_which_no_rate_goes_through(
     assert results[0]["error"] == "MemoryError: too large"
 
 
+@pytest.mark.slow
 def test_another_storage_serves_other_workdirs(make_config, tmp_path, made_up):
     storage = f"sqlite:///{tmp_path / 'elsewhere.db'}"
     compare(

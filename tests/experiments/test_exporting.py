@@ -5,11 +5,12 @@ import re
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from test_train_script import TINY, run
 
 from svag_tf.experiments import exporting
 from svag_tf.experiments.errors import ExperimentError
+
+tf = pytest.importorskip("tensorflow")
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,7 @@ def difference_in(said):
     return float(difference)
 
 
+@pytest.mark.slow
 def test_script(workdir, tmp_path):
     output = tmp_path / "a" / "exported"
     flags = (f"--workdir={workdir}", f"--output={output}")
@@ -50,6 +52,7 @@ def test_script(workdir, tmp_path):
     assert (output / "saved_model.pb").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_tflite(workdir, tmp_path):
     output = tmp_path / "exported"
     assert difference_in(exporting.export_run(workdir, output, "tflite")) < 1e-5
@@ -79,6 +82,7 @@ def test_why_there_is_no_training_with_tflite(workdir, select):
         train(x=np.zeros((2, 8, 8, 1), "float32"), y=np.zeros(2, "int64"))
 
 
+@pytest.mark.slow
 def test_a_wrong_export_is_found_and_not_kept(workdir, tmp_path, monkeypatch):
     lite = exporting._tflite
 

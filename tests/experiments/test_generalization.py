@@ -4,6 +4,7 @@ import json
 import os
 import runpy
 
+import keras
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -21,6 +22,9 @@ from svag_tf.experiments.simulations.generalization import (
     train,
 )
 
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="once is enough"
+)
 LABELS = np.array([1, -1, 1, 1, -1, 1, 1, 1, -1, 1], float)
 
 

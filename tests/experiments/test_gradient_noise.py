@@ -115,6 +115,9 @@ def test_measures_of_agreement():
     a, b = np.array([0.0, 4.0, 1.0, 3.0]), np.array([1.0, 1.0, 1.0, 1.0])
     assert compared("s", a, b)["ratio"] == 2.0
     assert np.isnan(compared("s", a, b)["correlation"])  # b does not vary
+    tenths = np.full(3, 0.1)  # of which the mean and so the deviation are rounded
+    assert tenths.std() > 0
+    assert np.isnan(compared("gamma", a[:3], tenths)["correlation"])
     assert compared("gamma", a, np.arange(4.0))["correlation"] == pytest.approx(
         np.corrcoef(a, np.arange(4.0))[0, 1]
     )
@@ -193,6 +196,7 @@ def _gradients(model, x, y):
 
 
 @pytest.mark.usefixtures("_no_pictures")
+@pytest.mark.slow
 def test_goes_on_after_an_interruption(tmp_path, monkeypatch, capsys):
     whole = simulate(make_config(), tmp_path / "whole")["measurements"]
     save = Measurement.save

@@ -89,6 +89,35 @@ def test_a_wrong_factor_is_told(tmp_path, monkeypatch):
     assert "DISAGREES" in (tmp_path / "results.md").read_text()
 
 
+def test_equal_minima_have_no_standard_error(tmp_path):
+    """Twenty gradients with hardly any noise all have the same sign."""
+    config = make_config(etas=(0.1, 1.0), batches=10, samples=20)
+    result = simulate(config, tmp_path)
+    row = next(r for r in result["results"] if (r["kind"], r["eta"]) == ("sign", 0.1))
+    assert row["measured"] == pytest.approx(1.0, rel=1e-12)
+    assert row["standard_error"] == 0.0 and row["standard_errors_off"] is None
+    finding = result["findings"][1]
+    assert finding.agrees and "the same for η = 0.1, where" in finding.measured
+    assert "| 1.00000 ± 0.00000 | 1.00000 | - |" in (
+        (tmp_path / "results.md").read_text()
+    )
+
+    config = make_config(etas=(0.1,), batches=10, samples=20)
+    finding = simulate(config, tmp_path)["findings"][1]
+    assert finding.agrees is None and "no standard error" in finding.measured
+    assert "| undecided |" in (tmp_path / "results.md").read_text()
+    everything = json.loads((tmp_path / "results.json").read_text())
+    assert everything["findings"][1]["agrees"] is None
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e-15, -3e-16])
+def test_round_off_is_no_standard_error(offset):
+    """The fit's own differs from one instruction set to the next."""
+    errors = np.stack([(GAMMAS - 1.0) ** 2, (GAMMAS - (1.0 + offset)) ** 2])
+    row = variance_adaptation._result("sign", 0.1, errors)
+    assert row["standard_error"] == 0.0 and row["standard_errors_off"] is None
+
+
 @pytest.mark.parametrize(
     "fields, message",
     [

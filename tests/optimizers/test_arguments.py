@@ -8,10 +8,11 @@ import keras
 import numpy as np
 import pytest
 import table
-import tensorflow as tf
 from keras import ops
 
 import svag_tf
+
+tf = pytest.importorskip("tensorflow")
 
 CLASSES = [getattr(svag_tf, name) for name in svag_tf.__all__ if name.isupper()]
 ADAPTED_SIGNS = [svag_tf.SVAS, svag_tf.MSVAS]

@@ -4,11 +4,12 @@ import keras
 import numpy as np
 import pytest
 import table
-import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from oracle import Oracle
+
+tf = pytest.importorskip("tensorflow")
 
 GRADIENT_METHODS = ("msgd", "svag", "msvag")
 SIGN_METHODS = tuple(v for v in table.VARIANTS if v not in GRADIENT_METHODS)

@@ -4,8 +4,9 @@ import keras
 import numpy as np
 import pytest
 import table
-import tensorflow as tf
 from keras import ops
+
+tf = pytest.importorskip("tensorflow")
 
 STEPS = 200
 

@@ -11,8 +11,9 @@ import keras
 import numpy as np
 import pytest
 import table
-import tensorflow as tf
 from oracle import Oracle
+
+tf = pytest.importorskip("tensorflow")
 
 STEPS = 12
 SHAPES = ((3,), (2, 4))

@@ -13,6 +13,8 @@ from oracle import Oracle
 import svag_tf
 from svag_tf.optimizer_state import Identity, all_or_error, matched
 
+tf = pytest.importorskip("tensorflow")
+
 SHAPES = {"kernel": (3, 2), "second": (3, 2), "bias": (2,)}
 WAYS = ("checkpoint", "checkpoint, not built", "store", "store, not built")
 CLASSES = ("MSVAG", "SVAG", "MSSD", "SSD", "MSVAS", "SVAS", "MSGD")

@@ -7,10 +7,12 @@ import keras
 import numpy as np
 import pytest
 import table
-import tensorflow as tf
+from tiers import slow_but
 
 import svag_tf
 from svag_tf.saved_state import random_states
+
+tf = pytest.importorskip("tensorflow")
 
 K = 2  # Epochs before and after.
 WARM_UP_AND_COSINE = {
@@ -37,6 +39,7 @@ CASES = [(variant, {}) for variant in table.VARIANTS] + [
     ("msvag", arguments) for arguments in ARGUMENTS.values()
 ]
 IDS = [*table.VARIANTS, *ARGUMENTS]
+FAST = [("ssd", {}), ("msvag", {}), ("msvag", ARGUMENTS["accumulation"])]
 
 
 def data():
@@ -93,7 +96,10 @@ def assert_same(a, b):
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-@pytest.fixture(scope="module", params=CASES, ids=IDS)
+@pytest.fixture(
+    scope="module",
+    params=slow_but(lambda case: case[0] in FAST, [(case,) for case in CASES], IDS),
+)
 def run(request, tmp_path_factory):
     """A run of 2k epochs: its state after k, as saved in every way, and at its end."""
     run = types.SimpleNamespace()

@@ -4,8 +4,9 @@ import keras
 import numpy as np
 import pytest
 import table
-import tensorflow as tf
 from oracle import Oracle
+
+tf = pytest.importorskip("tensorflow")
 
 ROWS, WIDTH = 7, 3
 MODES = ("eager", "graph", "xla")

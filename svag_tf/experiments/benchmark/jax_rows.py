@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-
 from svag_tf.experiments.benchmark.cases import Case
 from svag_tf.experiments.benchmark.keras_rows import UpdateRows, jitted
 from svag_tf.experiments.benchmark.serving import Step
+from svag_tf.optional import jax, optax
 
 
 def jax_meter() -> Callable[[], int | None]:
@@ -30,8 +28,6 @@ class JaxRows:
             return self._limit()
         if not name.startswith("optax-"):
             return self.keras_rows(name)
-        import optax
-
         method = optax.adam(1e-3) if name == "optax-adam" else optax_msvag(1e-3)
 
         def apply(state: Any, gradients: Any) -> Any:
@@ -39,7 +35,9 @@ class JaxRows:
             updates, moments = method.update(gradients, moments, parameters)
             return optax.apply_updates(parameters, updates), moments
 
-        parameters = [jnp.zeros(shape, jnp.float32) for shape in self.case.shapes]
+        parameters = [
+            jax.numpy.zeros(shape, jax.numpy.float32) for shape in self.case.shapes
+        ]
         assert isinstance(self.keras_rows, UpdateRows)
         gradients = [gradient.value for gradient in self.keras_rows.gradients]
         state = (parameters, method.init(parameters))
@@ -50,7 +48,7 @@ class JaxRows:
 
         With 3.5 elements a parameter it moves M-SVAG's 28 bytes a parameter.
         """
-        x = jnp.zeros(7 * self.case.parameters // 2, jnp.float32)
+        x = jax.numpy.zeros(7 * self.case.parameters // 2, jax.numpy.float32)
         return jitted(jax.jit(lambda x, _: x + 1, donate_argnums=0), x, None)
 
 
@@ -62,16 +60,15 @@ class _MSVAGState(NamedTuple):
 
 def optax_msvag(learning_rate: float, beta: float = 0.9) -> Any:
     """M-SVAG as a gradient transformation in optax's style."""
-    import optax
 
     def init(parameters: Any) -> _MSVAGState:
         # Buffers of their own, or they could not be donated.
-        m, v = (jax.tree.map(jnp.zeros_like, parameters) for _ in range(2))
-        return _MSVAGState(jnp.zeros((), jnp.int32), m, v)
+        m, v = (jax.tree.map(jax.numpy.zeros_like, parameters) for _ in range(2))
+        return _MSVAGState(jax.numpy.zeros((), jax.numpy.int32), m, v)
 
     def update(gradients: Any, state: _MSVAGState, parameters: Any = None) -> Any:
         count = state.count + 1
-        power = jnp.float32(beta) ** count
+        power = jax.numpy.float32(beta) ** count
         rho = (1 - beta) * (1 + power) / ((1 + beta) * (1 - power))
         m_tilde = jax.tree.map(
             lambda m, g: beta * m + (1 - beta) * g, state.m_tilde, gradients
@@ -82,9 +79,11 @@ def optax_msvag(learning_rate: float, beta: float = 0.9) -> Any:
 
         def step(m: Any, v: Any) -> Any:
             m, v = m / (1 - power), v / (1 - power)
-            s = jnp.maximum(v - m * m, 0) / jnp.maximum(1 - rho, 1e-4)
+            s = jax.numpy.maximum(v - m * m, 0) / jax.numpy.maximum(1 - rho, 1e-4)
             noise = m * m + rho * s
-            gamma = jnp.where(noise > 0, m * m / jnp.where(noise > 0, noise, 1), 0)
+            gamma = jax.numpy.where(
+                noise > 0, m * m / jax.numpy.where(noise > 0, noise, 1), 0
+            )
             return -learning_rate * gamma * m
 
         updates = jax.tree.map(step, m_tilde, v_tilde)

@@ -8,16 +8,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from scipy.optimize import least_squares
 
 from svag_tf.experiments.benchmark.cases import KERAS, LIMIT, OURS, PEERS
 from svag_tf.experiments.benchmark.texts import number, seconds
 from svag_tf.experiments.files import replacing
+from svag_tf.optional import matplotlib, scipy
 
 # Okabe and Ito's palette, told apart by the colour-blind.
 COLOURS = {OURS: "#0072B2", KERAS: "#D55E00", PEERS: "#8c8c8c", LIMIT: "#000000"}
@@ -36,17 +31,16 @@ def save_bars(cases: Sequence[dict[str, Any]], path: Path) -> None:
     columns = min(COLUMNS, len(cases))
     lines = [cases[i : i + columns] for i in range(0, len(cases), columns)]
     heights = [max(len(_bars(case)) for case in line) * BAR + MARGIN for line in lines]
-    figure = Figure(
+    figure = matplotlib.figure.Figure(
         figsize=(7.5 * columns, sum(heights) + 0.5), layout="constrained", dpi=130
     )
-    FigureCanvasAgg(figure)
     grid = figure.add_gridspec(len(lines), columns, height_ratios=heights)
     for i, case in enumerate(cases):
         _draw_bars(figure.add_subplot(grid[i // columns, i % columns]), case)
     groups = {row["group"] for case in cases for row in _bars(case)}
     figure.legend(
         handles=[
-            Patch(color=COLOURS[group], label=label)
+            matplotlib.patches.Patch(color=COLOURS[group], label=label)
             for group, label in LABELS.items()
             if group in groups
         ],
@@ -79,7 +73,7 @@ def _bar(case: dict[str, Any], row: dict[str, Any], reference: str) -> float:
     return row.get(f"to_{reference}", pooled)
 
 
-def _draw_bars(axes: Axes, case: dict[str, Any]) -> None:
+def _draw_bars(axes: matplotlib.axes.Axes, case: dict[str, Any]) -> None:
     rows = _bars(case)
     reference, label = "", "time, seconds"
     for name, text in (
@@ -149,7 +143,7 @@ def fixed_and_slope(
         return np.log(a + b * n) - np.log(t)
 
     start = np.log([t.min() / 2, t[-1] / n[-1] / 2])
-    a, b = np.exp(least_squares(residuals, start).x)
+    a, b = np.exp(scipy.optimize.least_squares(residuals, start).x)
     return (float(a) if a > 1e-9 else 0.0), float(b)
 
 
@@ -161,8 +155,7 @@ def save_scaling(curves: dict[str, Any], path: Path) -> None:
             `median`.
         path: the PNG to write.
     """
-    figure = Figure(figsize=(8, 5), layout="constrained", dpi=150)
-    FigureCanvasAgg(figure)
+    figure = matplotlib.figure.Figure(figsize=(8, 5), layout="constrained", dpi=150)
     axes = figure.subplots()
     colours = {"msvag": COLOURS[OURS], "keras-adam": COLOURS[KERAS], "limit": "black"}
     highest = None
@@ -209,8 +202,7 @@ def save_replicas(results: dict[str, Any], path: Path) -> None:
         results: what `replicas.benchmark_replicas` returns.
         path: the PNG to write.
     """
-    figure = Figure(figsize=(11, 7), layout="constrained", dpi=130)
-    FigureCanvasAgg(figure)
+    figure = matplotlib.figure.Figure(figsize=(11, 7), layout="constrained", dpi=130)
     grid = figure.add_gridspec(2, 6)
     grey = "#555555"
     measured = results["measured"]
@@ -235,13 +227,19 @@ def save_replicas(results: dict[str, Any], path: Path) -> None:
         axes.set_title(f"Model: efficiency, {network}", fontsize=10, loc="left")
     figure.legend(
         handles=[
-            Patch(color=EXCHANGES["mean"], label="mean gradient"),
-            Patch(color=EXCHANGES["majority_vote"], label="majority vote"),
-            Line2D([], [], color=grey, marker="o", label="devices of one process"),
-            Line2D(
+            matplotlib.patches.Patch(color=EXCHANGES["mean"], label="mean gradient"),
+            matplotlib.patches.Patch(
+                color=EXCHANGES["majority_vote"], label="majority vote"
+            ),
+            matplotlib.lines.Line2D(
+                [], [], color=grey, marker="o", label="devices of one process"
+            ),
+            matplotlib.lines.Line2D(
                 [], [], color=grey, marker="s", ls="", mfc="white", label="processes"
             ),
-            Line2D([], [], color=grey, ls=":", label="1/n: the cores are shared"),
+            matplotlib.lines.Line2D(
+                [], [], color=grey, ls=":", label="1/n: the cores are shared"
+            ),
         ],
         loc="outside upper center",
         ncols=5,
@@ -252,7 +250,9 @@ def save_replicas(results: dict[str, Any], path: Path) -> None:
 
 
 def _draw_measured(
-    axes: Axes, rows: list[dict[str, Any]], of_row: Callable[[dict[str, Any]], float]
+    axes: matplotlib.axes.Axes,
+    rows: list[dict[str, Any]],
+    of_row: Callable[[dict[str, Any]], float],
 ) -> None:
     for aggregation, colour in EXCHANGES.items():
         for kind, style in (
@@ -270,7 +270,7 @@ def _draw_measured(
     axes.set_xlabel("replicas", fontsize=9)
 
 
-def _draw_model(axes: Axes, rows: list[dict[str, Any]]) -> None:
+def _draw_model(axes: matplotlib.axes.Axes, rows: list[dict[str, Any]]) -> None:
     for aggregation, colour in EXCHANGES.items():
         own = [row for row in rows if row["aggregation"] == aggregation]
         gpus = [row["gpus"] for row in own]
@@ -291,7 +291,7 @@ def _draw_model(axes: Axes, rows: list[dict[str, Any]]) -> None:
     axes.set_xlabel("GPUs", fontsize=9)
 
 
-def _replicas_axis(axes: Axes, ticks: Sequence[int]) -> None:
+def _replicas_axis(axes: matplotlib.axes.Axes, ticks: Sequence[int]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(n) for n in ticks])
     axes.minorticks_off()

@@ -29,6 +29,7 @@ from svag_tf.experiments.benchmark.serving import environment_of
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.files import writable_folder, write_json, write_text
 from svag_tf.experiments.launch import environments
+from svag_tf.optional import matplotlib, require
 
 AGGREGATIONS = ("mean", "majority_vote")
 SETUPS = (("devices", 1), ("devices", 2), ("devices", 4), ("processes", 2))
@@ -127,6 +128,7 @@ def benchmark_replicas(
     Raises:
         ExperimentError: if a process fails.
     """
+    require(matplotlib)
     folder = writable_folder(workdir)
     width = QUICK["width"] if quick else WIDTH
     steps = QUICK["steps"] if quick else STEPS

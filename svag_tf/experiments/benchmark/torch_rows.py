@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from svag_tf.experiments.benchmark.cases import Case
 from svag_tf.experiments.benchmark.serving import Step, timed
+from svag_tf.optional import pytorch_optimizer, torch
 
 
 class TorchRows:
@@ -33,7 +32,5 @@ class TorchRows:
         if name == "torch-adamw-foreach":
             return torch.optim.AdamW(parameters, lr=1e-3, foreach=True)
         if name == "torch-msvag":
-            from pytorch_optimizer import MSVAG
-
-            return MSVAG(parameters, lr=1e-3, foreach=True)
+            return pytorch_optimizer.MSVAG(parameters, lr=1e-3, foreach=True)
         raise ValueError(f"There is no row {name!r}.")

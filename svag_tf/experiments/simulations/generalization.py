@@ -17,7 +17,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from svag_tf.experiments import machine
@@ -34,6 +33,7 @@ from svag_tf.experiments.simulations.report import (
     whole,
     write_results,
 )
+from svag_tf.optional import matplotlib
 
 Array = NDArray[Any]
 
@@ -352,9 +352,11 @@ def _draw(results: list[dict[str, Any]], share: float, path: Path) -> None:
         xlim=(0.45, 1.03),
         xlabel="accuracy",
     )
-    accuracies.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    accuracies.xaxis.set_major_formatter(
+        matplotlib.ticker.PercentFormatter(1.0, symbol=" %")
+    )
     ratios.set(xlim=(0, None), xlabel="weight of the label over the constant features'")
-    ratios.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ratios.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     for axes in (accuracies, ratios):
         plots.tidy(axes)
     plots.legend_below(figure, accuracies, 2)

@@ -23,17 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 import keras
 import numpy as np
-from matplotlib.ticker import (
-    FixedLocator,
-    FormatStrFormatter,
-    LogLocator,
-    MaxNLocator,
-    NullFormatter,
-    NullLocator,
-)
 from numpy.typing import NDArray
 
 from svag_tf import rules
@@ -60,6 +51,7 @@ from svag_tf.experiments.simulations.report import (
 )
 from svag_tf.experiments.training import Batches, prepared
 from svag_tf.gradients import GradientStatistics, gradient_statistics
+from svag_tf.optional import filelock, matplotlib, require
 
 Array = NDArray[Any]
 
@@ -219,7 +211,8 @@ def compared(quantity: str, estimate: Array, exact: Array) -> dict[str, float]:
         ratio = _quotient(estimate.sum(), exact.sum())
     if quantity in LOGARITHMIC:
         a, b = np.log(a), np.log(b)
-    spread = a.size > 2 and a.std() > 0 and b.std() > 0
+    # The standard deviation of equal numbers can be their mean's round-off.
+    spread = a.size > 2 and np.ptp(a) > 0 and np.ptp(b) > 0
     correlation = float(np.corrcoef(a, b)[0, 1]) if spread else np.nan
     return {"ratio": ratio, "correlation": correlation}
 
@@ -283,7 +276,9 @@ def simulate(
     Raises:
         ExperimentError: if config, data or workdir cannot be used, before any work.
         DivergedError: if the training diverges.
+        ImportError: if filelock or matplotlib is missing, before any work.
     """
+    require(filelock, matplotlib)
     own, training = _checked(config)
     everything = {**own, "training": training}
     workdir = Path(workdir)
@@ -600,7 +595,7 @@ def _findings(measurements: Mapping[int, Measurement]) -> list[Finding]:
     ratios = values("s", "ratio")
     correlations = values("s", "correlation")
     errors = [
-        a / b
+        _quotient(a, b)
         for a, b in zip(
             values("rho_s", "squared_error_of_m"),
             values("rho_s", "sum_of_estimates"),
@@ -820,7 +815,7 @@ def _draw_calibration(measurements: Mapping[int, Measurement], path: Path) -> No
             line, line, ":", color=plots.GUIDE, linewidth=1.2, label="as estimated"
         )
         if name == "m":
-            axes.xaxis.set_major_locator(MaxNLocator(3))
+            axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(3))
         axes.set(xlabel=x, ylabel=y)
         plots.tidy(axes)
     plots.legend_below(figure, panels[0], 6)
@@ -864,17 +859,23 @@ def _draw_layers(
                     label="all elements" if label == EVERYTHING else label,
                 )
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(FixedLocator(steps))
-            axes.xaxis.set_major_formatter(FormatStrFormatter("%d"))
-            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_locator(matplotlib.ticker.FixedLocator(steps))
+            axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%d"))
+            axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
             plots.tidy(axes)
         panels[0, column].set_title(QUANTITIES[name], fontsize=11)
         panels[0, column].axhline(1, color=plots.GUIDE, linewidth=1, linestyle=":")
         if name != "m":  # Its ratio can be negative.
             panels[0, column].set_yscale("log")
-            panels[0, column].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            panels[0, column].yaxis.set_major_formatter(FormatStrFormatter("%g"))
-            panels[0, column].yaxis.set_minor_formatter(NullFormatter())
+            panels[0, column].yaxis.set_major_locator(
+                matplotlib.ticker.LogLocator(subs=(1, 2, 5))
+            )
+            panels[0, column].yaxis.set_major_formatter(
+                matplotlib.ticker.FormatStrFormatter("%g")
+            )
+            panels[0, column].yaxis.set_minor_formatter(
+                matplotlib.ticker.NullFormatter()
+            )
         panels[1, column].set(xlabel="updates", ylim=(-1.03, 1.03))
     panels[0, 0].set_ylabel("estimate over exact value")
     panels[1, 0].set_ylabel("correlation")

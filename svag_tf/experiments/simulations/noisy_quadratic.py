@@ -18,7 +18,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from svag_tf import rules
 from svag_tf.experiments import machine
@@ -36,6 +35,8 @@ from svag_tf.experiments.simulations.report import (
     whole,
     write_results,
 )
+from svag_tf.optional import matplotlib
+from svag_tf.optional import tensorflow as tf
 
 METHODS = (
     "sgd", "msgd", "svag", "msvag", plots.IDEAL, "ssd", "mssd", "svas", "msvas",
@@ -158,8 +159,6 @@ def simulator(
         (seeds, d)) and the noise's seed. It returns the losses before and after each
         step: shape (steps + 1, rates, seeds).
     """
-    import tensorflow as tf
-
     shape = (len(rates), seeds, dimension)
     rate = tf.reshape(tf.constant(rates, tf.float32), (-1, 1, 1))
     descent = keras.Variable(tf.zeros(shape))
@@ -526,7 +525,7 @@ def _draw_problems(
         # What rises above the start comes down again, or is not drawn at all.
         if high > 0:
             axes.set_ylim(max(0.5 * low, 1e-8 * high), 2 * high)
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     for axes in panels[-1]:
         axes.set_xlabel("steps")
         axes.set_xlim(0, config["steps"])
@@ -566,7 +565,7 @@ def _draw_long(
         guide = 2.5 * long[plots.IDEAL][-1, 0].mean() * steps / last
         axes.plot(last, guide, color=plots.GUIDE, linewidth=1, label="slope of 1/t")
     axes.set(xscale="log", yscale="log", xlabel="steps", ylabel="loss", xlim=(1, steps))
-    axes.yaxis.set_major_locator(LogLocator())
+    axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator())
     plots.tidy(axes)
     figure.legend(
         *axes.get_legend_handles_labels(), loc="outside right center", frameon=False

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from svag_tf.experiments.files import replacing
 from svag_tf.experiments.optimizers import TITLES
 from svag_tf.experiments.plots import DIRECTIONS
+from svag_tf.optional import matplotlib
 
 IDEAL = "ideal"
 NAMES = {**TITLES, IDEAL: "SVAG, ideal"}
@@ -22,28 +20,31 @@ OTHERS = "#c8c8c8"
 GUIDE = "#555555"
 
 
-def new_figure(title: str, width: float, height: float) -> Figure:
+def new_figure(title: str, width: float, height: float) -> matplotlib.figure.Figure:
     """An empty figure, sizes in inches, to be written by `save`."""
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
-    FigureCanvasAgg(figure)
+    figure = matplotlib.figure.Figure(
+        figsize=(width, height), layout="constrained", dpi=150
+    )
     figure.suptitle(title, fontsize=12, fontweight="bold")
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: matplotlib.figure.Figure, path: Path) -> None:
     """Writes a figure as a PNG, whole or not at all."""
     with replacing(path) as temporary:
         figure.savefig(temporary)
 
 
-def tidy(axes: Axes) -> None:
+def tidy(axes: matplotlib.axes.Axes) -> None:
     """A light grid behind the data, and no frame."""
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def legend_below(figure: Figure, axes: Axes, columns: int) -> None:
+def legend_below(
+    figure: matplotlib.figure.Figure, axes: matplotlib.axes.Axes, columns: int
+) -> None:
     """One legend for a whole figure, below its panels."""
     figure.legend(
         *axes.get_legend_handles_labels(),
@@ -54,7 +55,7 @@ def legend_below(figure: Figure, axes: Axes, columns: int) -> None:
 
 
 def line_with_band(
-    axes: Axes,
+    axes: matplotlib.axes.Axes,
     x: Sequence[float] | np.ndarray,
     values: np.ndarray,
     colour: str,

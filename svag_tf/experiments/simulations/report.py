@@ -24,6 +24,7 @@ from rich.progress import (
 from svag_tf.experiments.config import Field, flatten
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.files import write_json, write_text
+from svag_tf.optional import matplotlib, require
 
 Row = Mapping[str, Any]
 PACKAGES = ("svag_tf", "tensorflow", "keras", "numpy")  # that the numbers depend on
@@ -36,13 +37,13 @@ class Finding:
     Attributes:
         claim: a sentence.
         measured: the numbers in words.
-        agrees: whether they bear the claim out.
+        agrees: whether they bear the claim out; None if they cannot tell.
         numbers: the same numbers, by name.
     """
 
     claim: str
     measured: str
-    agrees: bool
+    agrees: bool | None
     numbers: dict[str, Any]
 
 
@@ -61,7 +62,7 @@ def several(valid: Callable[[Any], bool], expected: str) -> Field:
 
 
 def checked(config: Any, fields: Mapping[str, Field]) -> dict[str, Any]:
-    """Checks every field of a config.
+    """Checks every field of a config, and that matplotlib is there.
 
     Args:
         config: a flat `ConfigDict` or dict.
@@ -72,7 +73,9 @@ def checked(config: Any, fields: Mapping[str, Field]) -> dict[str, Any]:
 
     Raises:
         ExperimentError: naming the field, the values it may have, and what it had.
+        ImportError: if matplotlib is missing.
     """
+    require(matplotlib)
     flat = flatten(config.to_dict() if hasattr(config, "to_dict") else config)
     unknown, missing = sorted(flat.keys() - fields), sorted(fields.keys() - flat)
     if unknown or missing:
@@ -171,7 +174,7 @@ def write_results(
 
 
 def _verdict(finding: Finding) -> str:
-    return "agrees" if finding.agrees else "DISAGREES"
+    return {True: "agrees", False: "DISAGREES", None: "undecided"}[finding.agrees]
 
 
 def _page(tables: str, findings: Sequence[Finding], about: Mapping[str, Any]) -> str:

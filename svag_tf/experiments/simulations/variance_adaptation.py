@@ -54,6 +54,7 @@ FACTORS = {
 }
 GAMMAS = np.linspace(0.0, 1.0, 21)
 STANDARD_ERRORS = 4  # a true statement strays farther once in 16,000 times
+ROUND_OFF = 1e-12  # equal minima come out of the fit no farther apart
 
 
 def factor(name: str, eta: Any) -> Array:
@@ -147,14 +148,18 @@ def simulate(
 def _result(kind: str, eta: float, errors: Array) -> dict[str, Any]:
     least = minimiser(errors)
     theory = float(factor(kind, eta))
-    error = float(least.std(ddof=1) / math.sqrt(len(least)))
+    error = 0.0
+    if np.ptp(least) > ROUND_OFF:
+        error = float(least.std(ddof=1) / math.sqrt(len(least)))
     return {
         "kind": kind,
         "eta": eta,
         "measured": float(least.mean()),
         "standard_error": error,
         "theory": theory,
-        "standard_errors_off": (float(least.mean()) - theory) / error,
+        "standard_errors_off": (float(least.mean()) - theory) / error
+        if error
+        else None,
         "adam": float(factor("adam", eta)),
     }
 
@@ -167,6 +172,16 @@ def _findings(results: list[dict[str, Any]]) -> list[Finding]:
     ):
         rows = [row for row in results if row["kind"] == kind]
         off = [row["standard_errors_off"] for row in rows]
+        farthest = max((abs(x) for x in off if x is not None), default=None)
+        verdict = "no standard error to judge by"
+        if farthest is not None:
+            verdict = f"at most {farthest:.1f} standard errors away"
+        equal = [f"{row['eta']:g}" for row in rows if not row["standard_error"]]
+        if equal:
+            verdict += (
+                f"; all batches gave the same for η = {', '.join(equal)}, where only "
+                "more samples would tell"
+            )
         findings.append(
             Finding(
                 f"Lemma: the best factor for the {kind} is {formula}.",
@@ -178,8 +193,8 @@ def _findings(results: list[dict[str, Any]]) -> list[Finding]:
                 )
                 + " for η = "
                 + ", ".join(f"{row['eta']:g}" for row in rows)
-                + f": at most {np.abs(off).max():.1f} standard errors away.",
-                bool(np.abs(off).max() < STANDARD_ERRORS),
+                + f": {verdict}.",
+                None if farthest is None else farthest < STANDARD_ERRORS,
                 {"standard_errors_off": off},
             )
         )
@@ -206,7 +221,7 @@ def _table(results: list[dict[str, Any]], config: Mapping[str, Any]) -> str:
             f"{row['eta']:g}",
             f"{row['measured']:.5f} ± {row['standard_error']:.5f}",
             f"{row['theory']:.5f}",
-            f"{row['standard_errors_off']:+.1f}",
+            f"{row['standard_errors_off']:+.1f}" if row["standard_error"] else "-",
         ]
         for row in results
     ]
