@@ -376,9 +376,9 @@ def form_for(kind: Kind | None, given: dict[str, Any]) -> Form:
     def paths(arguments):
         return [path for path, _ in keras.tree.flatten_with_path(arguments)]
 
-    if kind is not None and paths(kind.steps[0]) == paths(given):
-        return kind.form
-    return Form.of(given)
+    if kind is None or kind.made_here or paths(kind.steps[0]) != paths(given):
+        return Form.of(given)
+    return kind.form
 
 
 def targets(model: keras.Model, outputs: Any) -> Any:

@@ -50,10 +50,19 @@ def functions_of(model, said, batch_size):
     steps = _Steps(model, said, batch_size)
     given, known = steps.given, steps.known
     if not model.trainable_variables:
-        raise ValueError("The model must have trainable variables. It has none.")
+        raise ValueError(
+            "The model must have trainable variables. It has none. Set `trainable` of "
+            "what is to be trained, and compile the model again."
+        )
     state = tf_state(model)
     description = json.dumps(description_of(model))
     optimizers = [o for o in optimizers_of(model).values() if o.built]
+    if not optimizers:
+        raise ValueError(
+            "The model's training step must use an optimizer of the model. Make what "
+            "it uses an attribute of the model or of a layer; lists and dicts of "
+            "optimizers will do."
+        )
 
     def train(**arguments):
         model.reset_metrics()
@@ -305,7 +314,6 @@ def _check_traced(signatures, known):
                 "The model cannot be exported: it uses variables that are not its own, "
                 f"{', '.join(unknown)} in {name}. Make them weights of the model or a "
                 "layer (add_weight), and the optimizer, metric or layer that they "
-                "belong to an attribute of the model. For random numbers, give the "
-                "functions of keras.random a seed: a keras.random.SeedGenerator that is "
-                "an attribute of the model or a layer."
+                "belong to an attribute of the model. Functions of keras.random need a "
+                "seed: a keras.random.SeedGenerator that is an attribute of a layer."
             )

@@ -194,27 +194,34 @@ def first_difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
     """In what two descriptions differ, for a message."""
     if "optimizers" not in found:
         return "It was written by an earlier version of svag_tf."
+    said = "Expected {}: {}. Found: {}".format(*_difference(found, expected))
+    own = [
+        sum(name.startswith("model/") for name in description["variables"])
+        for description in (found, expected)
+    ]
+    if own[0] <= own[1]:
+        return said
+    return (
+        f"{said}. If layers of this model are not built yet, build them first: call "
+        "them on a batch of data."
+    )
+
+
+def _difference(found, expected):
+    """What differs, and what it is in either."""
     a, b = (
         {path: one["class"] for path, one in description["optimizers"].items()}
         for description in (expected, found)
     )
     if a != b:
-        return f"Expected optimizers: {_classes(a)}. Found: {_classes(b)}"
-    for part, missing in (("variables", "no such variable"), ("optimizers", None)):
-        a, b = expected[part], found[part]
-        for name in sorted(a.keys() | b.keys()):
-            if a.get(name) != b.get(name):
-                said = "Expected of {}: {}. Found: {}".format(
-                    name, *(each.get(name, missing) for each in (a, b))
-                )
-                return f"{said}{_UNBUILT}" if len(a) < len(b) else said
-    raise AssertionError("They are equal.")
-
-
-_UNBUILT = (
-    ". If layers of this model are not built yet, build them first: call them on a "
-    "batch of data."
-)
+        return "optimizers", _classes(a), _classes(b)
+    name, a, b = next(
+        (name, expected[part].get(name), found[part].get(name))
+        for part in ("variables", "optimizers")
+        for name in sorted(expected[part].keys() | found[part].keys())
+        if expected[part].get(name) != found[part].get(name)
+    )
+    return f"of {name}", a or "no such variable", b or "no such variable"
 
 
 def _classes(by_path: dict[str, str]) -> str:

@@ -24,7 +24,6 @@ def dense(*units, built=True, **arguments):
     return keras.Sequential([keras.Input((4,))] * built + layers)
 
 
-
 class Net(keras.Model):
     """A subclassed model with Keras' own training step."""
 

@@ -127,3 +127,101 @@ def test_backup_goes_on_bit_for_bit(build, tmp_path):
     back = make(build)
     fit(back, build, epochs=2, callbacks=[BackupAndRestore(tmp_path)])
     assert_same(back, values(model))
+
+
+@pytest.mark.parametrize(
+    "build", [zoo.gan, zoo.gan_of_lists, zoo.vae, zoo.subclassed, zoo.guide]
+)
+def test_not_trained_yet(build, tmp_path):
+    """What `fit` makes at its first step, the export makes: told what data is like."""
+    x, *y = zoo.DATA[build]
+    model = make(build, built=False)
+    with pytest.raises(ValueError, match="What the model takes is not known"):
+        svag_tf.export_trainable(model, tmp_path / "exported")
+    svag_tf.export_trainable(model, tmp_path / "exported", x, *y)
+    loaded = tf.saved_model.load(str(tmp_path / "exported"))
+    # In batches of several sizes, for which there is one step.
+    dataset = tf.data.Dataset.from_tensor_slices((x, *y) if y else x).batch(7)
+    model.fit(dataset, verbose=0)
+    for batch in dataset:
+        loaded.train(**dict(zip("xy", batch if y else [batch])))
+    here = values(model)
+    loaded.save(path=str(tmp_path / "trained"))
+    svag_tf.restore_trained(model, tmp_path / "trained")
+    assert_same(model, here)
+
+
+def test_state_for_a_model_whose_layers_are_not_built(tmp_path):
+    """An error with a remedy, and no change; for exports and backups."""
+    build = zoo.gan_of_lists
+    model = make(build)
+    keep = BackupAndRestore(tmp_path / "backup", delete_checkpoint=False)
+    fit(model, build, callbacks=[keep])
+    svag_tf.export_trainable(model, tmp_path / "exported")
+    loaded = tf.saved_model.load(str(tmp_path / "exported"))
+    loaded.save(path=str(tmp_path / "trained"))
+    other = make(build, built=False)
+    message = "If layers of this model are not built yet, build them first"
+    with pytest.raises(ValueError, match=message):
+        svag_tf.restore_trained(other, tmp_path / "trained")
+    with pytest.raises(ValueError, match=message):
+        fit(other, build, callbacks=[keep])
+    assert not any(optimizer.built for optimizer in other.optimizers())
+    other.discriminator(zoo.X), other.generator(zoo.X)
+    svag_tf.restore_trained(other, tmp_path / "trained")
+    assert_same(other, values(model))
+
+
+@pytest.mark.parametrize("restore", ["export", "backup"])
+def test_states_of_other_optimizers_are_refused(restore, tmp_path):
+    """Another class, fewer optimizers, another one's variables: each is named."""
+
+    def gan(first=svag_tf.MSVAG, second=svag_tf.MSVAS, build=zoo.GAN):
+        keras.utils.set_random_seed(0)
+        model = build()
+        model.compile(first(0.05), second(0.01), zoo.crossentropy())
+        return model
+
+    model = gan()
+    keep = BackupAndRestore(tmp_path / "backup", delete_checkpoint=False)
+    fit(model, zoo.gan, callbacks=[keep])
+    svag_tf.export_trainable(model, tmp_path / "exported")
+    saved = str(tmp_path / "trained")
+    loaded = tf.saved_model.load(str(tmp_path / "exported"))
+    loaded.save(path=saved)
+    swapped = gan(svag_tf.MSVAS, svag_tf.MSVAG)
+    fewer = gan(build=zoo.GANOfOne)
+    trained_otherwise = gan()
+    d, g = trained_otherwise.discriminator, trained_otherwise.generator
+    trained_otherwise.d_optimizer.build(g.trainable_variables)
+    trained_otherwise.g_optimizer.build(d.trainable_variables)
+    for other, message in (
+        (swapped, "Expected optimizers: .*d_optimizer: svag_tf>MSVAS, .*Found: "),
+        (fewer, "Expected optimizers: .*d_optimizer: svag_tf>MSVAG. Found: "),
+        (trained_otherwise, "Expected of optimizer"),
+    ):
+        before = [v.numpy() for v in other.variables]
+        with pytest.raises(ValueError, match=f"another model or optimizer. {message}"):
+            if restore == "export":
+                svag_tf.restore_trained(other, saved)
+            else:
+                fit(other, zoo.gan, callbacks=[keep])
+        for variable, value in zip(other.variables, before, strict=True):
+            np.testing.assert_array_equal(variable.numpy(), value)
+
+
+def test_only_batches_of_the_size_that_a_step_needs(tmp_path):
+    model = make(zoo.of_fixed_size)
+    with pytest.raises(ValueError, match=r"train\(x=float32\[any, 4\], .* fails"):
+        svag_tf.export_trainable(model, tmp_path / "a", zoo.X, zoo.Y)
+    x, y = tf.TensorSpec((5, 4)), tf.TensorSpec((5, 1))
+    svag_tf.export_trainable(model, tmp_path / "a", x, y)
+    loaded = tf.saved_model.load(str(tmp_path / "a"))
+    loaded.train(x=zoo.X[:5], y=zoo.Y[:5])
+    fit(model, zoo.of_fixed_size)
+    svag_tf.export_trainable(model, tmp_path / "b")
+    loaded = tf.saved_model.load(str(tmp_path / "b"))
+    train = loaded.signatures["train"]
+    assert train.structured_input_signature[1]["x"].shape == (zoo.N, 4)
+    with pytest.raises(ValueError, match="fails"):
+        svag_tf.export_trainable(model, tmp_path / "c", x=zoo.X)
