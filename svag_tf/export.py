@@ -41,7 +41,7 @@ def export_trainable(
 
     | signature | takes | does and returns |
     | --- | --- | --- |
-    | `train` | `x`, `y` | one step of the optimizer; `loss` and the metrics |
+    | `train` | `x`, `y` | one step of training; `loss` and the metrics |
     | `infer` | `x` | `output`: what the model makes of it |
     | `evaluate` | `x`, `y` | `loss` and the metrics |
     | `save` | `path` | writes the state to a checkpoint; `step` |
@@ -49,9 +49,12 @@ def export_trainable(
     | `train_from` | `path`, `x`, `y`, `to` | `restore`, `train` and `save` in one |
 
     `step` is the optimizer's count of updates. Loss and metrics are those of the batch
-    alone. The batch dimension is as free as that of the model's inputs. k steps of
-    `train` leave the same weights, bit for bit, as k steps of the model in Python on
-    the same machine.
+    alone. A model's own `train_step` is given data as `fit` gives it: `x`, `(x,)`,
+    `(x, y)` or `(x, y, sample_weight)`; other data is all `x`. There is no `infer` if
+    the model has no `call`, and no `evaluate` if it has no loss in `compile`, unless
+    it has a `predict_step` or `test_step` of its own. The batch dimension is as free as
+    that of the model's inputs. k steps of `train` leave the same weights, bit for bit,
+    as k steps of the model in Python on the same machine.
 
     TensorFlow optimizes a training step for batches of one known size to other last
     bits than one for batches of any size, and Keras has the one or the other,
@@ -62,32 +65,35 @@ def export_trainable(
     for a model that is trained elsewhere, and docs/saving.md for what equals what.
 
     The state is all that training goes on from: weights, random states such as those
-    of dropout, and the optimizer's variables (slots, step count, averages, accumulated
-    gradients, loss scale). Metrics are left out. `save` does not overwrite a
-    checkpoint, so that what was saved before outlives a save that fails; `restore`
-    changes nothing unless all of the state can be read. `train_from` starts from the
-    state as exported if `path` is empty.
+    of dropout, and the variables of all optimizers that are attributes of the model or
+    of its layers (slots, step counts, averages, accumulated gradients, loss scale).
+    Metrics are left out. `save` does not overwrite a checkpoint, so that what was saved
+    before outlives a save that fails; `restore` changes nothing unless all of the state
+    can be read. `train_from` starts from the state as exported if `path` is empty.
 
     An input, target or output that is a dict or a list has a name for each part:
     `x_left` and `x_right`, `y_0` and `y_1`, `output_0` and `output_1`, and for the
-    outputs of a dict its keys. Each signature is also a function of the loaded object,
-    which takes and returns the structures themselves: `loaded.train(x=..., y=...)`.
+    outputs of a dict its keys. What is not a letter of ASCII, a digit or "_" is "_" in
+    it: `x_image_encoded`. Each signature is also a function of the loaded object, which
+    takes and returns the structures themselves: `loaded.train(x=..., y=...)`.
 
     Args:
-        model: Compiled and built `keras.Model` on the TensorFlow backend, with any
-            Keras optimizer. If the optimizer is not built yet, it is built here.
+        model: Compiled `keras.Model` on the TensorFlow backend, with any Keras
+            optimizers. What is not built yet is built here.
         path: Folder to write: a new one, or an empty one. It appears when it is
             complete, or not at all.
         x: What `x` is like: an array, a tensor or a `tf.TensorSpec`, or a structure of
             them; of arrays and tensors, the first dimension is taken as free. Defaults
-            to `None`: the inputs of a functional or sequential model.
-        y: What `y` is like, likewise. Defaults to `None`: int64 labels without the
-            last axis for a sparse cross-entropy, otherwise like the model's output,
-            floats being of Keras' `floatx()`; and no `y` for a model without a loss of
-            its own.
-        sample_weight: What a further argument `sample_weight` of `train`, `evaluate`
-            and `train_from` is like, likewise; `True` for one float for each example.
-            Defaults to `None`: there is no such argument.
+            to `None`: what the model has been trained on since `compile`; otherwise
+            the inputs of a functional or sequential model.
+        y: What `y` is like, likewise; `False` if there is no such argument. Defaults to
+            `None`: what the model has been trained on; otherwise int64 labels without
+            the last axis for a sparse cross-entropy, or like the model's output, floats
+            being of Keras' `floatx()`; and no `y` for a model without a loss.
+        sample_weight: What `sample_weight`, a further argument of `train`, `evaluate`
+            and `train_from`, is like, likewise; `True` for one float for each example,
+            or as in training; `False` if there is no such argument. Defaults to `None`:
+            there is one if the model has been trained with it and not without.
         batch_size: Examples of a batch, at least 1: batches of this size alone have a
             training step of their own, as in Python if the first batch that
             `train_on_batch` gets has this size, or all that `fit` gets. All other
@@ -95,9 +101,13 @@ def export_trainable(
             has a training step of its own already.
 
     Raises:
-        ValueError: If the model cannot be exported, or an argument is not as above.
-            Nothing is written.
+        ValueError: If the model cannot be exported, or an argument is not as above, or
+            what data is like is not known: the model was not trained and does not say
+            it, or was trained on data of several kinds. Nothing is written.
         FileExistsError: If `path` exists and is not an empty folder.
+
+    Warns:
+        UserWarning: If `infer` or `evaluate` is missing because it fails on such data.
 
     Example:
 
@@ -129,8 +139,9 @@ def restore_trained(model: keras.Model, path: str | os.PathLike[str]) -> None:
     """Takes back what an exported model has learned.
 
     Args:
-        model: Compiled and built model like the one that was given to
-            `export_trainable`, with an optimizer of the same class.
+        model: Compiled model like the one that was given to `export_trainable`, with
+            optimizers of the same classes. Its layers are built; its optimizers need
+            not be.
         path: What `save` of the exported model was given.
 
     Raises:

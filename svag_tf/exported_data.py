@@ -78,7 +78,7 @@ class Kind(NamedTuple):
 
 def _like(specs: Any) -> tuple[Any, ...]:
     return tuple(
-        (path, leaf and (leaf.dtype, leaf.shape.rank))
+        (path, leaf and (type(leaf), leaf.dtype, leaf.shape.rank))
         for path, leaf in keras.tree.flatten_with_path(specs)
     )
 
@@ -123,13 +123,6 @@ def kinds(model: keras.Model) -> list[Kind]:
         form, arguments = arguments_of(data)
         if "x" not in arguments:
             continue
-        for leaf in leaves(arguments):
-            if not isinstance(leaf, tf.TensorSpec):
-                raise ValueError(
-                    "The data of an exported model must be dense tensors. This one was "
-                    f"trained on {shown(arguments)}. Compile and train it on data that "
-                    "was made dense: tf.sparse.to_dense(x), or x.to_tensor()."
-                )
         if any(leaf.shape.rank is None for leaf in leaves(arguments)):
             continue
         kind = Kind(form, [arguments], concrete in MADE_HERE)
@@ -184,7 +177,17 @@ def trained_kind(model: keras.Model, said: dict[str, Any]) -> Kind | None:
             "which `export_trainable` is to take with the arguments `x`, `y` and "
             "`sample_weight`: a batch of it, a tf.TensorSpec, or False for none."
         )
-    return next(iter(different.values()), None)
+    kind = next(iter(different.values()), None)
+    found = {} if kind is None else kind.steps[0]
+    for name in set(unsaid) & set(found):
+        if not all(isinstance(leaf, tf.TensorSpec) for leaf in leaves(found[name])):
+            raise ValueError(
+                "The data of an exported model must be dense tensors. This one was "
+                f"trained on {shown(found)}. Compile and train it on data that was "
+                "made dense, tf.sparse.to_dense(x) or x.to_tensor(), or say what is "
+                f"dense with the argument `{name}`."
+            )
+    return kind
 
 
 def general(kind: Kind, name: str, known: Any) -> Any:
@@ -266,6 +269,7 @@ def said_of(x: Any, y: Any, sample_weight: Any) -> dict[str, Any]:
     """What the caller says of data: specs, or whether there is such an argument."""
     said = {}
     for name, like in zip(NAMES, (x, y, sample_weight)):
+        whether: dict[str, tuple[bool, ...]]
         whether = {"x": (), "y": (False,), "sample_weight": (False, True)}
         if isinstance(like, bool) and like in whether[name]:
             said[name] = like
@@ -282,6 +286,8 @@ def _specs(argument, like):
         return tf.TensorSpec((None, *leaf.shape[1:]), leaf.dtype)
 
     try:
+        if isinstance(like, bool):
+            raise TypeError("That does not say what it is like.")
         specs = keras.tree.map_structure(spec, like)
     except (ValueError, TypeError) as error:
         raise ValueError(
@@ -307,10 +313,10 @@ def inputs_of(model: keras.Model, said: dict[str, Any], kind: Kind | None) -> An
         raise ValueError(
             "What the model takes is not known: it "
             + ("must be built, " if not model.built else "has no inputs of its own, ")
-            + "and has made no training step since `compile`, or has with "
-            "run_eagerly=True, which leaves no record. Say what data is like, with "
-            "a batch of it or a tf.TensorSpec: export_trainable(model, path, x=..., "
-            "y=...)."
+            + "and has made no training step since `compile`, or one that leaves no "
+            "record: with run_eagerly=True, or on data of unknown rank. Say what data "
+            "is like, with a batch of it or a tf.TensorSpec: export_trainable(model, "
+            "path, x=..., y=...)."
         )
     return known
 

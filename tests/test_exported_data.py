@@ -218,6 +218,29 @@ def test_data_that_is_not_dense():
         given(model)
 
 
+class OfRagged(zoo.Net):
+    def train_step(self, data):
+        x, y = data
+        dense = x.to_tensor(shape=(None, 4)) if isinstance(x, tf.RaggedTensor) else x
+        return super().train_step((dense, y))
+
+
+def test_dense_data_of_a_model_that_was_trained_on_other():
+    model = OfRagged(3)
+    model.compile(svag_tf.MSVAG(0.1), sparse())
+    ragged = tf.RaggedTensor.from_tensor(X[:N])
+    model.fit(tf.data.Dataset.from_tensors((ragged, LABELS[:N])), verbose=0)
+    with pytest.raises(ValueError, match="trained on x=RaggedTensorSpec, y=int32"):
+        given(model)
+    assert given(model, x=X) == (2, f"x={XS}, y={YS}")
+
+
+@pytest.mark.parametrize("said", [{"x": False}, {"x": True}, {"y": True}], ids=str)
+def test_what_says_nothing_is_refused(said):
+    with pytest.raises(ValueError, match=f"Argument `{next(iter(said))}` must be an"):
+        given(dense(), **said)
+
+
 def test_without_an_optional_input(tmp_path):
     """A part that is None stays None."""
     a = keras.Input((4,), name="a")
