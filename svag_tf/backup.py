@@ -10,8 +10,13 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from svag_tf.export import temporary_name, whole_folder
-from svag_tf.saved_state import description_of, first_difference, state_of
+from svag_tf.folders import temporary_name, whole_folder
+from svag_tf.saved_state import (
+    build_optimizers,
+    description_of,
+    first_difference,
+    state_of,
+)
 
 # HDF5, in which Keras keeps weights, ends the process when the disk is full.
 VALUES, STATE, SUMS = "values.npz", "state.json", "SHA256SUMS"
@@ -117,13 +122,10 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def _restore(self, folder):
         model = self.model
-        if not model.optimizer.built:
-            model.optimizer.build(model.trainable_variables)
-        found, expected = (
-            json.loads((folder / STATE).read_text()),
-            description_of(model),
-        )
+        found = json.loads((folder / STATE).read_text())
         epoch = found.pop("epoch")
+        build_optimizers(model, found)
+        expected = description_of(model)
         if found != expected:
             raise ValueError(
                 f"The backup {folder} is that of another model or optimizer. "

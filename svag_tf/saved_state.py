@@ -68,13 +68,86 @@ def shape_and_dtype(variable: Any) -> list[Any]:
 
 
 def state_of(model: keras.Model) -> dict[str, Any]:
-    """All variables that training goes on from, by names: of model and optimizer."""
+    """All variables that training goes on from, by names: of model and optimizers.
+
+    An optimizer that is not built has not been used, and is left out.
+    """
+    own = _own_state(model)
+    for path, variables in _optimizer_variables(model).items():
+        own |= {f"{path}/{i}": v for i, v in enumerate(variables)}
+    return own
+
+
+def _own_state(model: keras.Model) -> dict[str, Any]:
+    """The part of the state that is not the optimizers'."""
     metrics = {id(v) for v in model.metrics_variables}
     own = [v for v in model.variables if id(v) not in metrics] + _rnn_states(model)
     names = [f"model/{i}/{path}" for i, path in enumerate(stable_paths(own))]
-    of_optimizer = model.optimizer.variables
-    names += [f"optimizer/{i}" for i in range(len(of_optimizer))]
-    return dict(zip(names, (*own, *of_optimizer)))
+    return dict(zip(names, own))
+
+
+def optimizers_of(model: keras.Model) -> dict[str, Any]:
+    """All optimizers that a model trains with, by names.
+
+    `optimizer` is the one that the model was compiled with. The others are attributes
+    of it or of its layers, also in lists and dicts: `optimizer/d_optimizer`.
+    """
+    first = {} if model.optimizer is None else {"optimizer": model.optimizer}
+    others = {
+        f"optimizer/{path}": found
+        for path, found in parts_of(model, keras.optimizers.Optimizer).items()
+        if found is not model.optimizer
+    }
+    return first | others
+
+
+def parts_of(model: keras.Model, kind: type) -> dict[str, Any]:
+    """The objects of a class that a model holds, by where they are.
+
+    Those are looked for among the attributes of the model, of its layers and of
+    optimizers, in lists and dicts as well.
+    """
+    found: dict[str, Any] = {}
+    seen: set[int] = set()
+
+    def visit(path: tuple[str, ...], value: Any) -> None:
+        if id(value) in seen:
+            return
+        seen.add(id(value))
+        if isinstance(value, kind):
+            found["/".join(path)] = value
+        if isinstance(value, keras.Layer | keras.optimizers.Optimizer):
+            children = vars(value)
+        elif isinstance(value, dict):
+            children = value
+        elif isinstance(value, list | tuple):
+            children = dict(enumerate(value))
+        else:
+            return
+        by_name = {str(name): child for name, child in children.items()}
+        # What a user has named comes first: Keras' own lists hold the same again.
+        for name in sorted(by_name, key=lambda name: (name.startswith("_"), name)):
+            visit((*path, name), by_name[name])
+
+    visit((), model)
+    return found
+
+
+def _optimizer_variables(model: keras.Model) -> dict[str, list[Any]]:
+    """The variables of the optimizers that are built, each of them once.
+
+    An optimizer that wraps another has that one's variables too.
+    """
+    seen: set[int] = set()
+    result = {}
+    for path, optimizer in optimizers_of(model).items():
+        if not optimizer.built:
+            continue
+        variables = [v for v in optimizer.variables if id(v) not in seen]
+        seen |= {id(v) for v in variables}
+        if variables:
+            result[path] = variables
+    return result
 
 
 def _rnn_states(model: keras.Model) -> list[Any]:
@@ -88,24 +161,83 @@ def _rnn_states(model: keras.Model) -> list[Any]:
 
 
 def description_of(model: keras.Model) -> dict[str, Any]:
-    """What two states must agree in: optimizer, names, shapes, dtypes. Plain JSON."""
+    """What two states must agree in, as plain JSON.
+
+    Of each optimizer its class and what it is built on; names, shapes, dtypes.
+    """
+    names = {id(v): name for name, v in _own_state(model).items()}
+    optimizers = optimizers_of(model)
     return {
-        "optimizer": class_of(model.optimizer),
+        "optimizers": {
+            path: {
+                "class": class_of(optimizers[path]),
+                # Keras has no public name for what an optimizer is built on.
+                "variables": [
+                    names.get(id(v), path_of(v))
+                    for v in optimizers[path]._trainable_variables
+                ],
+            }
+            for path in _optimizer_variables(model)
+        },
         "variables": {n: shape_and_dtype(v) for n, v in state_of(model).items()},
     }
 
 
+def build_optimizers(model: keras.Model, description: dict[str, Any]) -> None:
+    """Builds the model's optimizers as those were whose state is to be restored.
+
+    Args:
+        model: Compiled, and its layers built.
+        description: `description_of` the model that was saved.
+    """
+    own = _own_state(model)
+    optimizers = optimizers_of(model)
+    for path, saved in description.get("optimizers", {}).items():
+        optimizer = optimizers.get(path)
+        if optimizer is None or optimizer.built:
+            continue
+        if path == "optimizer" and type(model).train_step is keras.Model.train_step:
+            optimizer.build(model.trainable_variables)
+        elif all(name in own for name in saved["variables"]):
+            optimizer.build([own[name] for name in saved["variables"]])
+
+
 def first_difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
     """In what two descriptions differ, for a message."""
-    if found["optimizer"] != expected["optimizer"]:
-        return f"Expected {expected['optimizer']}. Found: {found['optimizer']}"
-    expected, found = expected["variables"], found["variables"]
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            break
-    a, b = ("no such variable" if d.get(name) is None else d[name]
-            for d in (expected, found))  # fmt: skip
-    return f"Expected of {name}: {a}. Found: {b}"
+    if "optimizers" not in found:
+        return "It was written by an earlier version of svag_tf."
+    said = "Expected {}: {}. Found: {}".format(*_difference(found, expected))
+    own = [
+        sum(name.startswith("model/") for name in description["variables"])
+        for description in (found, expected)
+    ]
+    if own[0] <= own[1]:
+        return said
+    return (
+        f"{said}. If layers of this model are not built yet, build them first: call "
+        "them on a batch of data."
+    )
+
+
+def _difference(found, expected):
+    """What differs, and what it is in either."""
+    a, b = (
+        {path: one["class"] for path, one in description["optimizers"].items()}
+        for description in (expected, found)
+    )
+    if a != b:
+        return "optimizers", _classes(a), _classes(b)
+    name, a, b = next(
+        (name, expected[part].get(name), found[part].get(name))
+        for part in ("variables", "optimizers")
+        for name in sorted(expected[part].keys() | found[part].keys())
+        if expected[part].get(name) != found[part].get(name)
+    )
+    return f"of {name}", a or "no such variable", b or "no such variable"
+
+
+def _classes(by_path: dict[str, str]) -> str:
+    return ", ".join(f"{path}: {name}" for path, name in by_path.items()) or "none"
 
 
 def _base_and_number(part: str, automatic: Container[str] | None) -> tuple[str, int]:

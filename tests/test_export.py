@@ -15,6 +15,7 @@ from tiers import slow_but
 
 import svag_tf
 from svag_tf import export
+from svag_tf.exported_data import traced_data
 
 tf = pytest.importorskip("tensorflow")
 
@@ -442,7 +443,7 @@ def subclassed(of=Subclassed):
         (without_weights, "trainable variables"),
         (with_python_loss, "calls Python code"),
         (with_foreign_variable, "variables that are not its own, scale"),
-        (subclassed, "must be said"),
+        (subclassed, "What the model takes is not known"),
         (lambda: small(loss="crossentropy"), "argument|must be said"),
         (lambda: small(loss="ctc"), "with the argument `y`|fails"),
         (lambda: small(loss=None), "No loss to compute"),
@@ -453,6 +454,166 @@ def test_what_cannot_be_exported_is_refused(build, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         export.export_trainable(build(), tmp_path / "exported")
     assert list(tmp_path.iterdir()) == []
+
+
+class Custom(Subclassed):
+    """A training step with something more in its loss; `bad` is what is refused."""
+
+    def __init__(self, bad):
+        super().__init__()
+        self.bad = bad
+        self.scale = self.add_weight(initializer="ones", name="scale")
+        self.seed_generator = keras.random.SeedGenerator(1)
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((self(x) - y) ** 2) * self.more(y)
+        gradients = tape.gradient(loss, self.dense.trainable_variables)
+        self.update(gradients, self.dense.trainable_variables)
+        return {"loss": loss}
+
+    def update(self, gradients, variables):
+        self.optimizer.apply(gradients, variables)
+
+
+class Scaled(Custom):
+    scales = (tf.Variable(1.0, name="foreign"),)
+
+    def more(self, y):
+        return self.scales[0] if self.bad else self.scale
+
+
+class Random(Custom):
+    def more(self, y):
+        seed = None if self.bad else self.seed_generator
+        return keras.random.uniform((), seed=seed)
+
+
+class InPython(Custom):
+    def more(self, y):
+        if self.bad:
+            return tf.numpy_function(lambda a: a.sum(), [y], "float32")
+        return keras.ops.sum(y)
+
+
+class Hidden(Custom):
+    """Its optimizer is where it is not looked for."""
+
+    def __init__(self, bad):
+        super().__init__(bad)
+        self.place = types.SimpleNamespace(it=svag_tf.SSD(0.1)) if bad else {}
+        if not bad:
+            self.place["it"] = [svag_tf.SSD(0.1)]
+
+    def more(self, y):
+        return 1.0
+
+    def update(self, gradients, variables):
+        place = self.place.it if self.bad else self.place["it"][0]
+        place.apply(gradients, variables)
+
+
+class Without(Hidden):
+    def update(self, gradients, variables):
+        if not self.bad:
+            return super().update(gradients, variables)
+        for gradient, variable in zip(gradients, variables):
+            variable.assign_sub(0.1 * gradient)
+
+
+class Names(Custom):
+    def more(self, y):
+        return 1.0
+
+    def train_step(self, data):
+        logs = super().train_step(data)
+        return {"_a/b": logs["loss"], "a_b" if not self.bad else "_a_b": 1.0, "ä": 2}
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (Scaled, "not its own, foreign.* in train. Make them weights of the model"),
+        (Random, "not its own, .*seed_generator_state.* need a seed"),
+        (InPython, "calls Python code .* operations of TensorFlow or keras.ops"),
+        (Hidden, "must use an optimizer of the model. Make what it uses"),
+        (Without, "must use an optimizer of the model. Make what it uses"),
+        (Names, "'_a/b' and '_a_b' would both be '_a_b' .* Rename one of them"),
+    ],
+)
+def test_remedies_can_be_followed(build, message, tmp_path):
+    x = np.ones((4, 4), "float32")
+    for bad in (True, False):
+        model = build(bad)
+        model.compile(svag_tf.MSVAG(0.1))
+        if bad:
+            with pytest.raises(ValueError, match=message):
+                export.export_trainable(model, tmp_path / "exported", x, x[:, :2])
+    assert list(tmp_path.iterdir()) == []
+    export.export_trainable(model, tmp_path / "exported", x, x[:, :2])
+    loaded = tf.saved_model.load(str(tmp_path / "exported"))
+    data = {"x": tf.constant(x), "y": tf.constant(x[:, :2])}
+    logs = loaded.signatures["train"](**data)
+    expected = {"_a_b", "a_b", "_"} if build is Names else {"loss"}
+    assert set(logs) == expected
+    loaded.save(path=str(tmp_path / "trained"))
+    model.train_step((data["x"], data["y"]))
+    here = [v.numpy() for v in model.variables]
+    svag_tf.restore_trained(model, tmp_path / "trained")
+    for variable, value in zip(model.variables, here):
+        np.testing.assert_allclose(variable.numpy(), value, rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["crossentropy", "ctc"])
+def test_targets_that_must_be_said(loss, tmp_path):
+    model = keras.Sequential(
+        [keras.Input((6, 4)), keras.layers.Dense(3, activation="softmax")]
+    )
+    model.compile(svag_tf.MSVAG(), loss)
+    with pytest.raises(ValueError, match=r"must be said: .*y=|`x`, `y`"):
+        export.export_trainable(model, tmp_path)
+    x = np.ones((2, 6, 4), "float32")
+    y = np.ones((2, 3), "int32") if loss == "ctc" else x[:, :, :3]
+    export.export_trainable(model, tmp_path, y=y)
+    loaded = tf.saved_model.load(str(tmp_path))
+    logs = loaded.signatures["train"](x=tf.constant(x), y=tf.constant(y))
+    assert float(logs["loss"]) == pytest.approx(model.train_on_batch(x, y), rel=1e-5)
+
+
+def test_names(tmp_path):
+    """Slashes and all that a signature's names cannot have."""
+    left, right = keras.Input((4,), name="l"), keras.Input((3,), name="r")
+    both = keras.layers.Concatenate()([left, right])
+    model = keras.Model(
+        {"a/left": left, "ä/right side": right},
+        {"out/1": keras.layers.Dense(2)(both), "2": keras.layers.Dense(1)(both)},
+    )
+    mae = keras.metrics.MeanAbsoluteError(name="error/mean")
+    model.compile(
+        svag_tf.MSVAG(0.1), {"out/1": "mse", "2": "mse"}, metrics={"out/1": [mae]}
+    )
+    x = {"a/left": np.ones((4, 4)), "ä/right side": np.ones((4, 3))}
+    y = {"out/1": np.ones((4, 2)), "2": np.zeros((4, 1))}
+    model.fit(x, y, verbose=0)
+    svag_tf.export_trainable(model, tmp_path)
+    loaded = tf.saved_model.load(str(tmp_path))
+    signature = loaded.signatures["train"]
+    names = {"x_a_left", "x___right_side", "y_out_1", "y_2"}
+    assert set(signature.structured_input_signature[1]) == names
+    flat = {
+        re.sub(r"[^a-z0-9]", "_", f"{argument}_{key}"): tf.constant(value, "float32")
+        for argument, parts in (("x", x), ("y", y))
+        for key, value in parts.items()
+    }
+    logs = signature(**flat)
+    x, y = ({k: tf.constant(v, "float32") for k, v in d.items()} for d in (x, y))
+    assert set(loaded.train(x=x, y=y)) == set(
+        model.train_on_batch(x, y, return_dict=True)
+    )
+    assert {"loss", "out_1_error_mean"} <= set(logs)
+    inputs = {name: flat[name] for name in ("x_a_left", "x___right_side")}
+    assert set(loaded.signatures["infer"](**inputs)) == {"out_1", "2"}
 
 
 def test_told_what_the_data_is_like(tmp_path):
@@ -622,7 +783,8 @@ def test_model_that_makes_its_training_function(tmp_path):
     svag_tf.export_trainable(model, tmp_path / "exported", x)
     assert model.train_function is None
     model.fit(x, x[:, :2], batch_size=2, verbose=0)
-    assert list(export._traced_shapes(model)) == [[(2, 4), (2, 2)]]
+    ((data, _),) = traced_data(model)
+    assert data == (tf.TensorSpec((2, 4)), tf.TensorSpec((2, 2)))
 
 
 @pytest.mark.parametrize("batch_size", [0, 2.0, True, 3])

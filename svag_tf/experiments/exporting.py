@@ -14,7 +14,8 @@ import numpy as np
 
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.run_folder import RunFolder
-from svag_tf.export import export_trainable, restore_trained, whole_folder
+from svag_tf.export import export_trainable, restore_trained
+from svag_tf.folders import whole_folder
 from svag_tf.optional import tensorflow as tf
 from svag_tf.saved_state import random_states, state_of
 

@@ -1,0 +1,422 @@
+"""What the data of an exported model is like: as said, trained on, or known of it."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import keras
+
+tf: Any = None
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf  # type: ignore[no-redef]
+
+NAMES = ("x", "y", "sample_weight")
+MADE_HERE: Any = weakref.WeakSet()  # Training steps that exports made Keras make.
+
+
+def leaves(structure: Any) -> list[Any]:
+    """The tensors of a structure, which may have None in some places."""
+    return [leaf for leaf in keras.tree.flatten(structure) if leaf is not None]
+
+
+def map_leaves(function: Callable[..., Any], *structures: Any) -> Any:
+    """The structure of what a function makes of the tensors of structures."""
+    return keras.tree.map_structure(
+        lambda first, *more: None if first is None else function(first, *more),
+        *structures,
+    )
+
+
+def shown(arguments: dict[str, Any]) -> str:
+    """What arguments are like, for a message."""
+
+    def leaf(spec):
+        if not isinstance(spec, tf.TensorSpec):
+            return type(spec).__name__
+        return f"{spec.dtype.name}{spec.shape.as_list()}".replace("None", "any")
+
+    return ", ".join(f"{k}={map_leaves(leaf, v)}" for k, v in arguments.items())
+
+
+class Form(NamedTuple):
+    """How `fit` gives a training step its data: bare, or a tuple of so many parts."""
+
+    parts: int
+
+    @classmethod
+    def of(cls, arguments: dict[str, Any]) -> Form:
+        """That of arrays that are given to `fit`."""
+        if len(arguments) > 1:
+            return cls(3 if "sample_weight" in arguments else 2)
+        return cls(int(isinstance(arguments["x"], tuple | list)))
+
+    def packed(self, arguments: dict[str, Any]) -> Any:
+        """The data of a training step."""
+        if not self.parts:
+            return arguments["x"]
+        return tuple(arguments.get(name) for name in NAMES[: self.parts])
+
+
+TRAIN_ON_BATCH = Form(3)
+
+
+class Kind(NamedTuple):
+    """Data of one structure and of certain dtypes that a model was trained on."""
+
+    form: Form
+    steps: list[dict[str, Any]]  # What each of Keras' steps for it takes, as specs.
+    made_here: bool
+
+    def like(self, name: str) -> tuple[Any, ...]:
+        """What two arguments must agree in to be of one kind; None if there is none."""
+        return _like(self.steps[0].get(name))
+
+
+def _like(specs: Any) -> tuple[Any, ...]:
+    return tuple(
+        (path, leaf and (type(leaf), leaf.dtype, leaf.shape.rank))
+        for path, leaf in keras.tree.flatten_with_path(specs)
+    )
+
+
+def traced_data(model: keras.Model) -> Iterator[tuple[Any, Any]]:
+    """Of each of Keras' training steps, the data that it takes, and the step."""
+    parts = [model.train_function]
+    if inspect.isfunction(model.train_function):  # A model may have made its own.
+        parts += inspect.getclosurevars(model.train_function).nonlocals.values()
+    for each in parts:
+        for function in (each, getattr(each, "__wrapped__", None)):
+            traced = getattr(
+                function, "_list_all_concrete_functions_for_serialization", list
+            )
+            for concrete in traced():
+                arguments, _ = concrete.structured_input_signature
+                if arguments:
+                    # That of an iterator is what it gives.
+                    data = getattr(arguments[0], "_element_spec", arguments[0])
+                    yield keras.tree.map_structure(_none_for_nothing, data), concrete
+
+
+def _none_for_nothing(spec):
+    """Data sets and iterators have an empty optional in the place of None."""
+    nothing = isinstance(spec, tf.OptionalSpec | type(tf.type_spec_from_value(None)))
+    return None if nothing else spec
+
+
+def arguments_of(data: Any) -> tuple[Form, dict[str, Any]]:
+    """The data of a training step as arguments. What is not of a known form is `x`."""
+    if isinstance(data, tuple | list) and 0 < len(data) <= len(NAMES):
+        form, parts = Form(len(data)), data
+    else:
+        form, parts = Form(0), [data]
+    return form, {n: part for n, part in zip(NAMES, parts) if part is not None}
+
+
+def kinds(model: keras.Model) -> list[Kind]:
+    """What the model was trained on since `compile`."""
+    found: dict[Any, Kind] = {}
+    for data, concrete in traced_data(model):
+        form, arguments = arguments_of(data)
+        if "x" not in arguments:
+            continue
+        if any(leaf.shape.rank is None for leaf in leaves(arguments)):
+            continue
+        kind = Kind(form, [arguments], concrete in MADE_HERE)
+        key = tuple(kind.like(name) for name in NAMES)
+        if key in found:
+            other = found[key]
+            kind = Kind(
+                min(form, other.form),
+                [*other.steps, arguments],
+                kind.made_here and other.made_here,
+            )
+        found[key] = kind
+    own = [kind for kind in found.values() if not kind.made_here]
+    return own or list(found.values())
+
+
+def trained_kind(model: keras.Model, said: dict[str, Any]) -> Kind | None:
+    """The kind of data that the model was trained on, if it was.
+
+    Args:
+        model: Compiled model.
+        said: Of the arguments that need not be found, what they are like; `False` if
+            there is no such argument, `True` if there is one.
+
+    Raises:
+        ValueError: If there are several kinds. Says which.
+    """
+    known = kinds(model)
+
+    def agrees(kind):
+        return all(
+            (kind.like(name) != _like(None)) == like
+            if isinstance(like, bool)
+            else kind.like(name) == _like(like)
+            for name, like in said.items()
+        )
+
+    known = [kind for kind in known if agrees(kind)] or known
+    unsaid = [name for name in NAMES if name not in said]
+    different = {tuple(kind.like(n) for n in unsaid): kind for kind in known}
+    if "sample_weight" in unsaid:  # Not an argument unless all training had it.
+        different = {
+            key: kind
+            for key, kind in different.items()
+            if kind.like("sample_weight") == _like(None)
+            or (*key[:-1], _like(None)) not in different
+        }
+    if len(different) > 1:
+        raise ValueError(
+            "The model was trained on data of several kinds: "
+            f"{'; '.join(shown(kind.steps[0]) for kind in different.values())}. Say "
+            "which `export_trainable` is to take with the arguments `x`, `y` and "
+            "`sample_weight`: a batch of it, a tf.TensorSpec, or False for none."
+        )
+    kind = next(iter(different.values()), None)
+    found = {} if kind is None else kind.steps[0]
+    for name in set(unsaid) & set(found):
+        if not all(isinstance(leaf, tf.TensorSpec) for leaf in leaves(found[name])):
+            raise ValueError(
+                "The data of an exported model must be dense tensors. This one was "
+                f"trained on {shown(found)}. Compile and train it on data that was "
+                "made dense, tf.sparse.to_dense(x) or x.to_tensor(), or say what is "
+                f"dense with the argument `{name}`."
+            )
+    return kind
+
+
+def general(kind: Kind, name: str, known: Any) -> Any:
+    """What an argument is like for all of a kind's steps, and other batches.
+
+    Args:
+        kind: What the model was trained on.
+        name: Of an argument that there is.
+        known: What the model itself says that the argument is like; `None` if nothing.
+    """
+
+    def spec(*traced):
+        sizes = [set(same) for same in zip(*(each.shape for each in traced))]
+        shape = [same.pop() if len(same) == 1 else None for same in sizes]
+        return tf.TensorSpec([None, *shape[1:]] if shape else [], traced[0].dtype)
+
+    found = map_leaves(spec, *(_as(step[name], like=kind.steps[0][name])
+                               for step in kind.steps))  # fmt: skip
+    own = leaves(known)
+    if len(own) != len(leaves(found)):
+        return found
+    fitting = iter(own)
+
+    def with_known_shape(leaf):
+        shape = next(fitting).shape
+        fits = shape.is_compatible_with(leaf.shape)
+        return tf.TensorSpec(shape, leaf.dtype) if fits else leaf
+
+    return map_leaves(with_known_shape, found)
+
+
+def _as(structure, like):
+    """The same leaves; a tuple may have been a list."""
+    return keras.tree.pack_sequence_as(like, keras.tree.flatten(structure))
+
+
+def known_sizes(model: keras.Model, given: dict[str, Any]) -> list[dict[str, Any]]:
+    """What data is like for which Keras has training steps: the most general first."""
+    own = leaves(given)
+    found = {}
+    for data, _ in traced_data(model):
+        steps = leaves(data)
+        if len(steps) != len(own) or not all(
+            isinstance(step, tf.TensorSpec)
+            and step.shape.rank is not None
+            and step.shape.is_compatible_with(spec.shape)
+            for step, spec in zip(steps, own)
+        ):
+            continue
+        shapes = [a.shape.merge_with(b.shape) for a, b in zip(own, steps)]
+        specs = [tf.TensorSpec(shape, s.dtype) for s, shape in zip(own, shapes)]
+        if specs != own:
+            unknown = sum(n is None for shape in shapes for n in shape)
+            found[-unknown, str(specs)] = specs
+    ordered = [iter(found[key]) for key in sorted(found)]
+    return [map_leaves(lambda _, specs=specs: next(specs), given) for specs in ordered]
+
+
+def of_batch_size(batch_size: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """What arguments are like in batches of one size."""
+    x = {"x": given["x"]}
+    known = {leaf.shape[0] for leaf in leaves(x) if leaf.shape.rank}
+    if type(batch_size) is not int or batch_size < 1 or known - {None, batch_size}:
+        raise ValueError(
+            "Argument `batch_size` must be an integer >= 1, and that of the model's "
+            f"inputs where they have one. Received: batch_size={batch_size!r}, "
+            f"{shown(x)}"
+        )
+
+    def sized(spec):
+        if not spec.shape.rank or spec.shape[0] is not None:
+            return spec
+        return tf.TensorSpec((batch_size, *spec.shape[1:]), spec.dtype)
+
+    return map_leaves(sized, given)
+
+
+def said_of(x: Any, y: Any, sample_weight: Any) -> dict[str, Any]:
+    """What the caller says of data: specs, or whether there is such an argument."""
+    said = {}
+    for name, like in zip(NAMES, (x, y, sample_weight)):
+        whether: dict[str, tuple[bool, ...]]
+        whether = {"x": (), "y": (False,), "sample_weight": (False, True)}
+        if isinstance(like, bool) and like in whether[name]:
+            said[name] = like
+        elif like is not None:
+            said[name] = _specs(name, like)
+    return said
+
+
+def _specs(argument, like):
+    def spec(leaf):
+        if isinstance(leaf, tf.TensorSpec):
+            return tf.TensorSpec(leaf.shape, leaf.dtype)
+        leaf = tf.convert_to_tensor(leaf)
+        return tf.TensorSpec((None, *leaf.shape[1:]), leaf.dtype)
+
+    try:
+        if isinstance(like, bool):
+            raise TypeError("That does not say what it is like.")
+        specs = keras.tree.map_structure(spec, like)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"Argument `{argument}` must be an array, a tensor, a tf.TensorSpec or a "
+            f"structure of them. Received: {argument}={like!r}"
+        ) from error
+    if any(leaf.shape.rank is None for leaf in keras.tree.flatten(specs)):
+        raise ValueError(
+            f"Argument `{argument}` must say how many dimensions there are. Received: "
+            f"{argument}={like!r}"
+        )
+    return specs
+
+
+def inputs_of(model: keras.Model, said: dict[str, Any], kind: Kind | None) -> Any:
+    """What the model takes."""
+    if "x" in said:
+        return said["x"]
+    known = _inputs(model)
+    if kind is not None:
+        return general(kind, "x", known)
+    if known is None:
+        raise ValueError(
+            "What the model takes is not known: it "
+            + ("must be built, " if not model.built else "has no inputs of its own, ")
+            + "and has made no training step since `compile`, or one that leaves no "
+            "record: with run_eagerly=True, or on data of unknown rank. Say what data "
+            "is like, with a batch of it or a tf.TensorSpec: export_trainable(model, "
+            "path, x=..., y=...)."
+        )
+    return known
+
+
+def _inputs(model):
+    """What the model's inputs are like, where it knows them."""
+    if not getattr(model, "inputs", None):
+        return None
+    inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+    for leaf in keras.tree.flatten(inputs):
+        if getattr(leaf, "sparse", False) or getattr(leaf, "ragged", False):
+            raise ValueError(
+                "The model's inputs must be dense. Received: the sparse or ragged "
+                f"input {leaf.name}. Make it dense, keras.Input(...) without `sparse` "
+                "or `ragged`, and the data that the model is given."
+            )
+    return keras.tree.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), inputs)
+
+
+def arguments_for(
+    model: keras.Model,
+    said: dict[str, Any],
+    kind: Kind | None,
+    x: Any,
+    outputs: Callable[[], Any],
+) -> dict[str, Any]:
+    """What all arguments of a training step are like.
+
+    Args:
+        model: Compiled model.
+        said: By the caller.
+        kind: What the model was trained on, if it was.
+        x: What it takes.
+        outputs: Gives what it makes of that, or raises a `ValueError`.
+    """
+    trained = {} if kind is None else kind.steps[0]
+    y = said.get("y", "y" in trained or (kind is None and model.loss is not None))
+    if y is True:
+        y = _trained_targets(model, kind, outputs) or targets(model, outputs())
+    weight = said.get("sample_weight", "sample_weight" in trained)
+    if weight is True and kind is not None and "sample_weight" in trained:
+        weight = general(kind, "sample_weight", None)
+    elif weight is True:
+        weight = tf.TensorSpec(leaves(x)[0].shape[:1])
+    parts = zip(NAMES, (x, y, weight))
+    return {name: like for name, like in parts if like is not False}
+
+
+def _trained_targets(model, kind, outputs):
+    """What targets of training were like; None if there were none."""
+    if kind is None or "y" not in kind.steps[0]:
+        return None
+    known = None
+    if model.loss is not None:
+        with contextlib.suppress(ValueError):  # What there was counts.
+            known = targets(model, outputs())
+    return general(kind, "y", known)
+
+
+def form_for(kind: Kind | None, given: dict[str, Any]) -> Form:
+    """As `fit` gave the model such data, or would give it arrays."""
+
+    def paths(arguments):
+        return [path for path, _ in keras.tree.flatten_with_path(arguments)]
+
+    if kind is None or kind.made_here or paths(kind.steps[0]) != paths(given):
+        return Form.of(given)
+    return kind.form
+
+
+def targets(model: keras.Model, outputs: Any) -> Any:
+    """What targets the model's losses take: a structure like its outputs."""
+    loss = model.loss
+    if not keras.tree.is_nested(outputs):
+        (loss,) = keras.tree.flatten(loss)
+        return _target(loss, outputs)
+    if isinstance(loss, dict):
+        if not isinstance(outputs, dict):
+            outputs = dict(zip(model.output_names, keras.tree.flatten(outputs)))
+        return {
+            key: _target(one, outputs[key])
+            for key, one in loss.items()
+            if one is not None and key in outputs
+        }
+    if keras.tree.is_nested(loss):
+        pairs = zip(keras.tree.flatten(outputs), loss)
+        return [_target(one, output) for output, one in pairs if one is not None]
+    return keras.tree.map_structure(lambda output: _target(loss, output), outputs)
+
+
+def _target(loss, output):
+    try:
+        loss = keras.losses.get(loss)
+    except ValueError as error:
+        raise ValueError(
+            f"What targets go with the loss {loss!r} must be said: "
+            "export_trainable(model, path, y=a batch of them, or a tf.TensorSpec)."
+        ) from error
+    sparse = keras.losses.SparseCategoricalCrossentropy
+    if isinstance(loss, sparse) or loss is keras.losses.sparse_categorical_crossentropy:
+        return tf.TensorSpec(output.shape[:-1], tf.int64)
+    dtype = keras.config.floatx() if output.dtype.is_floating else output.dtype
+    return tf.TensorSpec(output.shape, dtype)

@@ -1,0 +1,319 @@
+"""The functions of an exported model, and their signatures."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import re
+import warnings
+from typing import Any
+
+import keras
+
+from svag_tf.exported_data import (
+    MADE_HERE,
+    TRAIN_ON_BATCH,
+    Form,
+    arguments_for,
+    form_for,
+    inputs_of,
+    known_sizes,
+    leaves,
+    map_leaves,
+    of_batch_size,
+    shown,
+    traced_data,
+    trained_kind,
+)
+from svag_tf.exported_state import (
+    read_checkpoint,
+    tf_state,
+    tf_variable,
+    write_checkpoint,
+)
+from svag_tf.saved_state import (
+    description_of,
+    optimizers_of,
+    parts_of,
+)
+
+tf: Any = None
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf  # type: ignore[no-redef]
+
+_PYTHON_OPS = ("EagerPyFunc", "PyFunc", "PyFuncStateless")
+
+
+def functions_of(model, said, batch_size):
+    """A `tf.Module` of all functions, and the signatures: ready to be saved."""
+    steps = _Steps(model, said, batch_size)
+    given, known = steps.given, steps.known
+    if not model.trainable_variables:
+        raise ValueError(
+            "The model must have trainable variables. It has none. Set `trainable` of "
+            "what is to be trained, and compile the model again."
+        )
+    state = tf_state(model)
+    description = json.dumps(description_of(model))
+    optimizers = [o for o in optimizers_of(model).values() if o.built]
+    if not optimizers:
+        raise ValueError(
+            "The model's training step must use an optimizer of the model. Make what "
+            "it uses an attribute of the model or of a layer; lists and dicts of "
+            "optimizers will do."
+        )
+
+    def train(**arguments):
+        model.reset_metrics()
+        step = functools.partial(steps.train, given, arguments)
+        for specs in known:
+            like = _are_like(arguments, specs)
+            own = functools.partial(steps.train, specs, arguments)
+            step = functools.partial(tf.cond, like, own, step)
+        return step()
+
+    def evaluate(**arguments):
+        model.reset_metrics()
+        return steps.evaluate(arguments)
+
+    def step():
+        return {"step": tf.identity(optimizers[0].iterations)}
+
+    def save(path):
+        with tf.control_dependencies(write_checkpoint(path, state, description)):
+            return step()
+
+    def restore(path):
+        with tf.control_dependencies(read_checkpoint(path, state, description)):
+            return step()
+
+    def train_from(path, to, **arguments):
+        tf.cond(tf.equal(path, ""), step, lambda: restore(path))
+        return train(**arguments) | save(to)
+
+    path = tf.TensorSpec((), tf.string)
+    module, signatures = tf.Module(), {}
+    for name, function, arguments in (
+        ("train", train, given),
+        ("infer", steps.infer, {"x": given["x"]}),
+        ("evaluate", evaluate, given),
+        ("save", save, {"path": path}),
+        ("restore", restore, {"path": path}),
+        ("train_from", train_from, {"path": path, "to": path, **given}),
+    ):
+        if name in steps.missing:
+            continue
+        if function is not steps.infer:
+            function = tf.function(function, autograph=False)
+        concrete = _trace(name, function, arguments)
+        setattr(module, name, function)
+        signatures[name] = _signature(name, concrete, arguments)
+    module.state = state
+    metrics = (*model.metrics, *parts_of(model, keras.metrics.Metric).values())
+    module.metrics = [tf_variable(v) for metric in metrics for v in metric.variables]
+    module.tables = [
+        each
+        for each in tf.train.TrackableView(model).descendants()
+        if isinstance(each, tf.saved_model.experimental.TrackableResource)
+    ]
+    _check_traced(signatures, [*module.state.values(), *module.metrics])
+    if batch_size is None:
+        _let_keras_use_it(model, given)
+    return module, signatures
+
+
+class _Steps:
+    """A model's steps as functions of what their data is like.
+
+    Tracing them lets the model make what it makes when it first sees data: layers,
+    metrics, the variables of optimizers.
+
+    Attributes:
+        given: What the arguments of a training step are like.
+        known: The sizes for which it has a step of its own.
+        missing: Those of the names "infer" and "evaluate" that the model cannot do.
+    """
+
+    def __init__(self, model, said, batch_size):
+        self.model = model
+        self.missing = set()
+        kind = trained_kind(model, said)
+        self.infer = tf.function(self._infer, autograph=False)
+        self._train_step = tf.function(
+            model.train_step, jit_compile=model.jit_compile, autograph=False
+        )
+        self._test_step = tf.function(model.test_step, autograph=False)
+        x = inputs_of(model, said, kind)
+        self.given = arguments_for(model, said, kind, x, lambda: self._outputs(x))
+        self.form = form_for(kind, self.given)
+        self.known = known_sizes(model, self.given)
+        if batch_size is not None:
+            self.known = [of_batch_size(batch_size, self.given)]
+        try:
+            self._trace_train()
+        except ValueError:
+            if batch_size is not None or "x" in said or not self.known:
+                raise
+            # It needs the sizes that it was trained with.
+            self.given, *self.known = self.known
+            self._trace_train()
+        self._try("infer", self.infer, {"x": self.given["x"]})
+        evaluate = tf.function(lambda **a: self.evaluate(a), autograph=False)
+        self._try("evaluate", evaluate, self.given)
+
+    def train(self, specs, arguments):
+        shaped = map_leaves(_of_known_shape, arguments, specs)
+        return dict(self._train_step(self.form.packed(shaped)))
+
+    def evaluate(self, arguments):
+        return dict(self._test_step(self.form.packed(arguments)))
+
+    def _infer(self, x):
+        return self.model.predict_step(Form.of({"x": x}).packed({"x": x}))
+
+    def _outputs(self, x):
+        return _trace("infer", self.infer, {"x": x}).structured_outputs
+
+    def _trace_train(self):
+        step = tf.function(lambda **a: self.train(self.given, a), autograph=False)
+        _trace("train", step, self.given)
+
+    def _try(self, name, function, arguments):
+        try:
+            _trace(name, function, arguments)
+        except ValueError as error:
+            self.missing.add(name)
+            if self._has(name):
+                warnings.warn(
+                    f"The exported model has no signature `{name}`. {error}",
+                    stacklevel=5,
+                )
+
+    def _has(self, name):
+        """Whether a model means to do this, so that it is an error if it does not."""
+        own, step = type(self.model), {"infer": "predict_step", "evaluate": "test_step"}
+        if getattr(own, step[name]) is not getattr(keras.Model, step[name]):
+            return True
+        calls = own.call is not keras.Model.call
+        return calls and (name == "infer" or self.model.loss is not None)
+
+
+def _let_keras_use_it(model, given):
+    """Keras, if it has no step yet, gets the same: for batches of any size."""
+    if (
+        type(model).make_train_function is not keras.Model.make_train_function
+        or model.run_eagerly
+        or any(leaves(data) for data, _ in traced_data(model))
+    ):
+        return
+    model.make_train_function()
+    own_step: Any = model.train_function
+
+    def train(**arguments):
+        return own_step(iter([TRAIN_ON_BATCH.packed(arguments)]))
+
+    # A step of the model's own may take what `fit` gives it and nothing else.
+    with contextlib.suppress(ValueError):
+        _trace("train", tf.function(train, autograph=False), given)
+    MADE_HERE.update(step for _, step in traced_data(model))
+
+
+def _are_like(tensors, specs):
+    """Whether tensors have the shapes of specs: a boolean tensor."""
+    return tf.reduce_all(
+        [
+            tf.shape(tensor)[axis] == n
+            for tensor, spec in zip(leaves(tensors), leaves(specs))
+            for axis, n in enumerate(spec.shape)
+            if n is not None
+        ]
+    )
+
+
+def _of_known_shape(tensor, spec):
+    """The tensor, of whose shape TensorFlow knows what it does in Python, not more.
+
+    Its optimizer takes shapes from wherever in a graph they are known: from the caller
+    (a loaded function is traced anew for the shapes that it is called with), or from
+    the other branch of a condition. It does not see through an optional.
+    """
+    return tf.raw_ops.OptionalGetValue(  # Raises an error if the shape is another.
+        optional=tf.raw_ops.OptionalFromValue(components=[tensor]),
+        output_types=[spec.dtype],
+        output_shapes=[spec.shape],
+    )[0]
+
+
+def _trace(name, function, arguments):
+    try:
+        return function.get_concrete_function(**arguments)
+    except Exception as error:  # Whatever a model's own code raises.
+        raise ValueError(
+            f"The model cannot be exported: {name}({shown(arguments)}) fails. If its "
+            "data is not like that, tell `export_trainable` what it is like with the "
+            f"arguments `x`, `y` and `sample_weight`. The error was: {error}"
+        ) from error
+
+
+def _signature(name, concrete, arguments):
+    """The same as `concrete`, with a name for each tensor that goes in or out."""
+    specs: dict[str, Any] = {}
+    for argument in sorted(arguments):  # As `keras.tree` goes through a dict.
+        specs |= _named(argument, arguments[argument])
+    outputs = concrete.structured_outputs
+    output = "" if isinstance(outputs, dict) else "output"
+    _named(output, outputs)  # Raises an error of its own.
+
+    def function(**tensors):
+        ordered = iter([tensors[name] for name in specs])
+        inputs = map_leaves(lambda _: next(ordered), arguments)
+        return _named(output, concrete(**inputs))
+
+    specs = {k: tf.TensorSpec(v.shape, v.dtype, k) for k, v in specs.items()}
+    return _trace(name, tf.function(function, autograph=False), specs)
+
+
+def _named(prefix, structure):
+    """The tensors of a structure by names made of where they are in it."""
+    named: dict[str, Any] = {}
+    paths: dict[str, str] = {}
+    for path, leaf in keras.tree.flatten_with_path(structure):
+        if leaf is None:
+            continue
+        parts = [str(part) for part in path]
+        name = "_".join([prefix] * bool(prefix) + parts)
+        name = re.sub(r"\W", "_", name, flags=re.ASCII)
+        if name in named:
+            raise ValueError(
+                f"The model cannot be exported: {paths[name]!r} and {'/'.join(parts)!r}"
+                f" would both be {name!r} in a signature, whose names have letters, "
+                "digits and _ only. Rename one of them."
+            )
+        named[name], paths[name] = leaf, "/".join(parts)
+    return named
+
+
+def _check_traced(signatures, known):
+    """Raises an error if functions need what a SavedModel cannot hold."""
+    known = {id(v) for v in known}
+    for name, function in signatures.items():
+        graph = function.graph.as_graph_def()
+        for nodes in (graph.node, *(f.node_def for f in graph.library.function)):
+            for node in nodes:
+                if node.op in _PYTHON_OPS:
+                    raise ValueError(
+                        "The model cannot be exported: it calls Python code (a "
+                        f"tf.py_function or tf.numpy_function, {node.name} in {name}), "
+                        "and a SavedModel has none. Write it with operations of "
+                        "TensorFlow or keras.ops."
+                    )
+        unknown = [v.name for v in function.graph.variables if id(v) not in known]
+        if unknown:
+            raise ValueError(
+                "The model cannot be exported: it uses variables that are not its own, "
+                f"{', '.join(unknown)} in {name}. Make them weights of the model or a "
+                "layer (add_weight), and the optimizer, metric or layer that they "
+                "belong to an attribute of the model. Functions of keras.random need a "
+                "seed: a keras.random.SeedGenerator that is an attribute of a layer."
+            )

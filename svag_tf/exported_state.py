@@ -1,0 +1,99 @@
+"""The state of an exported model, and the operations that write and read it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from svag_tf.saved_state import state_of
+
+tf: Any = None
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf  # type: ignore[no-redef]
+
+DESCRIPTION = "svag_tf_description"  # Its name in a checkpoint.
+_UNREADABLE = (
+    "cannot be restored: it is missing, damaged or not the checkpoint of an exported "
+    "model. The log has TensorFlow's own message."
+)
+
+
+def tf_variable(variable):
+    return variable.value if isinstance(variable, keras.Variable) else variable
+
+
+def tf_state(model):
+    """All variables that training goes on from, by the names of a checkpoint."""
+    return {name: tf_variable(v) for name, v in state_of(model).items()}
+
+
+def write_checkpoint(path, variables, description):
+    """The operations that write variables to a checkpoint of TensorFlow's format."""
+    index = tf.data.Dataset.from_tensors(tf.strings.join([path, ".index"]))
+    there = index.map(tf.io.read_file).ignore_errors()
+    taken = there.reduce(False, lambda *_: True)
+    checks = [
+        tf.debugging.Assert(
+            path != "", ["The path of a checkpoint must not be empty."]
+        ),
+        tf.debugging.Assert(
+            ~taken, ["A checkpoint is not overwritten. Save to another path than", path]
+        ),
+    ]
+    with tf.control_dependencies(checks):
+        operation = tf.raw_ops.SaveV2(
+            prefix=path,
+            tensor_names=[DESCRIPTION, *variables],
+            shape_and_slices=[""] * (1 + len(variables)),
+            tensors=[description, *(v.read_value() for v in variables.values())],
+        )
+    return [operation]
+
+
+def read_checkpoint(path, variables, description):
+    """The operations that give variables their values in a checkpoint."""
+    dtypes = [v.dtype for v in variables.values()]
+    found = _reading(path, [DESCRIPTION], [tf.string])
+    readable = tf.debugging.Assert(found != "", [path, _UNREADABLE])
+    with tf.control_dependencies([readable]):
+        same = tf.debugging.Assert(
+            found == description,
+            [path, "is the checkpoint of another model or optimizer. Expected",
+             description, "Found", found],
+        )  # fmt: skip
+    with tf.control_dependencies([same]):
+        found = _reading(path, [DESCRIPTION, *variables], [tf.string, *dtypes])
+        whole = tf.debugging.Assert(found != "", [path, _UNREADABLE])
+    with tf.control_dependencies([whole]):
+        values = _restored(path, list(variables), dtypes)
+    values = [
+        tf.ensure_shape(value, variable.shape)
+        for value, variable in zip(values, variables.values())
+    ]
+    with tf.control_dependencies(values):  # All of them are there, or none is assigned.
+        return [
+            variable.assign(value, read_value=False)
+            for value, variable in zip(values, variables.values())
+        ]
+
+
+def _reading(path, names, dtypes):
+    """The first of the named strings and tensors of a checkpoint, "" if one fails.
+
+    An error can be caught in a data set only, and must be: TensorFlow's own messages
+    do not always name the file.
+    """
+    read = tf.data.Dataset.from_tensors(path).map(
+        lambda path: _restored(path, names, dtypes)[0]
+    )
+    return read.ignore_errors(log_warning=True).reduce("", lambda _, found: found)
+
+
+def _restored(path, names, dtypes):
+    return tf.raw_ops.RestoreV2(
+        prefix=path,
+        tensor_names=names,
+        shape_and_slices=[""] * len(names),
+        dtypes=dtypes,
+    )

@@ -1,0 +1,67 @@
+"""Folders that are whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+import keras
+
+_TEMPORARY_PREFIX = ".tmp-"
+_WRITE_ERRORS: tuple[type[Exception], ...] = (OSError,)
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+
+    _WRITE_ERRORS += (tf.errors.OpError,)
+
+
+@contextlib.contextmanager
+def whole_folder(path):
+    """Gives a temporary folder to make, which then takes the place of `path`.
+
+    Its content is on the disk before the rename, and the rename is atomic: `path` is
+    whole, or as it was.
+
+    Args:
+        path: Folder that does not exist, or is empty.
+
+    Raises:
+        FileExistsError: If it exists and is not an empty folder.
+        OSError: If it cannot be written. Names it.
+    """
+    path = Path(os.path.abspath(path))
+    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(
+            f"{path} exists. Export to a new or an empty folder, or move it away."
+        )
+    temporary = temporary_name(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if temporary.exists():  # Left by a process that was killed.
+            shutil.rmtree(temporary)
+        yield temporary
+        for file in (*temporary.rglob("*"), temporary):
+            _sync(file)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except _WRITE_ERRORS as error:
+        raise OSError(f"Cannot write {path}: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def temporary_name(path):
+    """The folder beside a folder where that is made, or deleted."""
+    return path.with_name(_TEMPORARY_PREFIX + path.name)
+
+
+def _sync(path):
+    if os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
