@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from svag_tf.export import temporary_name, whole_folder
+from svag_tf.folders import make_writable
 from svag_tf.saved_state import description_of, first_difference, state_of
 
 # HDF5, in which Keras keeps weights, ends the process when the disk is full.
@@ -37,8 +38,9 @@ class BackupAndRestore(keras.callbacks.Callback):
             to `True`.
 
     Raises:
-        OSError: While training, if a backup cannot be written. Names it; those before
-            are whole.
+        OSError: At the start of `fit`, if `backup_dir` is not a folder that can be
+            written; later, if a backup cannot be written. Names it; those before are
+            whole.
         ValueError: At the start of `fit`, if there are backups and none is whole, or
             if the last whole one is that of another model or optimizer. Names it.
 
@@ -73,6 +75,7 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         """Restores the last backup that is whole."""
+        make_writable("backup_dir", self.backup_dir)
         folders = self._folders()
         for folder in folders:
             if _is_whole(folder):
