@@ -16,42 +16,12 @@ model.compile(optimizer=svag_tf.MSVAG(learning_rate=0.1), loss="mse")
 `gradient_statistics` computes what they estimate: the exact gradient and its variance.
 """
 
+import sys as _sys
+import warnings as _warnings
+
+from svag_tf import backend as _backend
+
 __version__ = "0.1.0"
-
-_OLDEST_KERAS = (3, 10)
-
-try:
-    import keras as _keras
-except ImportError as _error:
-    if (_error.name or "").partition(".")[0] not in (
-        "keras",
-        "tensorflow",
-        "jax",
-        "torch",
-    ):
-        raise
-    raise ImportError(
-        "svag_tf needs Keras 3 and one of its backends, and "
-        f"`import keras` failed: {_error}. Install a backend: "
-        "`pip install tensorflow` (the default; or tensorflow-cpu), "
-        "`pip install jax keras` and set KERAS_BACKEND=jax, or "
-        "`pip install torch keras` and set KERAS_BACKEND=torch.",
-        name=_error.name,
-    ) from _error
-
-if tuple(int(part) for part in _keras.__version__.split(".")[:2]) < _OLDEST_KERAS:
-    raise ImportError(
-        f"svag_tf needs Keras {'.'.join(map(str, _OLDEST_KERAS))} or later. "
-        f"Found: keras {_keras.__version__}. Run `pip install --upgrade keras`."
-    )
-
-
-from svag_tf import callbacks, convert, distribution  # noqa: E402
-from svag_tf.export import export_trainable, restore_trained  # noqa: E402
-from svag_tf.gradients import GradientStatistics, gradient_statistics  # noqa: E402
-from svag_tf.optimizer_state import OptimizerStateWarning  # noqa: E402
-from svag_tf.optimizers import MSGD, MSSD, MSVAG, MSVAS, SSD, SVAG, SVAS  # noqa: E402
-from svag_tf.saved_state import keep_random_state, restore_latest  # noqa: E402
 
 __all__ = [
     "MSGD",
@@ -73,3 +43,22 @@ __all__ = [
     "restore_latest",
     "restore_trained",
 ]
+
+try:
+    _backend.check()
+except ImportError as _error:
+    # `svag_tf.report` reads files and needs no Keras, and Python imports this package
+    # before it. So whoever uses what is missing hears of it here and once more then;
+    # and `python -m svag_tf.report`, during whose import argv begins with "-m", never.
+    if _sys.argv[:1] != ["-m"]:
+        if not isinstance(_error, _backend.MissingError):
+            raise
+        _warnings.warn(str(_error), stacklevel=2)
+    globals()["__getattr__"] = _backend.lacking(_error, __all__)
+else:
+    from svag_tf import callbacks, convert, distribution
+    from svag_tf.export import export_trainable, restore_trained
+    from svag_tf.gradients import GradientStatistics, gradient_statistics
+    from svag_tf.optimizer_state import OptimizerStateWarning
+    from svag_tf.optimizers import MSGD, MSSD, MSVAG, MSVAS, SSD, SVAG, SVAS
+    from svag_tf.saved_state import keep_random_state, restore_latest

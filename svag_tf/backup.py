@@ -10,7 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from svag_tf.folders import temporary_name, whole_folder
+from svag_tf.folders import make_writable, temporary_name, whole_folder
 from svag_tf.saved_state import (
     build_optimizers,
     description_of,
@@ -42,8 +42,9 @@ class BackupAndRestore(keras.callbacks.Callback):
             to `True`.
 
     Raises:
-        OSError: While training, if a backup cannot be written. Names it; those before
-            are whole.
+        OSError: At the start of `fit`, if `backup_dir` is not a folder that can be
+            written; later, if a backup cannot be written. Names it; those before are
+            whole.
         ValueError: At the start of `fit`, if there are backups and none is whole, or
             if the last whole one is that of another model or optimizer. Names it.
 
@@ -78,6 +79,7 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         """Restores the last backup that is whole."""
+        make_writable("backup_dir", self.backup_dir)
         folders = self._folders()
         for folder in folders:
             if _is_whole(folder):

@@ -19,6 +19,7 @@ import keras
 import numpy as np
 
 from svag_tf.optimizer_state import RECORD
+from svag_tf.optimizers.arguments import names
 from svag_tf.optimizers.base import MomentOptimizer
 
 parts: Any = None
@@ -152,7 +153,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         **kwargs: As for `keras.optimizers.LossScaleOptimizer`.
 
     Raises:
-        TypeError: `inner_optimizer` is none of svag_tf's.
+        TypeError: `inner_optimizer` is none of svag_tf's, or an argument is unknown.
 
     Example:
 
@@ -165,6 +166,11 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     Reference: P. Micikevicius et al., "Mixed Precision Training", ICLR 2018.
     """
 
+    # From old files Keras takes those of all optimizers, if they are at their defaults.
+    _arguments = {
+        "dynamic", *names(keras.optimizers.LossScaleOptimizer)
+    } - {"learning_rate"}  # fmt: skip
+
     def __init__(self, inner_optimizer: Any, *args: Any, **kwargs: Any):
         if not isinstance(inner_optimizer, MomentOptimizer):
             raise TypeError(
@@ -175,6 +181,12 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             raise ValueError(
                 'An optimizer with variance="replicas" cannot be used with loss '
                 "scaling, which changes its variances. Use mixed_bfloat16."
+            )
+        for name in kwargs.keys() - self._arguments:
+            raise TypeError(
+                f"{type(self).__name__} has no argument `{name}`. Besides "
+                "initial_scale, dynamic_growth_steps and name all are those of the "
+                f"optimizer in it: {type(inner_optimizer).__name__}({name}=...)"
             )
         super().__init__(inner_optimizer, *args, **kwargs)
         inner_optimizer.scaled_by_keras = False

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from svag_tf.callbacks import (
+from svag_tf.noise_files import (
     BINS,
     COLUMNS,
     HISTOGRAM_COLUMNS,

@@ -15,7 +15,7 @@ import tensorflow as tf
 from keras import ops
 
 import svag_tf
-from svag_tf import callbacks, distribution
+from svag_tf import distribution, noise_files
 from svag_tf.experiments.distributed import Distribution, Mirrored, mirrored_strategy
 from svag_tf.experiments.training import Batches, train
 
@@ -484,7 +484,7 @@ def check_train_mirrored(strategy):
         folder = Path(sys.argv[1]) / name
         rows = train(config, folder, report=lambda row: None)
         model = keras.models.load_model(folder / "model.keras", compile=False)
-        noise = callbacks.read_table(folder / "noise.csv", callbacks.COLUMNS)
+        noise = noise_files.read_table(folder / "noise.csv", noise_files.COLUMNS)
         results[name] = rows, model.get_weights(), noise
     for a, b in zip(results["none"][1], results["mirrored"][1]):
         np.testing.assert_allclose(a, b, atol=1e-6)

@@ -3,6 +3,9 @@ a strategy."""
 
 import os
 import sys
+import tempfile
+import warnings
+from pathlib import Path
 
 if sys.argv[1:] == ["jax"]:  # Before JAX is imported.
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
@@ -13,6 +16,7 @@ import numpy as np
 from scipy.special import erf
 
 import svag_tf
+from svag_tf import noise_files
 
 
 def twin(kind, theta, gradients, rate, beta=0.9, second=None, batch_size=1.0):
@@ -103,6 +107,40 @@ def check_fit(optimizer="msvag", strategy=None):
             np.testing.assert_allclose(values[key], [value], 2e-4, err_msg=key)
 
 
+def check_files():
+    """The histograms of preset "full", counted by NumPy from the same averages."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, name="dense")])
+    model.compile(svag_tf.MSVAG(0.01), "mse")
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(32, 3)), rng.normal(size=(32, 4))
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "No TensorBoard files")
+        noise = svag_tf.callbacks.GradientNoise(8, "full", folder)
+        model.fit(x, y, 4, verbose=0, callbacks=[noise])
+        path = Path(folder, "noise_histograms.csv")
+        rows = noise_files.read_table(path, noise_files.HISTOGRAM_COLUMNS)
+    moments = zip(model.optimizer.m_tilde, model.optimizer.v_tilde)
+    gamma, eta2 = [], []
+    for first, second in moments:
+        m, v = (
+            keras.ops.convert_to_numpy(a).astype(np.float64).ravel() / (1 - 0.9**8)
+            for a in (first, second)
+        )
+        rho = 0.1 * (1 + 0.9**8) / (1.9 * (1 - 0.9**8))
+        s = np.maximum(v - m**2, 0) / (1 - rho)
+        gamma += [*(m**2 / (m**2 + rho * s))]
+        eta2 += [*np.log10(s / m**2)]
+    bins = noise_files.BINS
+    expected = {
+        "gamma": np.histogram(gamma, bins, (0, 1))[0],
+        "log10_eta2": np.histogram(eta2, bins, (-5, 5))[0],
+    }
+    assert len(rows) == 4
+    for row in rows:
+        counts = [int(row[f"bin_{i}"]) for i in range(bins)]
+        assert counts == expected[row["quantity"]].tolist(), row
+
+
 def main(mode):
     if mode == "mirrored":
         import tensorflow as tf
@@ -114,6 +152,7 @@ def main(mode):
     else:
         check_fit()
         check_fit("adam")
+        check_files()
         for check in gradient_checks.CHECKS:
             check()
     if mode == "jax":

@@ -152,3 +152,14 @@ def test_of_another_model(backups):
         assert state(model)[: len(before)] == before
     with pytest.raises(ValueError, match="must be the path of a folder"):
         BackupAndRestore("")
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    """Said before the first step."""
+    (tmp_path / "file").write_text("")
+    model = model_of()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        message = re.escape(f"Received: backup_dir={str(path)!r}: ")
+        with pytest.raises(OSError, match=f"`backup_dir` must be a folder.*{message}"):
+            fit(model, path, 1)
+    assert int(model.optimizer.iterations) == 0

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import time
 import types
 import urllib.parse
@@ -18,17 +19,10 @@ from noise_checks import OPTIMIZERS, twin
 from test_backends import BACKENDS, python_on
 
 import svag_tf
-from svag_tf import callbacks
-from svag_tf.callbacks import (
-    BINS,
-    COLUMNS,
-    HISTOGRAM_COLUMNS,
-    OVERALL,
-    GradientNoise,
-    noise_scale,
-    read_table,
-)
+from svag_tf import callbacks, noise_files
+from svag_tf.callbacks import GradientNoise, noise_scale
 from svag_tf.gradients import compiled
+from svag_tf.noise_files import BINS, COLUMNS, HISTOGRAM_COLUMNS, OVERALL, read_table
 
 tf = pytest.importorskip("tensorflow")
 
@@ -393,7 +387,7 @@ def test_files(tmp_path):
     last = rows[-1]
     assert last["epoch"] == "2" and float(last["learning_rate"]) == pytest.approx(0.01)
     assert float(last["loss"]) > 0 and float(last["seconds"]) >= 0
-    for name in callbacks.QUANTITIES:
+    for name in noise_files.QUANTITIES:
         assert float(last[name]) == pytest.approx(
             history[f"noise/{name}"][-1], rel=1e-6, nan_ok=True
         )
@@ -488,7 +482,7 @@ def test_a_tensorboard_server_shows_them(tmp_path):
 
 
 def test_without_tensorboard(tmp_path, monkeypatch):
-    monkeypatch.setattr(callbacks, "_tensorboard", lambda: (None, None))
+    monkeypatch.setattr(noise_files, "_tensorboard", lambda: (None, None))
     with pytest.warns(UserWarning, match="No TensorBoard files"):
         fit(linear_model(svag_tf.MSVAG()), GradientNoise(log_dir=tmp_path))
     assert os.listdir(tmp_path) == ["noise.csv"]
@@ -501,6 +495,45 @@ def test_another_file_of_that_name(tmp_path):
     with pytest.raises(ValueError, match="must start with the columns step, epoch"):
         fit(model, GradientNoise(log_dir=tmp_path))
     assert (tmp_path / "noise.csv").read_text() == "a,b\n1,2\n"
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, disk_of):
+    """Said before the first step, and nothing is left."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "run" / "tensorboard").mkdir(parents=True)
+    (tmp_path / "run" / "tensorboard" / "noise").write_text("")
+    model = linear_model(svag_tf.MSVAG())
+    for path, named in (
+        ("file", "file"),
+        ("file/below", "file/below"),
+        ("run", "run/tensorboard/noise"),
+    ):
+        message = re.escape(f"Received: log_dir={str(tmp_path / named)!r}: ")
+        with pytest.raises(OSError, match=f"`log_dir` must be a folder.*{message}"):
+            fit(model, GradientNoise(log_dir=tmp_path / path))
+    disk_of(0)
+    with pytest.raises(OSError, match=r"`log_dir` must be a folder .*File too large"):
+        fit(model, GradientNoise(log_dir=tmp_path / "new"))
+    disk_of(None)
+    assert os.listdir(tmp_path / "new") == []
+    assert int(model.optimizer.iterations) == 0
+
+
+def test_without_permission(tmp_path):
+    tmp_path.chmod(0o500)
+    if os.access(tmp_path, os.W_OK):
+        pytest.skip("this user may write everywhere")
+    with pytest.raises(OSError, match=r"must be a folder .*Permission denied"):
+        fit(linear_model(svag_tf.MSVAG()), GradientNoise(log_dir=tmp_path))
+
+
+def test_a_disk_that_fills_up(tmp_path, disk_of):
+    noise = GradientNoise(every=2, log_dir=tmp_path)
+    fit(linear_model(svag_tf.MSVAG()), noise, batches=2)
+    files = noise_files.Files(tmp_path, 2)
+    disk_of((tmp_path / "noise.csv").stat().st_size)
+    with pytest.raises(OSError, match=r"Cannot write .*noise\.csv: .*File too large"):
+        files.write([4, 1, 0.0, 0.1, 0.0], {OVERALL: {}})
 
 
 @pytest.mark.parametrize(
@@ -531,6 +564,7 @@ def test_optimizers_that_cannot_be_measured(optimizer, received):
         ),
         ({"every": 1.5}, TypeError, "`every` must be .*every=1.5 of type float"),
         ({"every": True}, TypeError, "`every` must be"),
+        ({"log_dir": ""}, ValueError, "`log_dir` must be the path of a folder"),
         ({"log_dir": 3}, TypeError, "`log_dir` must be a path .*log_dir=3 of type int"),
         ({"batch_size": -1}, ValueError, "`batch_size` must be .*batch_size=-1"),
         ({"preset": "huge"}, ValueError, "'economy', 'business', 'full'.*'huge'"),

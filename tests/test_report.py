@@ -9,9 +9,11 @@ import subprocess
 import keras
 import numpy as np
 import pytest
+from test_import import block, python
 
 from svag_tf import MSVAG, report
-from svag_tf.callbacks import BINS, COLUMNS, HISTOGRAM_COLUMNS, OVERALL, GradientNoise
+from svag_tf.callbacks import GradientNoise
+from svag_tf.noise_files import BINS, COLUMNS, HISTOGRAM_COLUMNS, OVERALL
 
 pytest.importorskip("plotly")
 
@@ -317,3 +319,23 @@ def test_in_a_browser(runs, tmp_path):
     assert told["wrong"] == [] and told["loaded"] == []
     assert len(told["drawn"]) == len(figures_of(page)) and min(told["drawn"]) > 0
     assert sorted(told["backgrounds"]) == ["rgb(22, 24, 28)", "rgb(255, 255, 255)"]
+
+
+def test_needs_no_keras(runs, tmp_path):
+    """Neither Keras nor a backend; and what KERAS_BACKEND says does not matter."""
+    block(tmp_path)
+    order = [str(runs[0]), f"--output={tmp_path / 'page.html'}"]
+    call = ["-c", f"from svag_tf import report; report.main({order!r})"]
+    command = ["-m", "svag_tf.report", *order]
+    for arguments, variables in (
+        (command, {"stubs": tmp_path}),
+        (command, {"KERAS_BACKEND": "pytorch"}),
+        (call, {"stubs": tmp_path}),
+    ):
+        ran = python(*arguments, **variables)
+        assert ran.returncode == 0, ran.stderr
+        assert ran.stdout == f"Wrote {tmp_path / 'page.html'}\n"
+        assert figures_of((tmp_path / "page.html").read_text())
+        (tmp_path / "page.html").unlink()
+        if arguments is command:
+            assert ran.stderr == ""

@@ -1,7 +1,6 @@
 """What the seven optimizers share: arguments, slots, step count and dispatch."""
 
 import functools
-import inspect
 import math
 import numbers
 import threading
@@ -14,6 +13,7 @@ from keras import ops
 
 from svag_tf import rules
 from svag_tf.optimizer_state import OptimizerState
+from svag_tf.optimizers import arguments
 
 checkpoints: Any = None
 kernels: Any = None
@@ -24,116 +24,6 @@ if keras.backend.backend() == "tensorflow":
 
 # The optimizer, the learning rate and the scalars of the update that is being made.
 _STEPS = threading.local()
-
-_STATE_DTYPES = ("float16", "bfloat16", "float32", "float64")
-
-_KERAS_ARGUMENTS = """\
-state_dtype: Dtype of the slots: `"float16"`, `"bfloat16"`, `"float32"`,
-            `"float64"`, or `None` for float32 with float16 and bfloat16 variables
-            and the variable's own dtype otherwise. Slots are updated in the widest
-            of float32, the variable's and the slots' dtype, then stored, and the
-            step is computed, as wide, from what is stored. Defaults to `None`.
-        jit_compile: `"auto"`, `True` or `False`: whether the update is compiled by XLA
-            and made in place, on the TensorFlow backend (see `svag_tf.kernels`).
-            `"auto"` compiles wherever XLA serves the variable's device; `False` runs
-            the same rule op by op. Whether the training step around it is compiled is
-            the affair of `model.compile`. Without effect on other backends. Defaults
-            to `"auto"`.
-        sparse_updates: `"exact"` or `"lazy"`: what a sparse gradient does, a
-            `tf.IndexedSlices`, which is what an embedding has on the TensorFlow
-            backend. `"exact"`: the same as the dense gradient that it stands for,
-            which is 0 in the other rows: their averages decay and they move on.
-            `"lazy"`: only the rows that it touches are read and written, at a cost
-            that does not grow with the table. Each row then counts its own updates,
-            for a bias correction and a rho that are right for it. That is a different
-            algorithm: a row's averages run over the batches in which it occurs, not
-            over all. Dense gradients update all rows. Ignored where gradients are
-            made dense: on other backends, and with clipping, gradient accumulation or
-            `loss_scale_factor`. Defaults to `"exact"`.
-        weight_decay: Float >= 0 or `None`. Decoupled weight decay: before the
-            update, theta <- theta - learning_rate * weight_decay * theta. Defaults
-            to `None`.
-        clipnorm: Float >= 0 or `None`. Each variable's gradient is scaled down to
-            this Euclidean norm. Defaults to `None`.
-        clipvalue: Float >= 0 or `None`. Each element of the gradient is clipped to
-            [-clipvalue, clipvalue]. Defaults to `None`.
-        global_clipnorm: Float >= 0 or `None`. All gradients together are scaled
-            down to this Euclidean norm. At most one of the three clippings can be
-            set. Defaults to `None`.
-        use_ema: Whether to keep an exponential moving average of the weights.
-            Defaults to `False`.
-        ema_momentum: Float in [0, 1]. Its decay. Defaults to `0.99`.
-        ema_overwrite_frequency: Integer >= 1 or `None`. The weights are overwritten
-            by their average every so many updates; with `None` only by
-            `finalize_variable_values()`, which `fit` calls at its end. Defaults to
-            `None`.
-        loss_scale_factor: Float or `None`. The loss is multiplied, and the gradient
-            divided, by this constant. Defaults to `None`.
-        gradient_accumulation_steps: Integer >= 2 or `None`. One update is made from
-            the mean gradient of so many steps; beta powers count updates, learning
-            rate schedules count steps. Defaults to `None`.
-        name: Name of the optimizer. Defaults to `None`: the class's name."""
-
-
-def _check_number(name, value, interval, contains):
-    """Returns `value` as a float, or raises an error that says what is allowed."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(
-            f"Argument `{name}` must be a number in {interval}. "
-            f"Received: {name}={value!r} of type {type(value).__name__}"
-        )
-    number = float(value)
-    if not contains(number):
-        raise ValueError(
-            f"Argument `{name}` must be a number in {interval}. "
-            f"Received: {name}={value!r}"
-        )
-    return number
-
-
-def _is_size(number):
-    return 0.0 <= number < math.inf
-
-
-def _check_learning_rate(value):
-    if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
-        return value
-    if callable(value):
-        return value
-    try:
-        return _check_number("learning_rate", value, "[0, inf)", _is_size)
-    except TypeError as error:
-        raise TypeError(
-            f"{error}. A `keras.optimizers.schedules.LearningRateSchedule` or a "
-            "callable without arguments is accepted as well."
-        ) from None
-
-
-def _check_state_dtype(value):
-    if value is None:
-        return None
-    try:
-        dtype = keras.backend.standardize_dtype(value)
-    except (TypeError, ValueError):
-        dtype = None
-    if dtype in _STATE_DTYPES:
-        return dtype
-    error = ValueError if isinstance(value, str) or dtype else TypeError
-    raise error(
-        f"Argument `state_dtype` must be None or one of {', '.join(_STATE_DTYPES)}. "
-        f"Received: state_dtype={value!r}"
-    )
-
-
-def check_choice(name, value, choices):
-    """Returns `value` if it is one of `choices`, strings and bools, or raises."""
-    if isinstance(value, str | bool) and value in choices:
-        return value
-    error = ValueError if isinstance(value, str) else TypeError
-    raise error(
-        f"Argument `{name}` must be one of {', '.join(map(repr, choices))}. "
-        f"Received: {name}={value!r} of type {type(value).__name__}"
-    )
 
 
 def _check_shape(gradient, variable):
@@ -183,7 +73,7 @@ def _check_variable(variable):
         dtype = keras.backend.standardize_dtype(variable.dtype)
     except ValueError:  # One that Keras does not know.
         dtype = getattr(variable.dtype, "name", str(variable.dtype))
-    if dtype not in _STATE_DTYPES:
+    if dtype not in arguments.STATE_DTYPES:
         remedy = "Give the optimizer the model's trainable variables alone."
         if dtype.startswith("complex"):
             remedy = (
@@ -191,7 +81,7 @@ def _check_variable(variable):
                 "the complex number of them in the model."
             )
         raise ValueError(
-            f"A variable must be of one of the dtypes {', '.join(_STATE_DTYPES)}. "
+            f"A variable must be of one of the dtypes {', '.join(arguments.STATE_DTYPES)}. "
             f"Received: the variable {path} of dtype {dtype}. {remedy}"
         )
     shape = variable.shape
@@ -228,13 +118,8 @@ def _rule_methods(cls):
 @functools.cache
 def _rule_arguments(cls):
     """The arguments of a class's constructor beyond those that all of them have."""
-    common = {"self", "args", "kwargs", "beta"}
-    for base in MomentOptimizer.__mro__:
-        common.update(inspect.signature(base.__init__).parameters)
-    found: dict[str, None] = {}
-    for base in cls.__mro__:
-        found |= dict.fromkeys(inspect.signature(base.__init__).parameters)
-    return [name for name in found if name not in common]
+    common = {"beta", *arguments.names(MomentOptimizer)}
+    return [name for name in arguments.names(cls) if name not in common]
 
 
 class MomentOptimizer(keras.optimizers.Optimizer):
@@ -288,19 +173,24 @@ class MomentOptimizer(keras.optimizers.Optimizer):
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         if cls.__doc__:
-            cls.__doc__ = cls.__doc__.replace("{{keras_arguments}}", _KERAS_ARGUMENTS)
+            cls.__doc__ = cls.__doc__.replace(
+                "{{keras_arguments}}", arguments.KERAS_ARGUMENTS
+            )
+        if "__init__" in vars(cls):
+            init = arguments.explained(cls.__init__)
+            cls.__init__ = init  # type: ignore[method-assign]
 
     def __init__(
         self, learning_rate, beta, state_dtype, jit_compile, sparse_updates, **kwargs
     ):
         for name in ("weight_decay", "clipnorm", "clipvalue", "global_clipnorm"):
             if kwargs[name] is not None:
-                _check_number(name, kwargs[name], "[0, inf)", _is_size)
-        learning_rate = _check_learning_rate(learning_rate)
-        beta = _check_number("beta", beta, "[0, 1)", lambda x: 0.0 <= x < 1.0)
-        state_dtype = _check_state_dtype(state_dtype)
-        check_choice("jit_compile", jit_compile, ("auto", True, False))
-        check_choice("sparse_updates", sparse_updates, ("exact", "lazy"))
+                arguments.check_size(name, kwargs[name])
+        learning_rate = arguments.check_learning_rate(learning_rate)
+        beta = arguments.check_beta(beta)
+        state_dtype = arguments.check_state_dtype(state_dtype)
+        arguments.check_choice("jit_compile", jit_compile, ("auto", True, False))
+        arguments.check_choice("sparse_updates", sparse_updates, ("exact", "lazy"))
         if replicas:
             replicas.mend_fit()
         super().__init__(learning_rate=learning_rate, **kwargs)
@@ -324,7 +214,7 @@ class MomentOptimizer(keras.optimizers.Optimizer):
     @learning_rate.setter
     def learning_rate(self, value):
         if isinstance(value, (str, bytes, bool, type(None), numbers.Number)):
-            value = _check_learning_rate(value)
+            value = arguments.check_learning_rate(value)
         keras.optimizers.Optimizer.learning_rate.fset(self, value)
 
     def __setattr__(self, name, value):
@@ -689,14 +579,14 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         data. A subclass from elsewhere whose rule is its own may depend on anything:
         its instances have kernels of their own.
         """
-        own = type(self)
-        ours = next(c for c in own.__mro__ if c.__module__.startswith("svag_tf."))
+        cls = type(self)
+        ours = next(c for c in cls.__mro__ if c.__module__.startswith("svag_tf."))
         for name in _rule_methods(ours):
-            if name in vars(self) or getattr(own, name) is not getattr(ours, name):
+            if name in vars(self) or getattr(cls, name) is not getattr(ours, name):
                 return (self._own_kernels,)
-        arguments = [(n, repr(getattr(self, n))) for n in _rule_arguments(ours)]
+        own = [(n, repr(getattr(self, n))) for n in _rule_arguments(ours)]
         form = (self.beta == 0.0, self.beta < 0.5)  # Those of `rules.moving_average`.
-        return (ours, self.slots, self.counts_updates, form, *arguments)
+        return (ours, self.slots, self.counts_updates, form, *own)
 
     def _slots_rule(self, gradient, scalars, theta, *slots, dtype):
         """The slots' new values, as they are stored."""

@@ -7,7 +7,8 @@ from keras import ops
 
 from svag_tf import rules
 from svag_tf.optimizers import base
-from svag_tf.optimizers.base import MomentOptimizer, check_choice, saturating_cast
+from svag_tf.optimizers.arguments import check_choice
+from svag_tf.optimizers.base import MomentOptimizer, saturating_cast
 
 
 @keras.saving.register_keras_serializable(package="svag_tf")

@@ -1,7 +1,8 @@
 """The two ways to damp a sign: the choice that SVAS and M-SVAS share."""
 
 from svag_tf import rules
-from svag_tf.optimizers.base import MomentOptimizer, check_choice
+from svag_tf.optimizers.arguments import check_choice
+from svag_tf.optimizers.base import MomentOptimizer
 
 _GAMMAS = {"gaussian": rules.gamma_sign, "adam": rules.gamma_sign_adam}
 

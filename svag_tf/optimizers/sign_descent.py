@@ -6,7 +6,8 @@ import keras
 from keras import ops
 
 from svag_tf.optimizers import base
-from svag_tf.optimizers.base import MomentOptimizer, check_choice
+from svag_tf.optimizers.arguments import check_choice
+from svag_tf.optimizers.base import MomentOptimizer
 
 
 class SignDescentOptimizer(MomentOptimizer):

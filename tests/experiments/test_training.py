@@ -12,7 +12,7 @@ import pytest
 from resuming import Killed, kill_at_replacement, outcome
 from tiers import slow_but
 
-from svag_tf import callbacks
+from svag_tf import noise_files
 from svag_tf.experiments import run_folder, training
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.optimizers import OPTIMIZERS
@@ -199,10 +199,10 @@ def test_noise_is_measured_where_it_would_have_been_after_a_kill(
         train(config, tmp_path / "parts", lambda row: None)
     train(config, tmp_path / "parts", lambda row: None)
     rows = [
-        callbacks.read_table(tmp_path / name / "noise.csv", callbacks.COLUMNS)
+        noise_files.read_table(tmp_path / name / "noise.csv", noise_files.COLUMNS)
         for name in ("whole", "parts")
     ]
-    overall = [int(r["step"]) for r in rows[0] if r["layer"] == callbacks.OVERALL]
+    overall = [int(r["step"]) for r in rows[0] if r["layer"] == noise_files.OVERALL]
     assert overall == [4, 8, 12, 16]
     for a, b in zip(*rows, strict=True):  # Layers are counted anew in each model.
         for column in ("step", "epoch", "eta2", "gamma", "m", "sqrt_s"):

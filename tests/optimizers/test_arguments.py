@@ -1,7 +1,9 @@
 """Arguments: what is accepted, and what the error says about what is not."""
 
+import copy
 import inspect
 import math
+import pickle
 import re
 
 import keras
@@ -11,6 +13,7 @@ import table
 from keras import ops
 
 import svag_tf
+from svag_tf import distribution
 
 tf = pytest.importorskip("tensorflow")
 
@@ -143,17 +146,154 @@ def test_wrong_keras_argument(cls, arguments):
         cls(**arguments)
 
 
+ONE_BETA = "one beta serves both averages"
+OF_OTHERS = [
+    ({"lr": 0.3}, "`lr`. Write learning_rate=0.3."),
+    ({"alpha": 0.3}, "`alpha`. Write learning_rate=0.3."),
+    ({"epsilon": 1e-7}, "`epsilon`. Leave it out: no method here divides"),
+    ({"eps": 1e-8}, "`eps`. Leave it out: no method here divides"),
+    ({"beta_1": 0.8}, f"`beta_1`. Write beta=0.8: {ONE_BETA}"),
+    ({"b1": 0.8}, f"`b1`. Write beta=0.8: {ONE_BETA}"),
+    ({"beta_2": 0.999}, f"`beta_2`. Leave it out: {ONE_BETA}"),
+    ({"betas": (0.8, 0.999)}, f"`betas`. Write beta=0.8: {ONE_BETA}"),
+    ({"momentum": 0.8}, "`momentum`. Write beta=0.8. Gradients are averaged"),
+    ({"rho": 0.8}, "`rho`. Write beta=0.8;"),
+    ({"nesterov": True}, "`nesterov`. Leave it out:"),
+    ({"amsgrad": False}, "`amsgrad`. Leave it out:"),
+    ({"fused": True}, "`fused`. Leave it out:"),
+    ({"decay": 1e-4}, "`decay`. Write weight_decay=0.0001 if the weights"),
+    ({"params": [1]}, "`params`. Leave it out. An optimizer of Keras is not given"),
+    ({"dtype": "float32"}, "`dtype`. Write state_dtype='float32'."),
+    # Misspelt ones.
+    ({"learningrate": 0.3}, "`learningrate`. Did you mean learning_rate=0.3?"),
+    ({"learnig_rate": 0.3}, "`learnig_rate`. Did you mean learning_rate=0.3?"),
+    ({"Beta": 0.8}, "`Beta`. Did you mean beta=0.8?"),
+    ({"clip_norm": 1.0}, "`clip_norm`. Did you mean clipnorm=1.0?"),
+    ({"state_type": "float32"}, "`state_type`. Did you mean state_dtype='float32'?"),
+    ({"weightdecay": 0.1}, "`weightdecay`. Did you mean weight_decay=0.1?"),
+    ({"foo": 1}, "`foo`. Its arguments are learning_rate, beta, "),
+]
+
+
 @pytest.mark.parametrize("cls", CLASSES)
-@pytest.mark.parametrize("name", ["beta_1", "momentum", "epsilon", "decay", "lr"])
-def test_unknown_argument(cls, name):
-    with pytest.raises(TypeError, match=rf"unexpected keyword argument '{name}'"):
-        cls(**{name: 0.9})
+@pytest.mark.parametrize("arguments, instead", OF_OTHERS)
+def test_arguments_of_other_optimizers(cls, arguments, instead):
+    message = rf"^{cls.__name__} has no argument {re.escape(instead)}"
+    with pytest.raises(TypeError, match=message):
+        cls(**arguments)
+    with pytest.raises(TypeError, match=message):
+        cls.from_config(arguments)
+    with pytest.raises(TypeError, match=message):
+        cls(0.1, 0.9, **arguments)
 
 
-def test_only_the_sign_methods_know_an_adaptation():
-    for cls in set(CLASSES) - set(ADAPTED_SIGNS):
-        with pytest.raises(TypeError, match="adaptation"):
-            cls(adaptation="adam")
+def test_every_wrong_argument_is_named():
+    with pytest.raises(TypeError) as raised:
+        svag_tf.MSVAG.from_config(keras.optimizers.Adam().get_config())
+    for name in ("beta_1", "beta_2", "epsilon", "amsgrad"):
+        assert f"MSVAG has no argument `{name}`. " in str(raised.value)
+    assert "learning_rate" not in str(raised.value)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Trusting(svag_tf.MSVAG):
+    """A subclass with an argument of its own."""
+
+    def __init__(self, trust=1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.trust = trust
+
+    def get_config(self):
+        return {**super().get_config(), "trust": self.trust}
+
+
+def test_arguments_of_a_subclass():
+    optimizer = Trusting(trust=2.0, learning_rate=0.5)
+    again = Trusting.from_config(optimizer.get_config())
+    assert (again.trust, float(again.learning_rate)) == (2.0, 0.5)
+    with pytest.raises(TypeError, match=r"Trusting has no argument `lr`. Write learn"):
+        Trusting(lr=0.5)
+    with pytest.raises(TypeError, match=r"Did you mean trust=2.0\?"):
+        Trusting(trsut=2.0)
+    with pytest.raises(TypeError, match=r"Its arguments are trust, learning_rate,"):
+        Trusting(foo=1)
+
+    class OldNames(svag_tf.MSVAG):
+        def __init__(self, lr, **kwargs):
+            super().__init__(kwargs.pop("scale", 1.0) * lr, **kwargs)
+
+    assert float(OldNames(lr=0.5).learning_rate) == 0.5
+    assert float(OldNames(0.5, scale=0.5).learning_rate) == 0.25
+    assert list(inspect.signature(OldNames).parameters) == ["lr", "kwargs"]
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'lr'"):
+        OldNames()
+
+
+def test_pickle_and_copy():
+    for copied in (
+        copy.deepcopy(Trusting(trust=2.0)),
+        pickle.loads(pickle.dumps(svag_tf.MSVAG(0.3))),
+    ):
+        assert type(copied)(**copied.get_config()).get_config() == copied.get_config()
+
+
+def test_arguments_that_only_some_methods_have():
+    for name, value, owners in (
+        ("adaptation", "adam", ADAPTED_SIGNS),
+        ("aggregation", "mean", [svag_tf.SSD, svag_tf.MSSD]),
+        ("variance", "time", [svag_tf.MSVAG]),
+    ):
+        for cls in CLASSES:
+            if cls in owners:
+                cls(**{name: value})
+                continue
+            with pytest.raises(TypeError, match=f"`{name}`. .* ha(s|ve) one") as raised:
+                cls(**{name: value})
+            assert all(owner.__name__ in str(raised.value) for owner in owners)
+
+
+def variables():
+    return [keras.Variable([1.0]), keras.Variable([2.0])]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize(
+    "params",
+    [
+        variables,
+        lambda: tuple(variables()),
+        lambda: iter(variables()),
+        lambda: (v for v in variables()),
+        lambda: [{"params": variables(), "lr": 0.1}],
+        lambda: {"params": variables()},
+        lambda: variables()[0],
+        lambda: tf.Variable([1.0, 2.0]),
+        lambda: keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]),
+    ],
+)
+def test_variables_in_the_place_of_the_learning_rate(cls, params):
+    """As PyTorch's optimizers are called."""
+    message = "`learning_rate`, the first one, must be.*model.compile.optimizer"
+    with pytest.raises(TypeError, match=message):
+        cls(params())
+    with pytest.raises(TypeError, match=r"Write learning_rate=0\.1.*model.compile"):
+        cls(params(), lr=0.1)
+
+
+@pytest.mark.parametrize(
+    "rate", [keras.optimizers.schedules.CosineDecay, lambda step: 0.1]
+)
+def test_callables_that_give_no_learning_rate(rate):
+    """A class that was not called, and a function of the step."""
+    with pytest.raises(TypeError, match="a callable without arguments is accepted"):
+        svag_tf.MSVAG(rate)
+
+
+@pytest.mark.parametrize("name", ["lr", "learning_rate", "epsilon", "initial_scal"])
+def test_arguments_of_the_optimizer_in_a_loss_scale_optimizer(name):
+    message = rf"LossScaleOptimizer has no argument `{name}`.*MSVAG\({name}=...\)"
+    with pytest.raises(TypeError, match=message):
+        distribution.LossScaleOptimizer(svag_tf.MSVAG(), **{name: 0.1})
 
 
 @pytest.mark.parametrize("cls", CLASSES)

@@ -1,0 +1,259 @@
+"""The optimizers' arguments: checked, and explained where there are none."""
+
+import difflib
+import functools
+import inspect
+import math
+import numbers
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+
+STATE_DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+KERAS_ARGUMENTS = """\
+state_dtype: Dtype of the slots: `"float16"`, `"bfloat16"`, `"float32"`,
+            `"float64"`, or `None` for float32 with float16 and bfloat16 variables
+            and the variable's own dtype otherwise. Slots are updated in the widest
+            of float32, the variable's and the slots' dtype, then stored, and the
+            step is computed, as wide, from what is stored. Defaults to `None`.
+        jit_compile: `"auto"`, `True` or `False`: whether the update is compiled by XLA
+            and made in place, on the TensorFlow backend (see `svag_tf.kernels`).
+            `"auto"` compiles wherever XLA serves the variable's device; `False` runs
+            the same rule op by op. Whether the training step around it is compiled is
+            the affair of `model.compile`. Without effect on other backends. Defaults
+            to `"auto"`.
+        sparse_updates: `"exact"` or `"lazy"`: what a sparse gradient does, a
+            `tf.IndexedSlices`, which is what an embedding has on the TensorFlow
+            backend. `"exact"`: the same as the dense gradient that it stands for,
+            which is 0 in the other rows: their averages decay and they move on.
+            `"lazy"`: only the rows that it touches are read and written, at a cost
+            that does not grow with the table. Each row then counts its own updates,
+            for a bias correction and a rho that are right for it. That is a different
+            algorithm: a row's averages run over the batches in which it occurs, not
+            over all. Dense gradients update all rows. Ignored where gradients are
+            made dense: on other backends, and with clipping, gradient accumulation or
+            `loss_scale_factor`. Defaults to `"exact"`.
+        weight_decay: Float >= 0 or `None`. Decoupled weight decay: before the
+            update, theta <- theta - learning_rate * weight_decay * theta. Defaults
+            to `None`.
+        clipnorm: Float >= 0 or `None`. Each variable's gradient is scaled down to
+            this Euclidean norm. Defaults to `None`.
+        clipvalue: Float >= 0 or `None`. Each element of the gradient is clipped to
+            [-clipvalue, clipvalue]. Defaults to `None`.
+        global_clipnorm: Float >= 0 or `None`. All gradients together are scaled
+            down to this Euclidean norm. At most one of the three clippings can be
+            set. Defaults to `None`.
+        use_ema: Whether to keep an exponential moving average of the weights.
+            Defaults to `False`.
+        ema_momentum: Float in [0, 1]. Its decay. Defaults to `0.99`.
+        ema_overwrite_frequency: Integer >= 1 or `None`. The weights are overwritten
+            by their average every so many updates; with `None` only by
+            `finalize_variable_values()`, which `fit` calls at its end. Defaults to
+            `None`.
+        loss_scale_factor: Float or `None`. The loss is multiplied, and the gradient
+            divided, by this constant. Defaults to `None`.
+        gradient_accumulation_steps: Integer >= 2 or `None`. One update is made from
+            the mean gradient of so many steps; beta powers count updates, learning
+            rate schedules count steps. Defaults to `None`.
+        name: Name of the optimizer. Defaults to `None`: the class's name."""
+
+_ONE_BETA = "one beta serves both averages, which makes the estimated noise unbiased"
+_VARIABLES = (
+    "An optimizer of Keras is not given the variables: model.compile(optimizer), "
+    "optimizer.build(variables) or optimizer.apply(gradients, variables) tells it."
+)
+# What to write instead of the arguments that other optimizers have. "{}" stands for the
+# value that was given; names are in lower case and without underscores.
+_INSTEAD = {
+    **dict.fromkeys(("lr", "alpha", "stepsize"), "Write learning_rate={}."),
+    **dict.fromkeys(("beta1", "b1", "betas"), f"Write beta={{}}: {_ONE_BETA}."),
+    **dict.fromkeys(("beta2", "b2"), f"Leave it out: {_ONE_BETA}."),
+    "momentum": "Write beta={}. Gradients are averaged, not summed: what SGD does with "
+    "a learning rate, MSGD does with that divided by 1 - beta.",
+    "rho": "Write beta={}; our rho, the noise that an average keeps, follows from it.",
+    **dict.fromkeys(
+        ("epsilon", "eps"), "Leave it out: no method here divides by what can be 0."
+    ),
+    "decay": "Write weight_decay={} if the weights shall decay. If the learning rate "
+    "shall, give learning_rate a schedule of keras.optimizers.schedules.",
+    **dict.fromkeys(
+        ("params", "parameters", "variables", "varlist", "model"),
+        f"Leave it out. {_VARIABLES}",
+    ),
+    **dict.fromkeys(
+        ("nesterov", "amsgrad", "centered", "dampening"),
+        "Leave it out: no method here has this variant.",
+    ),
+    **dict.fromkeys(
+        ("maximize", "foreach", "fused", "capturable", "differentiable", "uselocking"),
+        "Leave it out: no optimizer of Keras has it.",
+    ),
+    "dtype": "Write state_dtype={}.",
+    "adaptation": "SVAS and MSVAS have one.",
+    "aggregation": "SSD and MSSD have one.",
+    "variance": "MSVAG has one.",
+}
+
+
+def explained(init):
+    """`init`, an `__init__`, whose errors say what to write instead.
+
+    Python's own error of an argument that `init` does not have only names it.
+    """
+    parameters = inspect.signature(init).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return init  # What it passes on is checked there.
+
+    @functools.wraps(init)
+    def wrapped(self, *args, **kwargs):
+        unknown = {n: v for n, v in kwargs.items() if n not in parameters}
+        if unknown:
+            raise _unknown(type(self), unknown, *args[:1])
+        init(self, *args, **kwargs)
+
+    return wrapped
+
+
+def _unknown(cls, unknown, learning_rate=None):
+    """The error of arguments, a dict, that a class does not have."""
+    sentences = [
+        f"{cls.__name__} has no argument `{name}`. {_instead(cls, name, value)}"
+        for name, value in unknown.items()
+    ]
+    if _holds_variables(learning_rate):
+        sentences.append(_VARIABLES)
+    return TypeError(" ".join(sentences))
+
+
+def _instead(cls, name, value):
+    """What to write in the place of an argument that the class does not have."""
+    known = {_plain(n): n for n in names(cls)}
+    if _plain(name) in _INSTEAD:
+        if isinstance(value, tuple | list) and value:  # The first of two betas.
+            value = value[0]
+        return _INSTEAD[_plain(name)].format(_shown(value))
+    for likely in difflib.get_close_matches(_plain(name), known, 1):
+        return f"Did you mean {known[likely]}={_shown(value)}?"
+    return f"Its arguments are {', '.join(known.values())}."
+
+
+def _plain(name):
+    return name.lower().replace("_", "")
+
+
+def names(cls):
+    """The names of a class's arguments, those that it passes on included."""
+    found: dict[str, None] = {}
+    for owner in cls.__mro__:
+        if "__init__" in vars(owner):
+            own = list(inspect.signature(owner.__init__).parameters.values())[1:]
+            named = (p for p in own if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+            found |= dict.fromkeys(p.name for p in named)
+            if all(p.kind is not p.VAR_KEYWORD for p in own):
+                break
+    return tuple(found)
+
+
+def _shown(value):
+    """A value as a user would write it, or dots where that is no help."""
+    plain = isinstance(value, str | numbers.Number | type(None))
+    return repr(value) if plain else "..."
+
+
+def _check_number(name, value, interval, contains):
+    """Returns `value` as a float, or raises an error that says what is allowed."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(
+            f"Argument `{name}` must be a number in {interval}. "
+            f"Received: {name}={value!r} of type {type(value).__name__}"
+        )
+    number = float(value)
+    if not contains(number):
+        raise ValueError(
+            f"Argument `{name}` must be a number in {interval}. "
+            f"Received: {name}={value!r}"
+        )
+    return number
+
+
+def check_size(name, value):
+    """Returns `value` as a float, if it is a finite number >= 0, or raises."""
+    return _check_number(name, value, "[0, inf)", lambda x: 0.0 <= x < math.inf)
+
+
+def check_beta(value):
+    """Returns `value` as a float, if it is the decay of an average, or raises."""
+    return _check_number("beta", value, "[0, 1)", lambda x: 0.0 <= x < 1.0)
+
+
+def check_learning_rate(value):
+    """Returns a number as a float, what gives one as it is, or raises."""
+    if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
+        return value
+    if _holds_variables(value):
+        raise TypeError(
+            "Argument `learning_rate`, the first one, must be a number in [0, inf). "
+            f"{_VARIABLES} Received: learning_rate=<{type(value).__name__}>"
+        )
+    if callable(value) and not isinstance(value, type) and _needs_nothing(value):
+        return value
+    try:
+        return check_size("learning_rate", value)
+    except TypeError as error:
+        raise TypeError(
+            f"{error}. A `keras.optimizers.schedules.LearningRateSchedule` or a "
+            "callable without arguments is accepted as well."
+        ) from None
+
+
+def _holds_variables(value):
+    """Whether it is a model, a variable, or what PyTorch calls `params`."""
+    if isinstance(value, list | tuple | set):
+        return any(_holds_variables(one) for one in value)
+    if isinstance(value, dict):
+        return "params" in value
+    if hasattr(value, "trainable_variables") or hasattr(value, "parameters"):
+        return True
+    is_tensor = hasattr(value, "dtype") and not isinstance(
+        value, np.ndarray | np.generic
+    )
+    return isinstance(value, Iterator) or (is_tensor and len(value.shape) > 0)
+
+
+def _needs_nothing(function):
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        return False
+    except ValueError:  # It does not say.
+        return True
+    return True
+
+
+def check_state_dtype(value):
+    if value is None:
+        return None
+    try:
+        dtype = keras.backend.standardize_dtype(value)
+    except (TypeError, ValueError):
+        dtype = None
+    if dtype in STATE_DTYPES:
+        return dtype
+    error = ValueError if isinstance(value, str) or dtype else TypeError
+    raise error(
+        f"Argument `state_dtype` must be None or one of {', '.join(STATE_DTYPES)}. "
+        f"Received: state_dtype={value!r}"
+    )
+
+
+def check_choice(name, value, choices):
+    """Returns `value` if it is one of `choices`, strings and bools, or raises."""
+    if isinstance(value, str | bool) and value in choices:
+        return value
+    error = ValueError if isinstance(value, str) else TypeError
+    raise error(
+        f"Argument `{name}` must be one of {', '.join(map(repr, choices))}. "
+        f"Received: {name}={value!r} of type {type(value).__name__}"
+    )
