@@ -80,8 +80,9 @@ def _check_variable(variable):
                 "Keep its real and its imaginary part as two real variables, and make "
                 "the complex number of them in the model."
             )
+        dtypes = ", ".join(arguments.STATE_DTYPES)
         raise ValueError(
-            f"A variable must be of one of the dtypes {', '.join(arguments.STATE_DTYPES)}. "
+            f"A variable must be of one of the dtypes {dtypes}. "
             f"Received: the variable {path} of dtype {dtype}. {remedy}"
         )
     shape = variable.shape
