@@ -8,6 +8,7 @@ import traceback
 
 import keras
 import numpy as np
+import restoring_checks
 import table
 from oracle import Oracle
 
@@ -133,6 +134,8 @@ def checks(folder):
         yield check_table, "float64"
         yield check_sparse_torch, ()
     yield check_fit_and_resume, folder
+    for check in restoring_checks.CHECKS:
+        yield check, folder
 
 
 def main(folder):

@@ -11,6 +11,10 @@ import pytest
 import table
 from oracle import Oracle
 
+import svag_tf
+
+tf = pytest.importorskip("tensorflow")
+
 BATCH, EPOCHS, WIDTH = 4, 4, 3
 
 
@@ -172,3 +176,43 @@ def test_drop_in_for_a_custom_training_loop():
         for i in range(0, len(x), BATCH):
             step(tf.constant(x[i : i + BATCH]), tf.constant(y[i : i + BATCH]))
     np.testing.assert_allclose(model.get_weights()[0], end, 1e-5, 1e-6)
+
+
+def batches(number):
+    """A data set of so many batches, whose number it does not know."""
+    x = np.random.default_rng(0).normal(size=(8 * number, 4)).astype("float32")
+    parts = np.split(x, number)
+    return tf.data.Dataset.from_generator(
+        lambda: ((part, part[:, :1]) for part in parts),
+        output_signature=(tf.TensorSpec((None, 4)), tf.TensorSpec((None, 1))),
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"use_ema": True}, {"sparse_updates": "lazy"}])
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("steps_per_execution", [1, 3])
+def test_a_step_without_a_batch_is_none(steps_per_execution, jit_compile, options):
+    """At the end of data of unknown length a training step begins, and has no batch."""
+    optimizers, weights = [], []
+    for known in (False, True):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        model.compile(
+            svag_tf.MSVAG(0.01, **options),
+            "mse",
+            jit_compile=jit_compile,
+            steps_per_execution=steps_per_execution,
+        )
+        data = batches(4)
+        if known:
+            data = data.apply(tf.data.experimental.assert_cardinality(4))
+        for _ in range(2):
+            model.fit(data, verbose=0)
+        optimizers.append([v.numpy() for v in model.optimizer.variables])
+        weights += model.get_weights()
+        assert int(model.optimizer.iterations) == 8
+        assert model.optimizer.update_counts.numpy().tolist() == [8, 8]
+    for a, b in zip(*optimizers, strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(weights[:2], weights[2:], strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -165,3 +165,133 @@ def test_apply_gradients_and_tf_variables(variant):
     optimizer = table.make(variant, learning_rate=0.5)
     optimizer.apply_gradients([(tf.constant([1.0, -1.0]), theta)])
     np.testing.assert_allclose(theta.numpy(), [0.5, 2.5], 1e-6)
+
+
+@pytest.mark.parametrize("variant", table.VARIANTS)
+@pytest.mark.parametrize("before", [0, 200])
+@pytest.mark.parametrize("n", [0, 1000, 2**31 - 3, 2**62])
+def test_iterations_place_a_schedule_and_nothing_else(variant, before, n):
+    """Steps of a constant gradient stay what they are."""
+    theta = keras.Variable(np.zeros(1, np.float32))
+    optimizer = table.make(variant, beta=0.9, learning_rate=1.0)
+    if n == 1000:
+        optimizer.iterations.assign(n)
+    optimizer.build([theta])
+    one = tf.ones(1)
+    for _ in range(before):
+        optimizer.apply([one], [theta])
+    optimizer.iterations.assign(n)
+    for _ in range(3):
+        last = theta.numpy()
+        optimizer.apply([one], [theta])
+        np.testing.assert_allclose(last - theta.numpy(), 1.0, 1e-4)
+
+
+def test_iterations_place_a_schedule():
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([10], [1.0, 0.25])
+    theta = keras.Variable(np.zeros(1, np.float32))
+    optimizer = table.make("msvag", learning_rate=schedule)
+    optimizer.build([theta])
+    optimizer.iterations.assign(100)
+    optimizer.apply([tf.ones(1)], [theta])
+    np.testing.assert_allclose(theta.numpy(), -0.25, 1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+def test_a_count_stops_at_the_end_of_its_range(dtype, monkeypatch):
+    theta = keras.Variable(np.zeros(1, np.float32))
+    optimizer = table.make("msvag", beta=0.9, learning_rate=1.0)
+    optimizer.build([theta])
+    optimizer.update_counts = keras.Variable([0], dtype=dtype)
+    largest = np.iinfo(dtype).max
+    optimizer.update_counts.assign([largest - 1])
+    for slot in (optimizer.m_tilde[0], optimizer.v_tilde[0]):
+        slot.assign([1.0])  # What they are after so many gradients of 1.
+    for t in range(3):
+        optimizer.apply([tf.ones(1)], [theta])
+        np.testing.assert_allclose(theta.numpy(), -(t + 1), 1e-5)
+        assert optimizer.update_counts.numpy() == [largest]
+
+
+@pytest.mark.parametrize(
+    "variable, message",
+    [
+        (
+            lambda: keras.Variable(np.ones(2, "complex64")),
+            "complex64.* real and its im",
+        ),
+        (lambda: tf.Variable(np.ones(2, "complex128")), "complex128"),
+        (lambda: keras.Variable(np.ones(2, "int32")), "int32"),
+        (lambda: keras.Variable(np.ones(2, "bool")), "bool"),
+        (lambda: tf.Variable(["a"]), "string"),
+        (lambda: tf.Variable(np.ones((2, 3), "float32"), shape=(None, 3)), "shape"),
+        (lambda: tf.Variable(1.0, shape=tf.TensorShape(None)), "shape"),
+    ],
+)
+@pytest.mark.parametrize("variant", ["msvag", "ssd"])
+def test_variables_that_cannot_be_optimized(variant, variable, message):
+    """Refused when the optimizer is built; it can then be built on others."""
+    optimizer = table.make(variant)
+    with pytest.raises(ValueError, match=f"Received: the variable .*{message}"):
+        optimizer.build([keras.Variable([1.0]), variable()])
+    theta = keras.Variable([1.0])
+    optimizer.apply([tf.ones(1)], [theta])
+    assert theta.numpy() < 1.0
+
+
+OPTIONS = [
+    {},
+    {"use_ema": True, "ema_overwrite_frequency": 2},
+    {"gradient_accumulation_steps": 2},
+    {"clipnorm": 1.0},
+    {"global_clipnorm": 1.0},
+    {"clipvalue": 1.0},
+    {"weight_decay": 0.1},
+    {"loss_scale_factor": 8.0},
+    {"state_dtype": "bfloat16"},
+    {"sparse_updates": "lazy"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("mode", MODES)
+def test_empty_variables_with_every_option(mode, options):
+    shapes = ((0, 3), (3, 0), (0,), (2,))
+    variables = [keras.Variable(np.zeros(shape, np.float32)) for shape in shapes]
+    optimizer = table.make("msvag", **options)
+    optimizer.build(variables)
+    step = in_mode(lambda gs: optimizer.apply(gs, variables), mode)
+    for t in range(4):
+        step([tf.constant(noise(t, shape)) for shape in shapes])
+    optimizer.finalize_variable_values(variables)
+    assert [tuple(v.shape) for v in variables] == list(shapes)
+    assert np.isfinite(variables[-1].numpy()).all() and variables[-1].numpy().all()
+
+
+class Half(table.make("msvag").__class__):
+    """A subclass with half the rate for vectors, as for layer-wise rates."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        factor = 0.5 if len(variable.shape) == 1 else 1.0
+        super().update_step(gradient, variable, learning_rate * factor)
+
+
+@pytest.mark.parametrize("accumulation", [None, 2])
+@pytest.mark.parametrize("mode", MODES)
+def test_learning_rate_of_a_subclass(mode, accumulation):
+    def run(cls, rate):
+        variables = [keras.Variable(np.zeros(s, np.float32)) for s in ((2, 2), (3,))]
+        arguments = {"gradient_accumulation_steps": accumulation, "weight_decay": 0.1}
+        optimizer = cls(learning_rate=rate, **arguments)
+        optimizer.build(variables)
+        step = in_mode(lambda gs: optimizer.apply(gs, variables), mode)
+        for t in range(6):
+            step([tf.constant(noise(t, v.shape)) for v in variables])
+        return [v.numpy() for v in variables]
+
+    msvag = Half.__mro__[1]
+    matrix, vector = run(Half, 0.5)
+    np.testing.assert_allclose(matrix, run(msvag, 0.5)[0], 1e-6)
+    np.testing.assert_allclose(vector, run(msvag, 0.25)[1], 1e-6)
+    for rate in (0.5, keras.optimizers.schedules.ExponentialDecay(0.5, 2, 0.5)):
+        assert not np.array_equal(run(Half, rate)[1], run(msvag, rate)[1])
