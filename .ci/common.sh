@@ -16,7 +16,7 @@ fi
 cd "$work/clone"
 
 export PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1
-export PYTHONNOUSERSITE=1 PYTHONDONTWRITEBYTECODE=1 TF_CPP_MIN_LOG_LEVEL=3
+export PYTHONNOUSERSITE=1 TF_CPP_MIN_LOG_LEVEL=3
 # Where these write what they keep.
 export TMPDIR=$work/tmp KERAS_HOME=$work/keras MPLCONFIGDIR=$work/matplotlib
 export PYTEST_ADDOPTS="-rs"  # Skipped tests are named, with the reason.
@@ -34,6 +34,12 @@ new_environment() {
     "$python" -m venv "$work/$1"
     PATH=$work/$1/bin:$PATH
     hash -r
+}
+
+# on_top_of NAME: the environment in use sees what is installed in that one, too.
+on_top_of() {
+    local path='import sysconfig; print(sysconfig.get_path("purelib"))'
+    "$work/$1/bin/python" -c "$path" > "$(python -c "$path")/below.pth"
 }
 
 # packages: the names of all that is installed, a line each.

@@ -19,13 +19,13 @@ from resuming import outcome
 
 import svag_tf
 from svag_tf import distribution
-from svag_tf.experiments import training  # noqa: F401 (imported for the workers)
+from svag_tf.experiments import training
 from svag_tf.experiments.launch import environments, launch
 
 TRAIN = Path(__file__).resolve().parents[2] / "scripts" / "train.py"
 FORK = multiprocessing.get_context("fork")
 JAX = keras.backend.backend() == "jax"
-STOPS_WITHIN = 60  # Seconds, of which it needs one or two.
+WITHIN = 600  # Seconds, of which all needs a few, to tell a hang from a busy machine.
 FIELDS = {
     "epochs": 3,
     "train_examples": 64,
@@ -78,7 +78,7 @@ def start(folder, target, arguments, workers=2):
 
 def finish(folder, target, *arguments, workers=2):
     for process in start(folder, target, arguments, workers):
-        process.join(STOPS_WITHIN)
+        process.join(WITHIN)
         assert process.exitcode == 0, logs(folder)
 
 
@@ -93,23 +93,37 @@ def finished_epochs(workdir):
         return -1
 
 
+def train_until(epoch, victim, arguments):
+    """`train`, but one worker stands still after an epoch and waits to be killed."""
+    if os.environ["KERAS_DISTRIBUTION_PROCESS_ID"] == str(victim):
+        shuffle = training.Batches.shuffle
+
+        def shuffle_or_wait(batches, next_epoch):
+            if next_epoch == epoch:
+                signal.pause()
+            shuffle(batches, next_epoch)
+
+        training.Batches.shuffle = shuffle_or_wait
+    train(arguments)
+
+
 def kill_after(epoch, victim, arguments, workdir, folder):
     """Kills one worker once an epoch is finished; the other one says what to do."""
-    processes = start(folder, train, (arguments,))
+    processes = start(folder, train_until, (epoch, victim, arguments))
     other = processes[1 - victim]
     try:
         while finished_epochs(workdir) < epoch:
             assert all(p.exitcode is None for p in processes), logs(folder)
             time.sleep(0.02)
         os.kill(processes[victim].pid, signal.SIGKILL)
-        other.join(STOPS_WITHIN)
+        other.join(WITHIN)
         assert other.exitcode not in (None, 0)
     finally:
         for process in processes:
             process.kill()
             process.join()
     log = folder / f"{1 - victim}.log"
-    end = time.monotonic() + STOPS_WITHIN
+    end = time.monotonic() + WITHIN
     while "Start the same command again" not in log.read_text():
         assert time.monotonic() < end, log.read_text()
         time.sleep(0.02)

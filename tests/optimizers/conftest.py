@@ -1,0 +1,18 @@
+"""Which of these tests are slow: see CONTRIBUTING.md."""
+
+import pytest
+
+# One without slots, the main method, and a sign method with an adaptation. The fast
+# ones of `test_table.py` compare all methods with the oracle.
+FAST = ("ssd", "msvag", "msvas_gaussian")
+
+
+def pytest_collection_modifyitems(items):
+    """Of tests that go over the methods, all but those of a few methods are slow."""
+    for item in items:
+        parameters = getattr(item, "callspec", None)
+        if parameters is None or item.path.parent.name != "optimizers":
+            continue
+        variant = parameters.params.get("variant")
+        if item.path.stem != "test_table" and variant not in (None, *FAST):
+            item.add_marker(pytest.mark.slow)
