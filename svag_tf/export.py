@@ -11,11 +11,15 @@ import numpy as np
 
 from svag_tf.exported_data import said_of
 from svag_tf.exported_functions import functions_of
-from svag_tf.exported_state import DESCRIPTION, tf_state, tf_variable
+from svag_tf.exported_state import (
+    DESCRIPTION,
+    UNSEEDED,
+    state_and_description,
+    tf_variable,
+)
 from svag_tf.folders import whole_folder
 from svag_tf.saved_state import (
     build_optimizers,
-    description_of,
     first_difference,
     optimizers_of,
     shape_and_dtype,
@@ -176,7 +180,8 @@ def restore_trained(model: keras.Model, path: str | os.PathLike[str]) -> None:
             f"{path} is damaged, or not a checkpoint of an exported model: {error}"
         ) from error
     build_optimizers(model, found)
-    expected = description_of(model)
+    unseeded = UNSEEDED in found["variables"]
+    state, expected = state_and_description(model, unseeded)
     if found != expected:
         raise ValueError(
             f"The checkpoint {path} is that of another model or optimizer. "
@@ -184,7 +189,7 @@ def restore_trained(model: keras.Model, path: str | os.PathLike[str]) -> None:
         )
     if kinds != expected["variables"]:
         raise ValueError(f"The checkpoint {path} is damaged: it contradicts itself.")
-    for name, variable in tf_state(model).items():
+    for name, variable in state.items():
         variable.assign(values[name])
 
 
