@@ -133,8 +133,15 @@ def export_trainable(
     with whole_folder(path) as folder:
         said = said_of(x, y, sample_weight)
         module, signatures = functions_of(model, said, batch_size)
+        # TensorFlow fails to save gradients of the optimizers' sums over replicas, of
+        # which no one has use, where a model's own step is a function of TensorFlow.
+        options = tf.saved_model.SaveOptions(
+            experimental_custom_gradients=not hasattr(
+                model.train_step, "python_function"
+            )
+        )
         try:
-            tf.saved_model.save(module, str(folder), signatures=signatures)
+            tf.saved_model.save(module, str(folder), signatures, options)
         except AssertionError as error:  # A resource that is not a variable or table.
             raise ValueError(f"The model cannot be exported: {error}") from error
 
