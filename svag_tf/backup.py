@@ -33,8 +33,9 @@ class BackupAndRestore(keras.callbacks.Callback):
     checksums (`SHA256SUMS`, as `sha256sum --check` reads it), which are compared
     before anything is restored. It keeps the random states of dropout and its like as
     well, so that k + k epochs are 2k, bit for bit, if the data comes in the same order.
-    (Not so with dropout on PyTorch, where it draws from a stream of the process.) It
-    works with all of Keras' optimizers.
+    (Not so with dropout on PyTorch, and with functions of `keras.random` that are given
+    no seed: they draw from a stream of the process.) It works with all of Keras'
+    optimizers, and with models that have several as attributes.
 
     Args:
         backup_dir: Folder for the backups, `epoch_1`, `epoch_2`, and so on.

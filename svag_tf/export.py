@@ -11,11 +11,15 @@ import numpy as np
 
 from svag_tf.exported_data import said_of
 from svag_tf.exported_functions import functions_of
-from svag_tf.exported_state import DESCRIPTION, tf_state, tf_variable
+from svag_tf.exported_state import (
+    DESCRIPTION,
+    UNSEEDED,
+    state_and_description,
+    tf_variable,
+)
 from svag_tf.folders import whole_folder
 from svag_tf.saved_state import (
     build_optimizers,
-    description_of,
     first_difference,
     optimizers_of,
     shape_and_dtype,
@@ -129,8 +133,15 @@ def export_trainable(
     with whole_folder(path) as folder:
         said = said_of(x, y, sample_weight)
         module, signatures = functions_of(model, said, batch_size)
+        # TensorFlow fails to save gradients of the optimizers' sums over replicas, of
+        # which no one has use, where a model's own step is a function of TensorFlow.
+        options = tf.saved_model.SaveOptions(
+            experimental_custom_gradients=not hasattr(
+                model.train_step, "python_function"
+            )
+        )
         try:
-            tf.saved_model.save(module, str(folder), signatures=signatures)
+            tf.saved_model.save(module, str(folder), signatures, options)
         except AssertionError as error:  # A resource that is not a variable or table.
             raise ValueError(f"The model cannot be exported: {error}") from error
 
@@ -176,7 +187,8 @@ def restore_trained(model: keras.Model, path: str | os.PathLike[str]) -> None:
             f"{path} is damaged, or not a checkpoint of an exported model: {error}"
         ) from error
     build_optimizers(model, found)
-    expected = description_of(model)
+    unseeded = UNSEEDED in found["variables"]
+    state, expected = state_and_description(model, unseeded)
     if found != expected:
         raise ValueError(
             f"The checkpoint {path} is that of another model or optimizer. "
@@ -184,7 +196,7 @@ def restore_trained(model: keras.Model, path: str | os.PathLike[str]) -> None:
         )
     if kinds != expected["variables"]:
         raise ValueError(f"The checkpoint {path} is damaged: it contradicts itself.")
-    for name, variable in tf_state(model).items():
+    for name, variable in state.items():
         variable.assign(values[name])
 
 

@@ -28,12 +28,12 @@ from svag_tf.exported_data import (
 )
 from svag_tf.exported_state import (
     read_checkpoint,
-    tf_state,
+    shared_seed,
+    state_and_description,
     tf_variable,
     write_checkpoint,
 )
 from svag_tf.saved_state import (
-    description_of,
     optimizers_of,
     parts_of,
 )
@@ -54,8 +54,8 @@ def functions_of(model, said, batch_size):
             "The model must have trainable variables. It has none. Set `trainable` of "
             "what is to be trained, and compile the model again."
         )
-    state = tf_state(model)
-    description = json.dumps(description_of(model))
+    state, like = state_and_description(model, steps.are_unseeded())
+    description = json.dumps(like)
     optimizers = [o for o in optimizers_of(model).values() if o.built]
     if not optimizers:
         raise ValueError(
@@ -138,6 +138,7 @@ class _Steps:
     def __init__(self, model, said, batch_size):
         self.model = model
         self.missing = set()
+        self._graphs = []
         kind = trained_kind(model, said)
         self.infer = tf.function(self._infer, autograph=False)
         self._train_step = tf.function(
@@ -169,6 +170,13 @@ class _Steps:
     def evaluate(self, arguments):
         return dict(self._test_step(self.form.packed(arguments)))
 
+    def are_unseeded(self):
+        """Whether one of them draws random numbers without a seed of its own."""
+        used = [v for graph in self._graphs for v in graph.variables]
+        # Not asked for in vain: Keras makes it when it is first used.
+        maybe = any("seed_generator_state" in v.name for v in used)
+        return maybe and id(shared_seed()) in map(id, used)
+
     def _infer(self, x):
         return self.model.predict_step(Form.of({"x": x}).packed({"x": x}))
 
@@ -177,11 +185,11 @@ class _Steps:
 
     def _trace_train(self):
         step = tf.function(lambda **a: self.train(self.given, a), autograph=False)
-        _trace("train", step, self.given)
+        self._graphs.append(_trace("train", step, self.given).graph)
 
     def _try(self, name, function, arguments):
         try:
-            _trace(name, function, arguments)
+            self._graphs.append(_trace(name, function, arguments).graph)
         except ValueError as error:
             self.missing.add(name)
             if self._has(name):
@@ -314,6 +322,5 @@ def _check_traced(signatures, known):
                 "The model cannot be exported: it uses variables that are not its own, "
                 f"{', '.join(unknown)} in {name}. Make them weights of the model or a "
                 "layer (add_weight), and the optimizer, metric or layer that they "
-                "belong to an attribute of the model. Functions of keras.random need a "
-                "seed: a keras.random.SeedGenerator that is an attribute of a layer."
+                "belong to (or a keras.random.SeedGenerator) an attribute of the model."
             )

@@ -6,12 +6,13 @@ from typing import Any
 
 import keras
 
-from svag_tf.saved_state import state_of
+from svag_tf.saved_state import description_of, shape_and_dtype, state_of
 
 tf: Any = None
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf  # type: ignore[no-redef]
 
+UNSEEDED = "random/shared"
 DESCRIPTION = "svag_tf_description"  # Its name in a checkpoint.
 _UNREADABLE = (
     "cannot be restored: it is missing, damaged or not the checkpoint of an exported "
@@ -23,9 +24,31 @@ def tf_variable(variable):
     return variable.value if isinstance(variable, keras.Variable) else variable
 
 
-def tf_state(model):
-    """All variables that training goes on from, by the names of a checkpoint."""
-    return {name: tf_variable(v) for name, v in state_of(model).items()}
+def state_and_description(
+    model: keras.Model, unseeded: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What training goes on from, by the names of a checkpoint, and what it is like.
+
+    Args:
+        model: Compiled, and all of it built.
+        unseeded: Whether the model draws random numbers without a seed of its own.
+    """
+    state = {name: tf_variable(v) for name, v in state_of(model).items()}
+    description = description_of(model)
+    if unseeded:
+        state[UNSEEDED] = shared_seed()
+        description["variables"][UNSEEDED] = shape_and_dtype(state[UNSEEDED])
+    return state, description
+
+
+def shared_seed() -> Any:
+    """The state of the generator that `keras.random` has for all who give no seed.
+
+    Keras has no public name for it. Tracing a function draws nothing.
+    """
+    draw = tf.function(lambda: keras.random.uniform(()))
+    (state,) = draw.get_concrete_function().graph.variables
+    return state
 
 
 def write_checkpoint(path, variables, description):

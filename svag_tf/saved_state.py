@@ -70,7 +70,8 @@ def shape_and_dtype(variable: Any) -> list[Any]:
 def state_of(model: keras.Model) -> dict[str, Any]:
     """All variables that training goes on from, by names: of model and optimizers.
 
-    An optimizer that is not built has not been used, and is left out.
+    An optimizer that is not built has not been used, and is left out, unless it wraps
+    others that are.
     """
     own = _own_state(model)
     for path, variables in _optimizer_variables(model).items():
@@ -101,11 +102,11 @@ def optimizers_of(model: keras.Model) -> dict[str, Any]:
     return first | others
 
 
-def parts_of(model: keras.Model, kind: type) -> dict[str, Any]:
-    """The objects of a class that a model holds, by where they are.
+def parts_of(whole: Any, kind: type) -> dict[str, Any]:
+    """The objects of a class that a model or an optimizer holds, by where they are.
 
-    Those are looked for among the attributes of the model, of its layers and of
-    optimizers, in lists and dicts as well.
+    Those are looked for among its attributes and those of its layers and optimizers, in
+    lists and dicts as well. It may be one itself.
     """
     found: dict[str, Any] = {}
     seen: set[int] = set()
@@ -129,19 +130,21 @@ def parts_of(model: keras.Model, kind: type) -> dict[str, Any]:
         for name in sorted(by_name, key=lambda name: (name.startswith("_"), name)):
             visit((*path, name), by_name[name])
 
-    visit((), model)
+    visit((), whole)
     return found
 
 
 def _optimizer_variables(model: keras.Model) -> dict[str, list[Any]]:
-    """The variables of the optimizers that are built, each of them once.
+    """The variables of the optimizers that are used, each of them once.
 
-    An optimizer that wraps another has that one's variables too.
+    An optimizer that wraps others may have their variables too, and need not be built.
     """
     seen: set[int] = set()
     result = {}
     for path, optimizer in optimizers_of(model).items():
-        if not optimizer.built:
+        if not any(
+            o.built for o in parts_of(optimizer, keras.optimizers.Optimizer).values()
+        ):
             continue
         variables = [v for v in optimizer.variables if id(v) not in seen]
         seen |= {id(v) for v in variables}
@@ -194,7 +197,7 @@ def build_optimizers(model: keras.Model, description: dict[str, Any]) -> None:
     optimizers = optimizers_of(model)
     for path, saved in description.get("optimizers", {}).items():
         optimizer = optimizers.get(path)
-        if optimizer is None or optimizer.built:
+        if optimizer is None or optimizer.built or not saved["variables"]:
             continue
         if path == "optimizer" and type(model).train_step is keras.Model.train_step:
             optimizer.build(model.trainable_variables)

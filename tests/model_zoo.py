@@ -163,6 +163,20 @@ def autoencoder_with_loss():
     return model
 
 
+class Unseeded(Autoencoder):
+    """Its step is a `tf.function`, with random numbers from the generator of all."""
+
+    @tf.function
+    def train_step(self, data):
+        return super().train_step(data + keras.random.normal(ops.shape(data)))
+
+
+def unseeded():
+    model = Unseeded()
+    model.compile(svag_tf.MSVAG(0.1))
+    return model
+
+
 class Sampling(keras.layers.Layer):
     def __init__(self):
         super().__init__()
@@ -308,6 +322,26 @@ def gan_of_one():
     return model
 
 
+class Halves(keras.optimizers.Optimizer):
+    """Holds two optimizers, for the first and the second half of the variables."""
+
+    def __init__(self, *parts):
+        super().__init__(learning_rate=0.0)
+        self.parts = parts
+
+    def apply(self, grads, trainable_variables=None):
+        half = len(grads) // 2
+        for part, which in zip(self.parts, (slice(half), slice(half, None))):
+            part.apply(grads[which], trainable_variables[which])
+        self.iterations.assign_add(1)
+
+
+def halves():
+    model = Net()
+    model.compile(Halves(svag_tf.MSVAG(0.1), svag_tf.MSVAS(0.01)), "mse")
+    return model
+
+
 class Distiller(keras.Model):
     """A frozen teacher; losses in `compile`; `compute_loss` of its own."""
 
@@ -428,6 +462,8 @@ DATA = {
     gan: (X,),
     gan_of_lists: (X,),
     gan_of_one: (X,),
+    unseeded: (X,),
+    halves: (X, Y),
     distiller: (X, LABELS),
     contrastive: (X, (X[:, ::-1].copy(), LABELS)),
     of_fixed_size: (X, Y),

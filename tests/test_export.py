@@ -485,8 +485,10 @@ class Scaled(Custom):
 
 
 class Random(Custom):
+    generators = (keras.random.SeedGenerator(2),)
+
     def more(self, y):
-        seed = None if self.bad else self.seed_generator
+        seed = self.generators[0] if self.bad else self.seed_generator
         return keras.random.uniform((), seed=seed)
 
 
@@ -535,7 +537,7 @@ class Names(Custom):
     "build, message",
     [
         (Scaled, "not its own, foreign.* in train. Make them weights of the model"),
-        (Random, "not its own, .*seed_generator_state.* need a seed"),
+        (Random, r"not its own, .*seed_generator_state.*\(or a keras.random.SeedGen"),
         (InPython, "calls Python code .* operations of TensorFlow or keras.ops"),
         (Hidden, "must use an optimizer of the model. Make what it uses"),
         (Without, "must use an optimizer of the model. Make what it uses"),
