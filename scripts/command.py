@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import runpy
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +37,7 @@ def define_config(default: str = "digits.py") -> Callable[[], tuple[Any, str]]:
     Returns:
         Gives, once the flags are parsed, the config and the stem of its file's name.
     """
+    _check_file(str(CONFIGS / default))
     try:  # the fields of --config are parsed here, the other flags in app.run
         holder = config_flags.DEFINE_config_file(
             "config",
@@ -64,6 +66,42 @@ def define_config(default: str = "digits.py") -> Callable[[], tuple[Any, str]]:
         return holder.value, path.stem
 
     return config
+
+
+def _check_file(default: str) -> None:
+    """Runs the config file once before the flags are parsed: for one line of error.
+
+    Whatever it raises would come to light in many ways else, with long tracebacks.
+    """
+    given = default
+    for one, following in zip(sys.argv[1:], [*sys.argv[2:], ""]):
+        flag, _, value = one.partition("=")
+        if flag in ("--config", "-config"):
+            given = value or following
+    name, *argument = given.split(":", 1)
+    if not Path(name).is_file():
+        return  # Said later.
+    try:
+        with _quiet():
+            get_config = runpy.run_path(name).get("get_config")
+            config = get_config and get_config(*argument)
+    except Exception as error:
+        sys.exit(f"Error: the config file {name} failed{_reason(error)}")
+    if not hasattr(config, "to_dict"):
+        sys.exit(
+            f"Error: the config file {name} must have a function get_config() that "
+            f"returns a ConfigDict. Received: {config!r}"
+        )
+
+
+def _reason(error: Exception) -> str:
+    """Where the user's own code failed and why."""
+    try:
+        from svag_tf.experiments.errors import place_and_reason
+    except ImportError as missed:
+        sys.exit(missing(missed))
+    within = error.__traceback__ and error.__traceback__.tb_next  # Without this file.
+    return place_and_reason(error.with_traceback(within))
 
 
 def run(main: Callable[[], None]) -> None:

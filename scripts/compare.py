@@ -78,6 +78,12 @@ _TARGET = flags.DEFINE_float(
 _RETRY = flags.DEFINE_boolean(
     "retry_failed", False, "Make runs that failed in an earlier start again."
 )
+_FRESH = flags.DEFINE_boolean(
+    "fresh",
+    False,
+    "Delete runs of other data or of another model than load() and build() of the "
+    "problem give now. Default: refuse the workdir.",
+)
 
 
 def main() -> None:
@@ -102,6 +108,7 @@ def main() -> None:
         storage=_STORAGE.value,
         target=_TARGET.value,
         retry_failed=_RETRY.value,
+        fresh=_FRESH.value,
         command=shlex.join(["python", *sys.argv]),
     )
 

@@ -16,6 +16,12 @@ _WORKDIR = flags.DEFINE_string(
     None,
     "Folder for the results. Default: runs/<config file>-<optimizer>.",
 )
+_FRESH = flags.DEFINE_boolean(
+    "fresh",
+    False,
+    "Delete a run of other data or of another model than load() and build() of the "
+    "problem give now. Default: refuse the workdir.",
+)
 _EXPORT = flags.DEFINE_list(
     "export",
     [],
@@ -36,7 +42,7 @@ def main() -> None:
 
         for form in _EXPORT.value:
             check_format(form)
-    train(config, workdir)
+    train(config, workdir, fresh=_FRESH.value)
     for form in _EXPORT.value:
         print(export_once(workdir, form))
 

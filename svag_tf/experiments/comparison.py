@@ -25,7 +25,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from svag_tf.experiments import machine
+from svag_tf.experiments import machine, made_of
 from svag_tf.experiments.comparison_report import (
     Comparison,
     Outcome,
@@ -34,12 +34,13 @@ from svag_tf.experiments.comparison_report import (
 )
 from svag_tf.experiments.config import checked, differences
 from svag_tf.experiments.data import Data
+from svag_tf.experiments.distributed import started
 from svag_tf.experiments.errors import DivergedError, ExperimentError
 from svag_tf.experiments.files import read_json, write_json
 from svag_tf.experiments.optimizers import OPTIMIZERS, build_optimizer
-from svag_tf.experiments.problems import PROBLEMS
+from svag_tf.experiments.problems import PROBLEMS, checks
 from svag_tf.experiments.run_folder import Row, RunFolder
-from svag_tf.experiments.training import train
+from svag_tf.experiments.training import prepared, train
 from svag_tf.experiments.tuning import (
     BUDGETS,
     Queue,
@@ -51,7 +52,7 @@ from svag_tf.experiments.tuning import (
 from svag_tf.experiments.variants import Variant, parse_variant, titles
 from svag_tf.optional import filelock, matplotlib, optuna, require, sqlalchemy
 
-CONFIG = "config.json"
+CONFIG, MADE_OF = "config.json", "made_of"
 DEFAULT_SEEDS = (0, 1, 2)  # without a budget
 # A run is stopped if it is in the worst quarter of those that went through, at an
 # epoch after the first quarter; the first runs always go through.
@@ -70,6 +71,7 @@ def compare(
     storage: str | None = None,
     target: float | None = None,
     retry_failed: bool = False,
+    fresh: bool = False,
     command: str = "",
 ) -> list[dict[str, Any]]:
     """Compares optimizers on a problem, each with its tuned learning rate.
@@ -99,6 +101,7 @@ def compare(
         target: test accuracy (or loss) to which the steps are counted. Defaults to
             `None`: 95 % of the way from the untrained model to the best optimizer.
         retry_failed: make runs that failed in an earlier start again.
+        fresh: delete runs of other data or of another model, in place of refusing them.
         command: the command line, for the results.
 
     Returns:
@@ -112,19 +115,19 @@ def compare(
     """
     require(filelock, matplotlib, optuna, sqlalchemy)
     workdir = Path(workdir)
-    plan = _planned(config, optimizers, workdir, budget, seeds, protocol, kept)
+    plan = _planned(config, optimizers, workdir, budget, seeds, protocol, kept, fresh)
     _check_target(plan, target)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    fresh = not workdir.exists()
+    new = not workdir.exists()
     workdir.mkdir(parents=True, exist_ok=True)
     try:
         keep = Storage(storage or str(workdir / "study.db"), workdir)
     except ExperimentError:
-        if fresh:
+        if new:
             shutil.rmtree(workdir)
         raise
-    if not (workdir / CONFIG).exists():
-        write_json(workdir / CONFIG, plan.common)
+    with keep.lock:
+        _begin(plan)
     start = time.monotonic()
     with keep.opened(), _Display(plan) as display:
         outcomes = []
@@ -172,6 +175,8 @@ class Plan:
         workdir: folder of the results.
         budget: what is tuned, or None.
         described: see `describe`; without a budget what there is to say.
+        made_of: see `made_of.made_of`.
+        fresh: whether runs of something else are deleted, and not refused.
     """
 
     config: dict[str, Any]
@@ -181,6 +186,8 @@ class Plan:
     workdir: Path
     budget: Any
     described: dict[str, Any]
+    made_of: dict[str, str]
+    fresh: bool
 
     @property
     def common(self) -> dict[str, Any]:
@@ -230,6 +237,7 @@ def _planned(
     seeds: Sequence[int] | None,
     protocol: Any,
     kept: Sequence[str],
+    fresh: bool,
 ) -> Plan:
     if budget_name is not None and budget_name not in BUDGETS:
         raise ExperimentError(
@@ -259,18 +267,22 @@ def _planned(
             "optimizer its own (--optimizers=adam:learning_rate=0.001), or do not "
             f"tune (--notune). Received: optimizer.learning_rate={rate}"
         )
-    data = PROBLEMS[whole["problem"]].load(whole["data_dir"])
+    problem = whole["problem"]
+    data = checks.load(problem, PROBLEMS[problem], whole["data_dir"])
     examples = len(data.x_train), len(data.x_test)
     protocol = whole if protocol is None else protocol
     used = budgeted(whole, budget, examples, kept) if budget else whole
+    used = checked(used)
     plan = Plan(
-        checked(used),
+        used,
         data,
         variants,
         list(seeds),
         workdir,
         budget,
         describe(used, protocol, budget, examples, seeds),
+        _made_of(used, data),
+        fresh,
     )
     for variant in variants:
         for seed in seeds:
@@ -284,18 +296,42 @@ def _planned(
     return plan
 
 
+def _made_of(config: dict[str, Any], data: Data) -> dict[str, str]:
+    """What data and model are: in all runs the same, whatever their seed."""
+    config = config | {"seed": 0}
+    with started(config) as distribution:
+        return made_of.made_of(config, *prepared(config, data, distribution))
+
+
 def _check_workdir(plan: Plan) -> None:
-    """Refuses a workdir in which another config was compared."""
+    """Refuses a workdir in which something else was compared."""
     path = plan.workdir / CONFIG
     if not os.path.lexists(path):
         return
-    changed = differences(read_json(path), plan.common)
+    before = read_json(path)
+    parts = before.pop(MADE_OF, None)
+    changed = differences(before, plan.common)
     if changed:
         raise ExperimentError(
             f"The workdir {plan.workdir} holds a comparison with another config. Name "
             "another --workdir, or use the old values (old -> new):\n  "
             + "\n  ".join(changed)
         )
+    if not plan.fresh:
+        what = f"The workdir {plan.workdir} holds a comparison"
+        made_of.refuse(what, parts, plan.made_of)
+
+
+def _begin(plan: Plan) -> None:
+    """Writes the config, once runs of other data or another model are gone."""
+    path = plan.workdir / CONFIG
+    if path.exists():
+        if not made_of.differ(read_json(path).get(MADE_OF), plan.made_of):
+            return
+        for state in plan.workdir.glob("*/state.json"):
+            RunFolder(state.parent).clear()
+        shutil.rmtree(plan.workdir / "tuning", ignore_errors=True)
+    write_json(path, plan.common | {MADE_OF: plan.made_of})
 
 
 def _check_target(plan: Plan, target: float | None) -> None:
@@ -323,6 +359,8 @@ def _tune(
         optuna.pruners.PercentilePruner(
             KEPT_PERCENT, STARTUP_RUNS, n_warmup_steps=math.ceil(epochs / 4)
         ),
+        plan.made_of,
+        plan.fresh,
     )
     queue = Queue(storage, study, "learning_rate", rates)
     made: list[Path] = []
@@ -357,6 +395,8 @@ def _run_seeds(
         plan.config_of(variant, rate, plan.seeds[0]) | {"seed": None},
         plan.accuracy,
         optuna.pruners.NopPruner(),
+        plan.made_of,
+        plan.fresh,
     )
     queue = Queue(storage, study, "seed", plan.seeds)
 

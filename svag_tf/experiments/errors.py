@@ -1,5 +1,13 @@
 """The exceptions for what the user of an experiment can put right."""
 
+import re
+import site
+import sysconfig
+import traceback
+from pathlib import Path
+
+LONGEST = 300  # characters of a message that is quoted
+
 
 class ExperimentError(Exception):
     """A bad config, corrupt or missing data, or a workdir that cannot be used.
@@ -11,3 +19,22 @@ class ExperimentError(Exception):
 
 class DivergedError(ExperimentError):
     """A training whose loss is no longer finite."""
+
+
+def place_and_reason(error: BaseException) -> str:
+    """Where the user's code raised an exception, its kind and its message: one line.
+
+    The place is the last line that belongs neither to Python nor to a package.
+    """
+    libraries = {sysconfig.get_path(n) for n in ("stdlib", "platstdlib", "purelib")}
+    libraries |= {*site.getsitepackages(), str(Path(__file__).parents[1])}
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(("<", *libraries))
+    ]
+    place = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
+    if len(text) > LONGEST:
+        text = f"{text[:LONGEST]} ..."
+    return f"{place}: {type(error).__name__}: {text}".removesuffix(": ")

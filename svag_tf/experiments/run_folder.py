@@ -15,6 +15,7 @@ import io
 import json
 import math
 import os
+import shutil
 import statistics
 import warnings
 import zipfile
@@ -27,6 +28,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from svag_tf.experiments import made_of
 from svag_tf.experiments.config import differences
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.files import (
@@ -71,6 +73,7 @@ class State:
         local_state: name of the file in `checkpoints/` with what each replica has of
             its own; empty if they have nothing.
         local_state_sha256: its SHA-256.
+        made_of: see `made_of.made_of`; empty in those of earlier versions.
     """
 
     backend: str
@@ -81,6 +84,7 @@ class State:
     values_sha256: str = ""
     local_state: str = ""
     local_state_sha256: str = ""
+    made_of: dict[str, str] = field(default_factory=dict)
 
     @property
     def epoch(self) -> int:
@@ -115,11 +119,14 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
 
-    def check(self, config: Mapping[str, Any]) -> State:
+    def check(
+        self, config: Mapping[str, Any], found: Mapping[str, str] | None = None
+    ) -> State:
         """Says whether a run of `config` may use this folder. Only reads.
 
         Args:
             config: as `config.checked` returns it.
+            found: what `made_of` returns. Defaults to `None`: not known yet.
 
         Returns:
             The state to go on from.
@@ -157,6 +164,9 @@ class RunFolder:
                 f"'{state.backend}', and this is '{fresh.backend}'. Set "
                 f"KERAS_BACKEND={state.backend}, or name another --workdir."
             )
+        if found is not None:
+            what = f"The workdir {self.path} holds a run"
+            made_of.refuse(what, state.made_of, found)
         return state
 
     def ended(self) -> State:
@@ -172,11 +182,19 @@ class RunFolder:
         return self._good_state()[0]
 
     @contextlib.contextmanager
-    def opened(self, config: Mapping[str, Any]) -> Iterator[State]:
+    def opened(
+        self,
+        config: Mapping[str, Any],
+        found: Mapping[str, str],
+        fresh: bool = False,
+    ) -> Iterator[State]:
         """Creates the folder if need be and keeps other processes out of it.
 
         Args:
             config: as `config.checked` returns it.
+            found: what `made_of` returns.
+            fresh: delete a run of other data or of another model, in place of refusing
+                it. Defaults to `False`.
 
         Raises:
             ExperimentError: as `check`; if the folder cannot be written; or if
@@ -185,11 +203,15 @@ class RunFolder:
         with contextlib.ExitStack() as stack:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                lock = filelock.FileLock(self.path / ".lock", blocking=False)
-                stack.enter_context(lock)
-                state = self.check(config)
+                stack.enter_context(self._locked())
+                state = self.check(config, None if fresh else found)
+                if fresh and state.rows and made_of.differ(state.made_of, found):
+                    self._delete()
+                    state = self.check(config)
                 if not self.config.exists():
                     write_json(self.config, config)
+                if not state.rows:
+                    state.made_of = dict(found)
                 self.checkpoints.mkdir(exist_ok=True)
                 if state.epoch >= 0 and self._good_state()[1] != self.state:
                     # In place of a damaged one.
@@ -198,16 +220,41 @@ class RunFolder:
                     remove_temporaries(self.path, path.name)
                 remove_temporaries(self.checkpoints, KEPT)
                 self._remove_old_checkpoints(state)
-            except filelock.Timeout as error:
-                raise ExperimentError(
-                    f"The workdir {self.path} is in use by another process. Wait for "
-                    "it to end, or name another --workdir."
-                ) from error
             except OSError as error:
                 raise ExperimentError(
                     f"The workdir {self.path} cannot be written: {error}"
                 ) from error
             yield state
+
+    def clear(self) -> None:
+        """Deletes the run.
+
+        Raises:
+            ExperimentError: if another process is using it.
+        """
+        with self._locked():
+            self._delete()
+
+    def _delete(self) -> None:
+        # In an order in which nothing is left that a later start would take for a run.
+        shutil.rmtree(self.path / "export", ignore_errors=True)
+        for path in (*self.results, self.state):
+            path.unlink(missing_ok=True)
+        for folder in (self.checkpoints, self.tensorboard):
+            shutil.rmtree(folder, ignore_errors=True)
+        self.config.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keeps other processes out of the folder, which exists."""
+        try:
+            with filelock.FileLock(self.path / ".lock", blocking=False):
+                yield
+        except filelock.Timeout as error:
+            raise ExperimentError(
+                f"The workdir {self.path} is in use by another process. Wait for it "
+                "to end, or name another --workdir."
+            ) from error
 
     def commit(
         self,

@@ -21,9 +21,10 @@ from svag_tf.experiments.config import JIT_COMPILE, checked
 from svag_tf.experiments.data import Data
 from svag_tf.experiments.distributed import Distribution, started
 from svag_tf.experiments.errors import DivergedError, ExperimentError
+from svag_tf.experiments.made_of import made_of
 from svag_tf.experiments.optimizers import build_optimizer
 from svag_tf.experiments.plots import save_curves
-from svag_tf.experiments.problems import PROBLEMS, Prepare
+from svag_tf.experiments.problems import PROBLEMS, Prepare, checks
 from svag_tf.experiments.run_folder import (
     Row,
     RunFolder,
@@ -47,6 +48,7 @@ def train(
     workdir: str | os.PathLike[str],
     report: Callable[[Row], None] | None = None,
     data: Data | None = None,
+    fresh: bool = False,
 ) -> list[Row]:
     """Trains as `config` says, or goes on with the run in `workdir`.
 
@@ -68,6 +70,8 @@ def train(
             epoch and a table of results are printed.
         data: of the problem, if it has been loaded before. Defaults to `None`: it is
             loaded.
+        fresh: delete a run of other data or of another model, in place of refusing it.
+            Defaults to `False`.
 
     Returns:
         One dict an epoch: `epoch`, `step` (batches so far), `learning_rate` (of the
@@ -90,7 +94,8 @@ def train(
             folder = RunFolder(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.check(config)
         data, model = prepared(config, data, distribution)
-        state = stack.enter_context(folder.opened(config))
+        found = made_of(config, data, model)
+        state = stack.enter_context(folder.opened(config, found, fresh))
         state = distribution.restore(model, folder, state)
         _train_on(config, folder, state, model, data, report, distribution)
     return state.rows
@@ -349,7 +354,7 @@ def _selected(config: dict[str, Any], data: Data | None) -> Data:
     """The examples that the config names."""
     problem = PROBLEMS[config["problem"]]
     if data is None:
-        data = problem.load(config["data_dir"])
+        data = checks.load(config["problem"], problem, config["data_dir"])
     train, test = config["train_examples"], config["test_examples"]
     for name, limit, n in (
         ("train_examples", train, len(data.x_train)),
@@ -401,7 +406,7 @@ def _build_model(
     keras.config.set_dtype_policy(config["dtype_policy"])
     try:
         with distribution.scope():
-            model = problem.build()
+            model = checks.build(config["problem"], problem)
             distribution.prepare(model, config["batch_size"])
             optimizer = build_optimizer(
                 config["optimizer"],
@@ -411,7 +416,7 @@ def _build_model(
             )
             model.compile(
                 optimizer=distribution.optimizer(optimizer, config["dtype_policy"]),
-                loss=problem.loss(),
+                loss=checks.loss(config["problem"], problem),
                 jit_compile=jit_compile,
                 **distribution.metrics(["accuracy"] if problem.accuracy else []),
             )

@@ -18,6 +18,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from svag_tf.experiments import made_of
 from svag_tf.experiments.baselines import published
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.optional import filelock, optuna, sqlalchemy
@@ -201,12 +202,32 @@ class Storage:
             path.unlink(missing_ok=True)
 
     def study(
-        self, name: str, config: Mapping[str, Any], maximize: bool, pruner: Any
+        self,
+        name: str,
+        config: Mapping[str, Any],
+        maximize: bool,
+        pruner: Any,
+        found: Mapping[str, str] | None = None,
+        fresh: bool = False,
     ) -> optuna.Study:
         """The study of this name and config; it is made if there is none.
 
         Two configs never share a study, nor do two backends. `data_dir` may differ:
         another machine has its data elsewhere.
+
+        Args:
+            name: of the study, before what tells configs apart.
+            config: what the runs have in common.
+            maximize: whether the highest result is best.
+            pruner: of Optuna.
+            found: what `made_of` returns. Defaults to `None`: data and model do not
+                matter.
+            fresh: delete a study of other data or of another model, in place of
+                refusing it. Defaults to `False`.
+
+        Raises:
+            ExperimentError: if it is one of other data or of another model, or if the
+                storage cannot be used.
         """
         content = {
             "config": {k: v for k, v in config.items() if k != "data_dir"},
@@ -214,18 +235,33 @@ class Storage:
         }
         text = json.dumps(content, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+
+        def opened() -> optuna.Study:
+            return optuna.create_study(
+                storage=self._storage,
+                sampler=optuna.samplers.RandomSampler(seed=0),
+                pruner=pruner,
+                study_name=f"{name} {digest}",
+                direction="maximize" if maximize else "minimize",
+                load_if_exists=True,
+            )
+
         try:
             with self.lock:
-                study = optuna.create_study(
-                    storage=self._storage,
-                    sampler=optuna.samplers.RandomSampler(seed=0),
-                    pruner=pruner,
-                    study_name=f"{name} {digest}",
-                    direction="maximize" if maximize else "minimize",
-                    load_if_exists=True,
-                )
+                study = opened()
+                if "config" in study.user_attrs and found is not None:
+                    before = study.user_attrs.get("made_of")
+                    try:
+                        made_of.refuse(f"{self.shown} holds a study", before, found)
+                    except ExperimentError:
+                        if not fresh:
+                            raise
+                        optuna.delete_study(
+                            study_name=study.study_name, storage=self._storage
+                        )
+                        study = opened()
                 if "config" not in study.user_attrs:
-                    for key, value in content.items():
+                    for key, value in {"made_of": found, **content}.items():
                         study.set_user_attr(key, value)
         except _storage_errors() as error:
             raise self._unusable(error) from error

@@ -1,0 +1,175 @@
+"""What a run is made of: its data and its model, in a form that can be compared.
+
+A run's config names the problem. That its `load` and `build` are still the same, a
+digest of what they return tells.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from svag_tf.experiments.data import Data
+from svag_tf.experiments.errors import ExperimentError
+from svag_tf.experiments.problems import PROBLEMS, Prepare, checks
+from svag_tf.saved_state import stable_paths
+
+_LOSS = "loss before training"
+_TOLERANCE = 1e-3  # relative, of that loss: devices and thread counts round otherwise
+
+MadeOf = dict[str, str]
+
+
+def made_of(config: Mapping[str, Any], data: Data, model: keras.Model) -> MadeOf:
+    """What a run's data and model are, part by part. Tries whether they fit together.
+
+    The same in every process: the numbers in names that Keras gives do not matter.
+
+    Args:
+        config: of the run, as `config.checked` returns it.
+        data: the examples that it uses.
+        model: compiled; it is left as it was.
+
+    Raises:
+        ExperimentError: if data and model do not fit together.
+    """
+    name = config["problem"]
+    problem = PROBLEMS[name]
+    tried = None
+    if config["distribution"] == "none":
+        tried = checks.try_batches(name, problem, model, data)
+    parts = {field: _array(array) for field, array in data._asdict().items()}
+    for part in ("train", "test"):
+        prepare = getattr(problem, f"prepare_{part}")
+        if prepare is not None:
+            x = getattr(data, f"x_{part}")[: checks.EXAMPLES]
+            parts[f"prepare_{part}"] = _prepared(prepare, x)
+    layers = list(model._flatten_layers(include_self=False))
+    names = {layer.name: f"layer {i}" for i, layer in enumerate(layers)}
+    for i, layer in enumerate(layers):
+        kind = type(layer).__name__
+        parts[f"model, layer {i}"] = f"{kind} {_config(layer, names)}"
+    paths = stable_paths(model.weights)
+    weights = [
+        [path, list(v.shape), str(v.dtype), v.trainable]
+        for path, v in zip(paths, model.weights)
+    ]
+    parts["model, its weights"] = f"{len(weights)} {_digest(weights)}"
+    parts["model, its structure"] = _structure(model, names)
+    loss = checks.loss(name, problem)
+    kind = getattr(loss, "__name__", type(loss).__name__)
+    parts["loss"] = f"{kind} {_config(loss, {})}"
+    if tried is not None:
+        parts[_LOSS] = f"{tried:.6g}"
+    return parts
+
+
+def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """The parts in which two runs differ, as lines `part: old -> new`."""
+    lines = []
+    for part in dict.fromkeys((*new, *old)):
+        before, after = old.get(part), new.get(part)
+        if part == _LOSS and before and after:
+            a, b = float(before), float(after)
+            if math.isclose(a, b, rel_tol=_TOLERANCE) or math.isnan(a + b):
+                continue
+        if before != after:
+            lines.append(f"{part}: {before or '(absent)'} -> {after or '(absent)'}")
+    return lines
+
+
+def differ(old: Mapping[str, str] | None, new: Mapping[str, str]) -> bool:
+    """Whether something was made of other data or another model, or does not say."""
+    return not old or bool(differences(old, new))
+
+
+def refuse(what: str, old: Mapping[str, str] | None, new: Mapping[str, str]) -> None:
+    """Raises an error if something was made of other data or of another model.
+
+    Args:
+        what: "The workdir runs/mine holds a run".
+        old: what it was made of; None or empty: it does not say.
+        new: what it would be made of now.
+
+    Raises:
+        ExperimentError: naming the parts that differ.
+    """
+    remedy = (
+        "Start afresh (--fresh), which deletes it; or name another --workdir; or undo "
+        "the change"
+    )
+    if not old:
+        raise ExperimentError(
+            f"{what} that does not say of which data and model it was made: it is one "
+            f"of an earlier version of svag_tf. {remedy}."
+        )
+    changed = differences(old, new)
+    if changed:
+        raise ExperimentError(
+            f"{what} of other data or another model: load() or build() of the problem "
+            "has changed, or load() does not return the same each time. "
+            f"{remedy} (was -> is):\n  " + "\n  ".join(changed)
+        )
+
+
+def _array(array: np.ndarray) -> str:
+    content = np.ascontiguousarray(array).view(np.uint8)
+    digest = hashlib.blake2b(content.data, digest_size=6).hexdigest()
+    return f"{array.dtype} {list(array.shape)} {digest}"
+
+
+def _prepared(prepare: Prepare, x: np.ndarray) -> str:
+    """What `prepare` makes of some examples, if that does not change by itself."""
+    first, second = (_array(prepare(x, np.random.default_rng(0))) for _ in range(2))
+    return first if first == second else "random"
+
+
+def _config(thing: Any, names: Mapping[str, str]) -> str:
+    """A digest of the arguments of a layer or a loss."""
+    try:
+        config = keras.saving.serialize_keras_object(thing)
+    except Exception:  # The user's own, without a `get_config`: Keras raises many.
+        config = type(thing).__name__
+    return _digest(_plain(config, names))
+
+
+def _structure(model: keras.Model, names: Mapping[str, str]) -> str:
+    """A digest of how the layers are connected."""
+    kind = type(model).__name__
+    try:
+        config = model.get_config()
+    except Exception:  # As above.
+        return kind
+    nodes = [layer.get("inbound_nodes") for layer in config.get("layers", ())]
+    others = {key: value for key, value in config.items() if key != "layers"}
+    return f"{kind} {_digest(_plain([nodes, others], names))}"
+
+
+def _plain(value: Any, names: Mapping[str, str]) -> Any:
+    """A config without names, without what is None, and without compiled code.
+
+    The first depend on what else a process has made and on where a file lies, the
+    second on the version of Keras, the third on the lines of a file.
+    """
+    if isinstance(value, Mapping):
+        if value.get("class_name") == "__lambda__":
+            return "lambda"
+        return {
+            key: _plain(part, names)
+            for key, part in value.items()
+            if part is not None and key not in ("name", "module", "registered_name")
+        }
+    if isinstance(value, list | tuple):
+        return [_plain(part, names) for part in value]
+    return names.get(value, value) if isinstance(value, str) else value
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=lambda x: type(x).__name__)
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
