@@ -533,6 +533,12 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             learning_rate: Scalar tensor. A subclass that overrides this method may
                 pass on another, for a learning rate of each layer's own.
         """
+        self._update_variable(gradient, variable, learning_rate)
+        step = getattr(_STEPS, "step", None)
+        if step is None or step[0] is not self:  # Called by a wrapper, not by `apply`.
+            self._count_updates([variable])
+
+    def _update_variable(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
         dtype = self._compute_dtype(variable)
         scalars = self._scalars_of(index, learning_rate, dtype)

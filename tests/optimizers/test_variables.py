@@ -295,3 +295,52 @@ def test_learning_rate_of_a_subclass(mode, accumulation):
     np.testing.assert_allclose(vector, run(msvag, 0.25)[1], 1e-6)
     for rate in (0.5, keras.optimizers.schedules.ExponentialDecay(0.5, 2, 0.5)):
         assert not np.array_equal(run(Half, rate)[1], run(msvag, rate)[1])
+
+
+class ByRank(keras.optimizers.Optimizer):
+    """A user's wrapper: an optimizer for matrices, and another for the rest."""
+
+    def __init__(self, matrices, others):
+        super().__init__(learning_rate=0.5)
+        self.parts = [matrices, others]
+
+    def build(self, variables):
+        super().build(variables)
+        for part in self.parts:
+            part.build([v for v in variables if self.part_of(v) is part])
+
+    def part_of(self, variable):
+        return self.parts[len(variable.shape) != 2]
+
+    def update_step(self, gradient, variable, learning_rate):
+        self.part_of(variable).update_step(gradient, variable, learning_rate)
+
+
+class ByRankInApply(ByRank):
+    """The same by `apply`."""
+
+    def apply(self, grads, trainable_variables=None):
+        if not self.built:
+            self.build(trainable_variables)
+        for part in self.parts:
+            pairs = [(g, v) for g, v in zip(grads, trainable_variables)
+                     if self.part_of(v) is part]  # fmt: skip
+            part.apply(*zip(*pairs))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("wrapper", [ByRank, ByRankInApply])
+def test_a_wrapper_that_holds_several_optimizers(wrapper, mode):
+    shapes = ((2, 3), (3,))
+    variables = [keras.Variable(np.zeros(shape, np.float32)) for shape in shapes]
+    wrapped = wrapper(table.make("msvag", 0.9, 0.5), table.make("mssd", 0.8, 0.5))
+    wrapped.build(variables)
+    step = in_mode(lambda gs: wrapped.apply(gs, variables), mode)
+    oracles = [Oracle("msvag", 0.5, 0.9, (2, 3)), Oracle("mssd", 0.5, 0.8, (3,))]
+    thetas = [np.zeros(shape) for shape in shapes]
+    for t in range(6):
+        gs = [noise(t, shape) for shape in shapes]
+        step([tf.constant(g) for g in gs])
+        thetas = [theta - o.update(g) for theta, o, g in zip(thetas, oracles, gs)]
+    for variable, theta in zip(variables, thetas):
+        np.testing.assert_allclose(table.to_numpy(variable), theta, 1e-5, 1e-6)
