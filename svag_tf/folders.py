@@ -5,17 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
-import keras
-
 _TEMPORARY_PREFIX = ".tmp-"
-_WRITE_ERRORS: tuple[type[Exception], ...] = (OSError,)
-if keras.backend.backend() == "tensorflow":
-    import tensorflow as tf
-
-    _WRITE_ERRORS += (tf.errors.OpError,)
 
 
 @contextlib.contextmanager
@@ -47,10 +41,16 @@ def whole_folder(path):
             _sync(file)
         os.replace(temporary, path)
         _sync(path.parent)
-    except _WRITE_ERRORS as error:
+    except _write_errors() as error:
         raise OSError(f"Cannot write {path}: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_errors():
+    if "tensorflow" in sys.modules:
+        return OSError, sys.modules["tensorflow"].errors.OpError
+    return OSError
 
 
 def temporary_name(path):

@@ -45,7 +45,7 @@ _average = rules.moving_average
 # What is changed -> {name of the rule: its wrong version}, methods that must fail.
 MUTATIONS = {
     "beta 1 % larger, averages only": (
-        {"moving_average": _with_beta(rules.moving_average, 0.909)},
+        {"moving_average": lambda m, g, beta, betas: _average(m, g, 0.909)},
         ("mssd", *AVERAGED),
     ),
     "beta 0.99 in the bias correction": (
