@@ -206,6 +206,10 @@ class GradientNoise(keras.callbacks.Callback):
         sums = np.asarray(
             [ops.convert_to_numpy(row) for row in self._sums(*arguments)], np.float64
         )
+        sums, scale = sums[:, :-1], sums[:, -1:]
+        sums[:, 1:4] /= scale**2
+        if slots.kind in ("gradient", "sampled"):
+            sums[:, 5:6] /= scale**2
         rate = float(ops.convert_to_numpy(slots.optimizer.learning_rate))
         batch_size = self._examples(model) * (
             slots.optimizer.gradient_accumulation_steps or 1
@@ -415,44 +419,50 @@ def _slots_of(optimizer):
     )
 
 
+_GAMMA = {
+    "gradient": rules.gamma_gradient,
+    "sampled": rules.gamma_gradient,
+    "sign": rules.gamma_sign,
+    "adam": rules.gamma_sign_adam,
+}
+
+
 def _elements(kind, m_tilde, v_tilde, factors):
-    """m, v, v - m^2 and gamma of every element, in float32."""
+    """m, v and gamma of every element, in float32."""
     first, second, _, _, factor = factors
-    m = ops.cast(m_tilde, "float32") * first
+    m = rules.bias_corrected(ops.cast(m_tilde, "float32"), first)
     v = ops.cast(v_tilde, "float32") * second
-    signal = m * m
-    excess = ops.relu(v - signal)
-    noise = factor * excess
-    if kind == "sign":
-        certain = signal >= 72.0 * noise  # erf(6) is 1.
-        ratio = signal / ops.where(certain, 1.0, 2.0 * noise)
-        gamma = ops.where(certain, 1.0, ops.erf(ops.sqrt(ratio)))
-        gamma = ops.where(signal == 0.0, 0.0, gamma)
-    else:
-        gamma = signal / ops.where(signal == 0.0, 1.0, signal + noise)
-        if kind == "adam":
-            gamma = ops.sqrt(gamma)
-    return m, v, signal, excess, gamma
+    return m, v, _GAMMA[kind](*rules.signal_and_noise(m, v, factor))
+
+
+def _has_gradient(m, v):
+    return ops.logical_or(v > 0.0, m != 0.0)
 
 
 def _sums(kind, with_update, theta, m_tilde, v_tilde, factors):
-    """The sums of every variable: a list of tensors of shape (7,)."""
+    """The sums of every variable, and the scale of their squares: shape (8,) each."""
     rows = []
     for weights, first, second, f in zip(theta, m_tilde, v_tilde, factors):
-        m, v, signal, excess, gamma = _elements(kind, first, second, f)
+        m, v, gamma = _elements(kind, first, second, f)
+        # A power of two, so that no square over- or underflows.
+        largest = ops.max(ops.abs(m), initial=0.0)
+        scale = ops.where(largest < 2.0**-32, 2.0**64, 1.0)
+        scale = ops.where(largest > 2.0**32, 2.0**-64, scale)
+        signal = ops.square(m * scale)
+        excess = rules.excess(m, v) * scale * scale
         sums = [
-            ops.cast(v > 0.0, "float32"),
+            ops.cast(_has_gradient(m, v), "float32"),
             signal,
             f[2] * excess,
             f[3] * excess,
             gamma,
         ]
         if with_update:
-            size = {"gradient": m * m, "sampled": v}.get(kind, 1.0)
+            size = {"gradient": signal, "sampled": v * scale * scale}.get(kind, 1.0)
             sums += [gamma * gamma * size, ops.square(ops.cast(weights, "float32"))]
         totals = [ops.sum(part) for part in sums]
         totals += [ops.zeros((), "float32")] * (7 - len(totals))
-        rows.append(ops.stack(totals))
+        rows.append(ops.stack([*totals, scale]))
     return rows
 
 
@@ -460,10 +470,10 @@ def _histograms(kind, theta, m_tilde, v_tilde, factors):
     """For gamma and log10 eta^2 the counts of every variable: shape (BINS,)."""
     counts: dict[str, list] = {name: [] for name in RANGES}
     for first, second, f in zip(m_tilde, v_tilde, factors):
-        _, v, signal, excess, gamma = _elements(kind, first, second, f)
-        alive = v > 0.0
-        tiny = 1e-30
-        eta2 = (f[2] * excess + tiny) / (signal + tiny)
+        m, v, gamma = _elements(kind, first, second, f)
+        has_gradient = _has_gradient(m, v)
+        signal, noise = rules.signal_and_noise(m, v, f[2])
+        eta2 = ops.clip(noise / signal, 0.0, 1e30)  # Infinite where m = 0.
         values = {"gamma": gamma, "log10_eta2": ops.log10(eta2)}
         for name, (low, high) in RANGES.items():
             edges = np.linspace(low, high, BINS + 1, dtype="float32")
@@ -472,7 +482,7 @@ def _histograms(kind, theta, m_tilde, v_tilde, factors):
             edges = ops.convert_to_tensor(edges)
             column = ops.reshape(values[name], (-1, 1))
             inside = ops.logical_and(column >= edges[:-1], column < edges[1:])
-            inside = ops.logical_and(inside, ops.reshape(alive, (-1, 1)))
+            inside = ops.logical_and(inside, ops.reshape(has_gradient, (-1, 1)))
             counts[name].append(ops.sum(ops.cast(inside, "int32"), axis=0))
     return counts
 

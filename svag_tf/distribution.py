@@ -13,6 +13,7 @@ says how. What is here serves both:
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import keras
@@ -198,7 +199,8 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         Args:
             var_list: List of the model's trainable variables.
         """
-        super().build(var_list)
+        with replicas.eager_variables() if replicas else nullcontext():
+            super().build(var_list)
         waiting, self._waiting = self._waiting, {}
         if waiting:
             self.load_own_variables(waiting)

@@ -10,8 +10,10 @@ another one, so that the update may stand in a `tf.cond`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -124,6 +126,25 @@ def context() -> Any:
     if not _is_mirrored(tf.distribute.get_strategy()):
         return None
     return tf.distribute.get_replica_context()
+
+
+@contextlib.contextmanager
+def eager_variables() -> Iterator[None]:
+    """Creates variables at once, also while a `tf.function` is traced.
+
+    TensorFlow traces a function that creates variables a second time, and keeps both
+    graphs as long as the function.
+    """
+
+    def create(next_creator, **kwargs):
+        kwargs["experimental_enable_variable_lifting"] = False
+        return next_creator(**kwargs)
+
+    if tf.distribute.has_strategy():  # It creates them in its own way.
+        yield
+    else:
+        with tf.init_scope(), tf.variable_creator_scope(create):
+            yield
 
 
 def local(variable: Any) -> Any:

@@ -242,6 +242,15 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         for variable in variables:
             _check_variable(variable)
         self._state.note_variables(variables)
+        with replicas.eager_variables() if replicas else nullcontext():
+            self._create_variables(variables)
+        # In the graph of a training step it would be loaded at every step.
+        with checkpoints.tf.init_scope() if checkpoints else nullcontext():
+            self._state.restore_waiting()
+            if self._record is not None:
+                self._record.restore_waiting()
+
+    def _create_variables(self, variables):
         super().build(variables)
         if kernels is not None:
             shapes = {tuple(variable.shape) for variable in variables}
@@ -262,11 +271,6 @@ class MomentOptimizer(keras.optimizers.Optimizer):
                 else None
                 for v in variables
             ]
-        # In the graph of a training step it would be loaded at every step.
-        with checkpoints.tf.init_scope() if checkpoints else nullcontext():
-            self._state.restore_waiting()
-            if self._record is not None:
-                self._record.restore_waiting()
 
     @property
     def counts_rows(self):

@@ -76,6 +76,27 @@ def test_fit_otherwise(variant, arguments):
     np.testing.assert_allclose(fit(model), end, 1e-5, 1e-6)
 
 
+@pytest.mark.parametrize("use_ema", [False, True])
+@pytest.mark.parametrize("jit_compile", [True, False])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_training_step_is_traced_once(scaled, jit_compile, use_ema):
+    """The slots are created outside its graph: with them it would be traced twice."""
+    traces = []
+
+    class Model(keras.Sequential):
+        def train_step(self, data):
+            traces.append(data)
+            return super().train_step(data)
+
+    optimizer = svag_tf.MSVAG(use_ema=use_ema)
+    if scaled:
+        optimizer = svag_tf.distribution.LossScaleOptimizer(optimizer)
+    model = Model([keras.Input((WIDTH,)), keras.layers.Dense(1, use_bias=False)])
+    model.compile(optimizer, linear_loss, jit_compile=jit_compile)
+    fit(model)
+    assert len(traces) == 1
+
+
 @pytest.mark.parametrize("jit_compile", ["auto", True, False])
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("variant", ["mssd", "msvag"])
