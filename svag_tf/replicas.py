@@ -42,6 +42,9 @@ def check_strategy() -> None:
 def mend_fit() -> None:
     """Lets Keras' `fit` do under mirrored strategies what it does on one device.
 
+    Replaces three methods of `keras.Model` in this process. An optimizer that is made
+    in the scope of such a strategy calls it.
+
     Under `MultiWorkerMirroredStrategy` Keras 3 fails for every optimizer: it builds the
     model from the mean of the replicas' first batches, which that strategy cannot take,
     and averages metrics, which are scalars, along an axis. Both are changed under that
@@ -112,6 +115,11 @@ def _is_mirrored(strategy: Any) -> bool:
     )
 
 
+def mirrored_scope() -> bool:
+    """Whether a mirrored strategy is in scope, of one replica or of several."""
+    return tf.distribute.has_strategy() and _is_mirrored(tf.distribute.get_strategy())
+
+
 def _many_workers(strategy: Any) -> bool:
     return (
         isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
@@ -121,11 +129,7 @@ def _many_workers(strategy: Any) -> bool:
 
 def context() -> Any:
     """The replica context, if this is one replica among mirrored ones, else None."""
-    if not tf.distribute.has_strategy():
-        return None
-    if not _is_mirrored(tf.distribute.get_strategy()):
-        return None
-    return tf.distribute.get_replica_context()
+    return tf.distribute.get_replica_context() if mirrored_scope() else None
 
 
 @contextlib.contextmanager

@@ -109,3 +109,20 @@ def test_without_a_backend(tmp_path, use):
 def test_names():
     assert {*svag_tf.__all__} <= {*dir(svag_tf)}
     assert all(getattr(svag_tf, name) is not None for name in svag_tf.__all__)
+
+
+UNTOUCHED = """
+import keras
+methods = dict(vars(keras.Model)), dict(vars(keras.Optimizer))
+import svag_tf
+model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+model.compile(svag_tf.MSVAG(), "mse")
+model.fit(keras.ops.ones((4, 2)), keras.ops.ones((4, 1)), verbose=0)
+assert methods == (vars(keras.Model), vars(keras.Optimizer))
+"""
+
+
+def test_leaves_keras_as_it_is():
+    """Keras is changed under strategies of several replicas only."""
+    ran = python("-c", UNTOUCHED)
+    assert ran.returncode == 0, ran.stderr

@@ -192,7 +192,7 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         state_dtype = arguments.check_state_dtype(state_dtype)
         arguments.check_choice("jit_compile", jit_compile, ("auto", True, False))
         arguments.check_choice("sparse_updates", sparse_updates, ("exact", "lazy"))
-        if replicas:
+        if replicas and replicas.mirrored_scope():
             replicas.mend_fit()
         super().__init__(learning_rate=learning_rate, **kwargs)
         self.beta = beta
