@@ -54,7 +54,7 @@ setup(
     packages=find_packages(include=["svag_tf", "svag_tf.*"]),
     package_data={
         "svag_tf": ["py.typed"],
-        "svag_tf.experiments": ["*.json", "*.md"],
+        "svag_tf.experiments.comparison": ["*.json", "*.md"],
         "svag_tf.experiments.benchmark": ["limit.c"],
     },
     python_requires=">=3.11",

@@ -87,8 +87,8 @@ _FRESH = flags.DEFINE_boolean(
 
 
 def main() -> None:
-    from svag_tf.experiments.comparison import compare
-    from svag_tf.experiments.faithfulness import published_variants
+    from svag_tf.experiments.comparison.compare import compare
+    from svag_tf.experiments.comparison.faithfulness import published_variants
 
     config, name = _CONFIG()
     budget = _BUDGET.value if _TUNE.value and not _PUBLISHED.value else None

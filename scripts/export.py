@@ -18,7 +18,7 @@ _FORMAT = flags.DEFINE_string(
 
 
 def main() -> None:
-    from svag_tf.experiments.exporting import export_run
+    from svag_tf.experiments.training.exporting import export_run
 
     print(export_run(_WORKDIR.value, _OUTPUT.value, _FORMAT.value))
     print(f"Exported to {_OUTPUT.value}")

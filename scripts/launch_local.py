@@ -18,7 +18,7 @@ _LOGDIR = flags.DEFINE_string("logdir", "runs/logs", "Folder for the workers' lo
 
 
 def main(arguments: list[str]) -> None:
-    from svag_tf.experiments.launch import launch
+    from svag_tf.experiments.training.launch import launch
 
     train = Path(__file__).resolve().with_name("train.py")
     launch(train, _WORKERS.value, arguments, _LOGDIR.value)

@@ -31,14 +31,14 @@ _EXPORT = flags.DEFINE_list(
 
 
 def main() -> None:
-    from svag_tf.experiments.config import checked
-    from svag_tf.experiments.training import train
+    from svag_tf.experiments.training.config import checked
+    from svag_tf.experiments.training.train import train
 
     given, name = _CONFIG()
     config = checked(given)
     workdir = _WORKDIR.value or f"runs/{name}-{config['optimizer']['name']}"
     if _EXPORT.value:
-        from svag_tf.experiments.exporting import check_format, export_once
+        from svag_tf.experiments.training.exporting import check_format, export_once
 
         for form in _EXPORT.value:
             check_format(form)

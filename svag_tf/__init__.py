@@ -57,8 +57,8 @@ except ImportError as _error:
     globals()["__getattr__"] = _backend.lacking(_error, __all__)
 else:
     from svag_tf import callbacks, convert, distribution
-    from svag_tf.export import export_trainable, restore_trained
-    from svag_tf.gradients import GradientStatistics, gradient_statistics
-    from svag_tf.optimizer_state import OptimizerStateWarning
+    from svag_tf.noise.gradients import GradientStatistics, gradient_statistics
     from svag_tf.optimizers import MSGD, MSSD, MSVAG, MSVAS, SSD, SVAG, SVAS
-    from svag_tf.saved_state import keep_random_state, restore_latest
+    from svag_tf.saving.export import export_trainable, restore_trained
+    from svag_tf.saving.model_state import keep_random_state, restore_latest
+    from svag_tf.saving.optimizer_state import OptimizerStateWarning

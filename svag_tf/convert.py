@@ -12,7 +12,7 @@ import numpy as np
 
 from svag_tf.optimizers import MSVAG, SVAG
 from svag_tf.optional import tensorflow as tf
-from svag_tf.saved_state import path_of
+from svag_tf.saving.model_state import path_of
 
 
 def from_tf1_checkpoint(

@@ -14,8 +14,8 @@ from oracle import Oracle
 
 import svag_tf
 from svag_tf.distribution import check_replicas
-from svag_tf.experiments.distributed import started
-from svag_tf.experiments.training import Batches
+from svag_tf.experiments.training.distributed import started
+from svag_tf.experiments.training.train import Batches
 
 STEPS = 25
 

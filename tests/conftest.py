@@ -13,8 +13,8 @@ collect_ignore_glob = ["*_script.py"]  # For processes of their own.
 # On other backends `test_backends.py` compares and trains the methods.
 ON_TENSORFLOW_ALONE = (
     "svag_tf/convert.py",
-    "svag_tf/export.py",
-    "svag_tf/saved_state.py",
+    "svag_tf/saving/export.py",
+    "svag_tf/saving/model_state.py",
     "tests/optimizers/",
     "tests/test_mutations.py",
     "tests/test_statistics.py",

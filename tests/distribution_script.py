@@ -15,9 +15,14 @@ import tensorflow as tf
 from keras import ops
 
 import svag_tf
-from svag_tf import distribution, noise_files
-from svag_tf.experiments.distributed import Distribution, Mirrored, mirrored_strategy
-from svag_tf.experiments.training import Batches, train
+from svag_tf import distribution
+from svag_tf.experiments.training.distributed import (
+    Distribution,
+    Mirrored,
+    mirrored_strategy,
+)
+from svag_tf.experiments.training.train import Batches, train
+from svag_tf.noise import files as noise_files
 
 REPLICAS = 3
 ROWS = 12  # Of a batch: 4 a replica.

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.special import erf
 
 import svag_tf
-from svag_tf import noise_files
+from svag_tf.noise import files as noise_files
 
 
 def twin(kind, theta, gradients, rate, beta=0.9, second=None, batch_size=1.0):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import svag_tf
-from svag_tf import backup
 from svag_tf.callbacks import BackupAndRestore
+from svag_tf.saving import backup
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(8, 3)).astype("float32"), RNG.normal(size=(8, 1))

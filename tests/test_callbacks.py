@@ -19,10 +19,12 @@ from noise_checks import OPTIMIZERS, twin
 from test_backends import BACKENDS, python_on
 
 import svag_tf
-from svag_tf import callbacks, noise_files
-from svag_tf.callbacks import GradientNoise, noise_scale
-from svag_tf.gradients import compiled
-from svag_tf.noise_files import BINS, COLUMNS, HISTOGRAM_COLUMNS, OVERALL, read_table
+from svag_tf.callbacks import GradientNoise
+from svag_tf.noise import callback
+from svag_tf.noise import files as noise_files
+from svag_tf.noise.files import BINS, COLUMNS, HISTOGRAM_COLUMNS, OVERALL, read_table
+from svag_tf.noise.gradients import compiled
+from svag_tf.noise.statistics import noise_scale
 
 tf = pytest.importorskip("tensorflow")
 
@@ -210,7 +212,7 @@ def test_layers_of_the_same_name():
     paths = ["m/x/kernel", "m/x/bias", "m/x/kernel", "m/x/bias", "m/all/bias", "free"]
     variables = [types.SimpleNamespace(path=path) for path in paths]
     model = types.SimpleNamespace(name="m", trainable_variables=variables)
-    assert callbacks._groups(model) == {
+    assert callback._groups(model) == {
         "x": [0, 1], "x_1": [2, 3], "all_0": [4], "free": [5], OVERALL: [*range(6)],
     }  # fmt: skip
 

@@ -11,8 +11,8 @@ import pytest
 
 import svag_tf
 from svag_tf import distribution, replicas
-from svag_tf.experiments.distributed import Shards
-from svag_tf.experiments.training import Batches
+from svag_tf.experiments.training.distributed import Shards
+from svag_tf.experiments.training.train import Batches
 
 TESTS = Path(__file__).parent
 ROOT = Path(svag_tf.__file__).parents[1]

@@ -14,8 +14,8 @@ import pytest
 from tiers import slow_but
 
 import svag_tf
-from svag_tf import export
-from svag_tf.exported_data import traced_data
+from svag_tf.saving import export
+from svag_tf.saving.exported_data import traced_data
 
 tf = pytest.importorskip("tensorflow")
 

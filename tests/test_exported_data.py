@@ -10,7 +10,7 @@ import tensorflow as tf
 from model_zoo import LABELS, WEIGHTS, N, X, Y
 
 import svag_tf
-from svag_tf import exported_data, exported_functions
+from svag_tf.saving import exported_data, exported_functions
 
 WIDE = LABELS.astype("int64")
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from test_import import block, python
 
-from svag_tf import MSVAG, report
+from svag_tf import MSVAG
 from svag_tf.callbacks import GradientNoise
-from svag_tf.noise_files import BINS, COLUMNS, HISTOGRAM_COLUMNS, OVERALL
+from svag_tf.noise import report
+from svag_tf.noise.files import BINS, COLUMNS, HISTOGRAM_COLUMNS, OVERALL
 
 pytest.importorskip("plotly")
 

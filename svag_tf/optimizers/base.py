@@ -12,15 +12,17 @@ import numpy as np
 from keras import ops
 
 from svag_tf import rules
-from svag_tf.optimizer_state import OptimizerState
 from svag_tf.optimizers import arguments
+from svag_tf.saving.optimizer_state import OptimizerState
 
 checkpoints: Any = None
 kernels: Any = None
-parts: Any = None
+uneven_batches: Any = None
 replicas: Any = None
 if keras.backend.backend() == "tensorflow":
-    from svag_tf import checkpoints, kernels, parts, replicas
+    from svag_tf import kernels, replicas
+    from svag_tf.replicas import uneven_batches
+    from svag_tf.saving import checkpoints
 
 # The optimizer, the learning rate and the scalars of the update that is being made.
 _STEPS = threading.local()
@@ -309,8 +311,8 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             loss: Scalar tensor. On one of several replicas, that of its part of the
                 batch, and `fit` weights it by the size of that part.
         """
-        if parts is not None:
-            loss = parts.of_whole_batch(loss)
+        if uneven_batches is not None:
+            loss = uneven_batches.of_whole_batch(loss)
         return super().scale_loss(loss)
 
     def apply(self, grads, trainable_variables=None):
@@ -368,7 +370,9 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         self._check_replicas(variables)
         # A variable to be overwritten has no gradient but its own new value.
         own = [getattr(v, "overwrite_with_gradient", False) for v in variables]
-        given = [None if o else g for g, o in zip(parts.without_empty(grads), own)]
+        given = [
+            None if o else g for g, o in zip(uneven_batches.without_empty(grads), own)
+        ]
         if all(g is None for g in given):
             return grads  # Keras warns of it, or raises an error.
         reduced, self.exchanged = replicas.summed(given)

@@ -61,7 +61,7 @@ class SignDescentOptimizer(MomentOptimizer):
         # The loss of a replica is divided by their number, so that the sum of
         # gradients is a mean. A replica's own gradient is not.
         n = base.replicas.context().num_replicas_in_sync
-        grads = base.parts.without_empty(grads)
+        grads = base.uneven_batches.without_empty(grads)
         return [None if g is None else g * ops.cast(n, g.dtype) for g in grads]
 
     def _update_replica(self, grads, variables, learning_rate):

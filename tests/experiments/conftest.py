@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from svag_tf.experiments import problems
-from svag_tf.experiments.data import Data
+from svag_tf.experiments.problems.data import Data
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -19,8 +19,8 @@ from resuming import outcome
 
 import svag_tf
 from svag_tf import distribution
-from svag_tf.experiments import training
-from svag_tf.experiments.launch import environments, launch
+from svag_tf.experiments.training import train as training
+from svag_tf.experiments.training.launch import environments, launch
 
 TRAIN = Path(__file__).resolve().parents[2] / "scripts" / "train.py"
 FORK = multiprocessing.get_context("fork")

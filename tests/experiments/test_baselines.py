@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from svag_tf.experiments.baselines import published
+from svag_tf.experiments.comparison.baselines import published
 from svag_tf.experiments.problems import PROBLEMS
 
 PUBLISHED = ("fmnist_2c2d", "cifar10_3c3d", "tolstoi_char_rnn", "quadratic_deep")

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from svag_tf.experiments import comparison, tuning
-from svag_tf.experiments.comparison import compare
-from svag_tf.experiments.comparison_report import (
+from svag_tf.experiments.comparison import compare as comparison
+from svag_tf.experiments.comparison import tuning
+from svag_tf.experiments.comparison.compare import compare
+from svag_tf.experiments.comparison.faithfulness import published_variants
+from svag_tf.experiments.comparison.report import (
     COLUMNS,
     TUNING_COLUMNS,
     mean_and_deviation,
@@ -20,9 +22,8 @@ from svag_tf.experiments.comparison_report import (
     summary,
 )
 from svag_tf.experiments.errors import DivergedError, ExperimentError
-from svag_tf.experiments.faithfulness import published_variants
 from svag_tf.experiments.problems import PROBLEMS
-from svag_tf.experiments.training import train
+from svag_tf.experiments.training.train import train
 
 
 def values(folder):

@@ -5,8 +5,8 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
-from svag_tf.experiments.config import FIELDS, checked, differences, flatten
 from svag_tf.experiments.errors import ExperimentError
+from svag_tf.experiments.training.config import FIELDS, checked, differences, flatten
 
 BAD = {
     "problem": ["mnist", ""],

@@ -7,8 +7,8 @@ import keras
 import numpy as np
 import pytest
 
-from svag_tf.experiments import data
 from svag_tf.experiments.errors import ExperimentError
+from svag_tf.experiments.problems import data
 
 NAMES = (
     "train-images-idx3-ubyte",

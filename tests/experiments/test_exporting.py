@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from test_train_script import TINY, run
 
-from svag_tf.experiments import exporting
 from svag_tf.experiments.errors import ExperimentError
+from svag_tf.experiments.training import exporting
 
 tf = pytest.importorskip("tensorflow")
 

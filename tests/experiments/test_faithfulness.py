@@ -5,9 +5,9 @@ import math
 import keras
 import pytest
 
-from svag_tf.experiments.baselines import published
+from svag_tf.experiments.comparison.baselines import published
+from svag_tf.experiments.comparison.faithfulness import checks, page, published_variants
 from svag_tf.experiments.errors import ExperimentError
-from svag_tf.experiments.faithfulness import checks, page, published_variants
 from svag_tf.experiments.optimizers import OPTIMIZERS
 
 PROBLEM = "fmnist_2c2d"

@@ -12,8 +12,8 @@ from conftest import ROOT
 from resuming import Killed
 
 from svag_tf.experiments import problems
-from svag_tf.experiments.data import Data
 from svag_tf.experiments.errors import DivergedError, ExperimentError
+from svag_tf.experiments.problems.data import Data
 from svag_tf.experiments.simulations import gradient_noise
 from svag_tf.experiments.simulations.gradient_noise import (
     QUANTITIES,

@@ -10,7 +10,7 @@ import pytest
 
 import svag_tf
 from svag_tf.experiments.errors import ExperimentError
-from svag_tf.experiments.launch import environments, launch
+from svag_tf.experiments.training.launch import environments, launch
 
 ROOT = Path(svag_tf.__file__).parents[1]
 SCRIPT = Path(__file__).parent / "launch_script.py"

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import svag_tf
-from svag_tf.experiments.config import checked
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.optimizers import (
     OPTIMIZERS,
@@ -15,6 +14,7 @@ from svag_tf.experiments.optimizers import (
     build_optimizer,
     build_schedule,
 )
+from svag_tf.experiments.training.config import checked
 
 CLASSES = {
     "msvag": svag_tf.MSVAG,

@@ -11,13 +11,13 @@ import optuna
 import pytest
 from test_train_script import ROOT, run
 
-from svag_tf.experiments import made_of, training
-from svag_tf.experiments.comparison import compare
-from svag_tf.experiments.config import checked
-from svag_tf.experiments.data import Data
+from svag_tf.experiments.comparison.compare import compare
 from svag_tf.experiments.errors import ExperimentError
-from svag_tf.experiments.problems import PROBLEMS, Problem
-from svag_tf.experiments.training import train
+from svag_tf.experiments.problems import PROBLEMS, Problem, made_of
+from svag_tf.experiments.problems.data import Data
+from svag_tf.experiments.training import train as training
+from svag_tf.experiments.training.config import checked
+from svag_tf.experiments.training.train import train
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(60, 4)).astype("float32")
@@ -326,9 +326,9 @@ def test_numbers_in_names_do_not_matter(run_of):
 CODE = """
 import sys
 import keras
-from svag_tf.experiments import made_of
-from svag_tf.experiments.config import checked
-from svag_tf.experiments.training import prepared
+from svag_tf.experiments.problems import made_of
+from svag_tf.experiments.training.config import checked
+from svag_tf.experiments.training.train import prepared
 import json, runpy
 for _ in range(int(sys.argv[1])):
     keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])

@@ -4,7 +4,7 @@ import matplotlib.figure
 import matplotlib.image
 import pytest
 
-from svag_tf.experiments.baselines import published
+from svag_tf.experiments.comparison.baselines import published
 from svag_tf.experiments.optimizers import OPTIMIZERS, TITLES
 from svag_tf.experiments.plots import (
     DIRECTIONS,

@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from svag_tf.experiments.config import checked
 from svag_tf.experiments.problems import PROBLEMS
+from svag_tf.experiments.training.config import checked
 
 LSTM = 4 * ((128 + 128) * 128 + 128)
 

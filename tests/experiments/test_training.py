@@ -12,12 +12,13 @@ import pytest
 from resuming import Killed, kill_at_replacement, outcome
 from tiers import slow_but
 
-from svag_tf import noise_files
-from svag_tf.experiments import run_folder, training
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.optimizers import OPTIMIZERS
-from svag_tf.experiments.run_folder import COLUMNS, RunFolder, fingerprint
-from svag_tf.experiments.training import Batches, train
+from svag_tf.experiments.training import run_folder
+from svag_tf.experiments.training import train as training
+from svag_tf.experiments.training.run_folder import COLUMNS, RunFolder, fingerprint
+from svag_tf.experiments.training.train import Batches, train
+from svag_tf.noise import files as noise_files
 
 RESULTS = {"config.json", "metrics.csv", "train.log", "curves.png", "model.keras",
            "state.json", "checkpoints", ".lock"}  # fmt: skip

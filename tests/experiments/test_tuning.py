@@ -6,9 +6,8 @@ import filelock
 import optuna
 import pytest
 
-from svag_tf.experiments.baselines import published
-from svag_tf.experiments.errors import ExperimentError
-from svag_tf.experiments.tuning import (
+from svag_tf.experiments.comparison.baselines import published
+from svag_tf.experiments.comparison.tuning import (
     BUDGETS,
     GRID,
     Queue,
@@ -17,6 +16,7 @@ from svag_tf.experiments.tuning import (
     describe,
     outwards,
 )
+from svag_tf.experiments.errors import ExperimentError
 
 P1 = {"problem": "fmnist_2c2d", "epochs": 100, "batch_size": 128,
       "train_examples": None, "test_examples": None}  # fmt: skip

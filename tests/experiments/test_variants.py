@@ -2,8 +2,8 @@
 
 import pytest
 
+from svag_tf.experiments.comparison.variants import Variant, parse_variant, titles
 from svag_tf.experiments.errors import ExperimentError
-from svag_tf.experiments.variants import Variant, parse_variant, titles
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from oracle import Oracle
 
 import svag_tf
-from svag_tf.optimizer_state import Identity, all_or_error, matched
+from svag_tf.saving.optimizer_state import Identity, all_or_error, matched
 
 tf = pytest.importorskip("tensorflow")
 

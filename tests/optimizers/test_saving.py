@@ -10,7 +10,7 @@ import table
 from tiers import slow_but
 
 import svag_tf
-from svag_tf.saved_state import random_states
+from svag_tf.saving.model_state import random_states
 
 tf = pytest.importorskip("tensorflow")
 

@@ -28,7 +28,7 @@ from svag_tf.experiments.benchmark.plots import save_replicas
 from svag_tf.experiments.benchmark.serving import environment_of
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.files import writable_folder, write_json, write_text
-from svag_tf.experiments.launch import environments
+from svag_tf.experiments.training.launch import environments
 from svag_tf.optional import matplotlib, require
 
 AGGREGATIONS = ("mean", "majority_vote")
@@ -201,7 +201,7 @@ def _measured(kind: str, n: int, width: int, steps: int) -> list[dict[str, Any]]
 
 def _work(kind: str, n: int, width: int, steps: int) -> list[dict[str, Any]]:
     """Trains on n replicas of this process, or as one of n processes."""
-    from svag_tf.experiments.distributed import (
+    from svag_tf.experiments.training.distributed import (
         mirrored_strategy,
         multi_worker_strategy,
     )

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import svag_tf
-from svag_tf.callbacks import PRESETS
 from svag_tf.experiments.benchmark.cases import KERAS, LIMIT, OURS, PEERS, Case
+from svag_tf.noise.callback import PRESETS
 
 SPARSE = ("sparse",)
 UPDATES, MODELS = ("update", *SPARSE), ("cnn", "transformer")

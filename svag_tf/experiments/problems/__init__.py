@@ -6,8 +6,7 @@ in `PROBLEMS`.
 
 from __future__ import annotations
 
-from svag_tf.experiments import data
-from svag_tf.experiments.problems import cifar, quadratic, tolstoi
+from svag_tf.experiments.problems import cifar, data, quadratic, tolstoi
 from svag_tf.experiments.problems.digits import digits_cnn
 from svag_tf.experiments.problems.fashion_mnist import fmnist_2c2d
 from svag_tf.experiments.problems.problem import Prepare, Problem

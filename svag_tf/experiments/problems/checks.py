@@ -11,8 +11,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from svag_tf.experiments.data import Data
 from svag_tf.experiments.errors import ExperimentError, place_and_reason
+from svag_tf.experiments.problems.data import Data
 from svag_tf.experiments.problems.problem import Problem
 
 _BUILT: Any = weakref.WeakSet()

@@ -13,8 +13,8 @@ import numpy as np
 from keras import layers
 from numpy.lib.stride_tricks import sliding_window_view
 
-from svag_tf.experiments.data import Data
 from svag_tf.experiments.errors import ExperimentError
+from svag_tf.experiments.problems.data import Data
 
 SHAPE = (32, 32, 3)
 PADDING = 2  # on each side: 36x36, of which 32x32 are cut out

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from svag_tf.experiments.data import Data
+from svag_tf.experiments.problems.data import Data
 
 Prepare = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 

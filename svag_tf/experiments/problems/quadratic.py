@@ -8,8 +8,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from svag_tf.experiments.data import Data
 from svag_tf.experiments.errors import ExperimentError
+from svag_tf.experiments.problems.data import Data
 
 DIMENSIONS = 100
 POINTS = 1000

@@ -12,8 +12,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from svag_tf.experiments.data import Data
 from svag_tf.experiments.errors import ExperimentError
+from svag_tf.experiments.problems.data import Data
 
 STREAMS, LENGTH = 50, 50
 VOCABULARY = 83  # with the carriage return

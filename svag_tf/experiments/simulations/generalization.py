@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from svag_tf.experiments import machine
-from svag_tf.experiments.config import Field
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.files import writable_folder
 from svag_tf.experiments.optimizers import OPTIMIZERS
@@ -33,6 +32,7 @@ from svag_tf.experiments.simulations.report import (
     whole,
     write_results,
 )
+from svag_tf.experiments.training.config import Field
 from svag_tf.optional import matplotlib
 
 Array = NDArray[Any]

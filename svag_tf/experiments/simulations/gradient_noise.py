@@ -28,10 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from svag_tf import rules
-from svag_tf.experiments import config as training_config
 from svag_tf.experiments import machine
-from svag_tf.experiments.config import Field, differences
-from svag_tf.experiments.data import Data
 from svag_tf.experiments.errors import DivergedError, ExperimentError
 from svag_tf.experiments.files import (
     read_json,
@@ -40,6 +37,7 @@ from svag_tf.experiments.files import (
     write_json,
 )
 from svag_tf.experiments.problems import PROBLEMS
+from svag_tf.experiments.problems.data import Data
 from svag_tf.experiments.simulations import plots
 from svag_tf.experiments.simulations.report import (
     Finding,
@@ -49,8 +47,10 @@ from svag_tf.experiments.simulations.report import (
     whole,
     write_results,
 )
-from svag_tf.experiments.training import Batches, prepared
-from svag_tf.gradients import GradientStatistics, gradient_statistics
+from svag_tf.experiments.training import config as training_config
+from svag_tf.experiments.training.config import Field, differences
+from svag_tf.experiments.training.train import Batches, prepared
+from svag_tf.noise.gradients import GradientStatistics, gradient_statistics
 from svag_tf.optional import filelock, matplotlib, require
 
 Array = NDArray[Any]

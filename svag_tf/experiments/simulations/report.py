@@ -21,9 +21,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from svag_tf.experiments.config import Field, flatten
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.files import write_json, write_text
+from svag_tf.experiments.training.config import Field, flatten
 from svag_tf.optional import matplotlib, require
 
 Row = Mapping[str, Any]

@@ -10,10 +10,10 @@ import pytest
 from keras import ops
 from resuming import Killed, kill_at_replacement, outcome
 
-from svag_tf.experiments.data import Data
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.problems import PROBLEMS, cifar
-from svag_tf.experiments.training import train
+from svag_tf.experiments.problems.data import Data
+from svag_tf.experiments.training.train import train
 
 
 def images(n, seed=0):

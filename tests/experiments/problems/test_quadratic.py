@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from resuming import Killed, kill_at_replacement, outcome
 
-from svag_tf.experiments.baselines import published
+from svag_tf.experiments.comparison.baselines import published
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.problems import PROBLEMS, quadratic
-from svag_tf.experiments.training import train
+from svag_tf.experiments.training.train import train
 
 
 def losses(theta, x):

@@ -11,11 +11,11 @@ import pytest
 from keras import layers
 from resuming import Killed, kill_at_replacement, outcome
 
-from svag_tf.experiments.data import Data
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.problems import PROBLEMS, tolstoi
+from svag_tf.experiments.problems.data import Data
 from svag_tf.experiments.problems.tolstoi import Stateful
-from svag_tf.experiments.training import train
+from svag_tf.experiments.training.train import train
 
 ROOT = Path(__file__).resolve().parents[3]
 SHARED = ROOT.parent / "shared" / "data"

@@ -11,8 +11,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from svag_tf.optimizer_state import COUNTS, OptimizerState, all_or_error, resuming
 from svag_tf.optional import tensorflow as tf
+from svag_tf.saving.optimizer_state import (
+    COUNTS,
+    OptimizerState,
+    all_or_error,
+    resuming,
+)
 
 try:
     PythonState: Any = tf.train.experimental.PythonState

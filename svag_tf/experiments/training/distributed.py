@@ -25,9 +25,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from svag_tf import distribution as replicas
+from svag_tf.distribution import LossScaleOptimizer, processes, set_local_state
 from svag_tf.experiments.errors import ExperimentError
-from svag_tf.experiments.run_folder import RunFolder, State
+from svag_tf.experiments.training.run_folder import RunFolder, State
 
 MEET_WITHIN = 300.0  # Seconds that a worker waits for the others to come.
 GO_ON = (
@@ -104,7 +104,7 @@ class Distribution:
         Returns:
             The chief's state.
         """
-        here = replicas.replicas_here(model)
+        here = processes.replicas_here(model)
         if here.number == here.total:
             _restore(model, folder, state)
             return state
@@ -138,7 +138,7 @@ class Shards(keras.utils.PyDataset):
         evaluation: whether the weights are for means over all batches.
     """
 
-    def __init__(self, batches: Any, here: replicas.Here, evaluation: bool = False):
+    def __init__(self, batches: Any, here: processes.Here, evaluation: bool = False):
         super().__init__()
         self._batches, self._here = batches, here
         self._weight: float | None = None
@@ -198,7 +198,7 @@ class Mirrored(Distribution):
     def optimizer(self, optimizer: Any, dtype_policy: str) -> Any:
         if dtype_policy != "mixed_float16":
             return optimizer
-        return replicas.LossScaleOptimizer(optimizer)
+        return LossScaleOptimizer(optimizer)
 
     def metrics(self, names: list[str]) -> dict[str, list[str]]:
         return {"weighted_metrics": names}
@@ -245,7 +245,7 @@ class Mirrored(Distribution):
         return {name: float(v) for name, v in model.get_metrics_result().items()}
 
     def _rows(self, model: keras.Model, batches: Any, evaluation: bool = False) -> Any:
-        return Shards(batches, replicas.replicas_here(model), evaluation)
+        return Shards(batches, processes.replicas_here(model), evaluation)
 
     def _step(
         self, model: keras.Model, name: str, shards: Shards, k: int
@@ -292,7 +292,7 @@ class JaxProcesses(Distribution):
         return {"weighted_metrics": names}
 
     def _rows(self, model: keras.Model, batches: Any, evaluation: bool = False) -> Any:
-        return Shards(batches, replicas.replicas_here(model), evaluation)
+        return Shards(batches, processes.replicas_here(model), evaluation)
 
 
 @contextlib.contextmanager
@@ -561,7 +561,7 @@ def _json(state: State) -> bytes:
 def _from_chief(
     distribution: Distribution, model: keras.Model, content: bytes
 ) -> bytes:
-    return replicas.broadcast(model, content if distribution.chief else None)
+    return processes.broadcast(model, content if distribution.chief else None)
 
 
 def _restore(model: keras.Model, folder: RunFolder, state: State) -> None:
@@ -572,10 +572,10 @@ def _restore(model: keras.Model, folder: RunFolder, state: State) -> None:
     if not local:
         return
     try:
-        replicas.set_local_state(model, local)
+        set_local_state(model, local)
     except ValueError as error:
         raise ExperimentError(
             f"The run was made by {len(local[0])} replicas, and these are "
-            f"{replicas.replicas_here(model).total}: each goes on with its own "
+            f"{processes.replicas_here(model).total}: each goes on with its own "
             "momentum. Start as many."
         ) from error

@@ -326,7 +326,7 @@ def restore_latest(manager: Any) -> str | None:
     """
     import tensorflow as tf
 
-    from svag_tf.optimizer_state import all_or_error
+    from svag_tf.saving.optimizer_state import all_or_error
 
     files = sorted(Path(manager.directory).glob("*.index"), key=_number, reverse=True)
     paths = [str(file.with_suffix("")) for file in files]

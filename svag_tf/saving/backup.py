@@ -10,8 +10,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from svag_tf.folders import make_writable, temporary_name, whole_folder
-from svag_tf.saved_state import (
+from svag_tf.files import make_writable, temporary_name, whole_folder
+from svag_tf.saving.model_state import (
     build_optimizers,
     description_of,
     first_difference,

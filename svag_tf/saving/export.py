@@ -9,16 +9,16 @@ from typing import Any
 import keras
 import numpy as np
 
-from svag_tf.exported_data import said_of
-from svag_tf.exported_functions import functions_of
-from svag_tf.exported_state import (
+from svag_tf.files import whole_folder
+from svag_tf.saving.exported_data import said_of
+from svag_tf.saving.exported_functions import functions_of
+from svag_tf.saving.exported_state import (
     DESCRIPTION,
     UNSEEDED,
     state_and_description,
     tf_variable,
 )
-from svag_tf.folders import whole_folder
-from svag_tf.saved_state import (
+from svag_tf.saving.model_state import (
     build_optimizers,
     first_difference,
     optimizers_of,

@@ -16,13 +16,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from svag_tf.experiments import faithfulness
-from svag_tf.experiments.baselines import published
+from svag_tf.experiments.comparison import faithfulness
+from svag_tf.experiments.comparison.baselines import published
+from svag_tf.experiments.comparison.tuning import GRID
 from svag_tf.experiments.files import write_json, write_text
 from svag_tf.experiments.optimizers import TITLES
 from svag_tf.experiments.plots import save_comparison, save_sensitivity
-from svag_tf.experiments.run_folder import Row
-from svag_tf.experiments.tuning import GRID
+from svag_tf.experiments.training.run_folder import Row
 
 MEASURES = (
     "test_accuracy",

@@ -18,9 +18,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from svag_tf.experiments import made_of
-from svag_tf.experiments.baselines import published
+from svag_tf.experiments.comparison.baselines import published
 from svag_tf.experiments.errors import ExperimentError
+from svag_tf.experiments.problems import made_of
 from svag_tf.optional import filelock, optuna, sqlalchemy
 
 # DeepOBS' grid: 36 rates from 1e-5 to 1e2, a factor of 10^0.2 apart.

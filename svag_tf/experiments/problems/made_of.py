@@ -15,10 +15,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from svag_tf.experiments.data import Data
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.problems import PROBLEMS, Prepare, checks
-from svag_tf.saved_state import stable_paths
+from svag_tf.experiments.problems.data import Data
+from svag_tf.saving.model_state import stable_paths
 
 _LOSS = "loss before training"
 _TOLERANCE = 1e-3  # relative, of that loss: devices and thread counts round otherwise

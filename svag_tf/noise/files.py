@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from svag_tf.folders import make_writable
+from svag_tf.files import make_writable
 
 QUANTITIES = (
     "eta2",

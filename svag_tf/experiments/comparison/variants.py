@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from svag_tf.experiments.config import FIELDS
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.optimizers import OPTIMIZERS, TITLES
+from svag_tf.experiments.training.config import FIELDS
 
 ARGUMENTS = tuple(
     name.removeprefix("optimizer.")

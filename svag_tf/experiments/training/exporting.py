@@ -13,11 +13,11 @@ import keras
 import numpy as np
 
 from svag_tf.experiments.errors import ExperimentError
-from svag_tf.experiments.run_folder import RunFolder
-from svag_tf.export import export_trainable, restore_trained
-from svag_tf.folders import whole_folder
+from svag_tf.experiments.training.run_folder import RunFolder
+from svag_tf.files import whole_folder
 from svag_tf.optional import tensorflow as tf
-from svag_tf.saved_state import random_states, state_of
+from svag_tf.saving.export import export_trainable, restore_trained
+from svag_tf.saving.model_state import random_states, state_of
 
 FORMATS = ("inference", "trainable", "tflite")
 EXAMPLES = 8  # In a batch of the proof.

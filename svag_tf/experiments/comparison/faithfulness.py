@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from svag_tf.experiments.baselines import published
+from svag_tf.experiments.comparison.baselines import published
+from svag_tf.experiments.comparison.variants import Variant
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.optimizers import TITLES
-from svag_tf.experiments.run_folder import Row
-from svag_tf.experiments.variants import Variant
+from svag_tf.experiments.training.run_folder import Row
 
 # What DeepOBS gave its optimizers besides the learning rate, where Keras differs.
 ARGUMENTS: dict[str, dict[str, float]] = {

@@ -15,17 +15,17 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from svag_tf import distribution as replicas
 from svag_tf.callbacks import GradientNoise
-from svag_tf.experiments.config import JIT_COMPILE, checked
-from svag_tf.experiments.data import Data
-from svag_tf.experiments.distributed import Distribution, started
+from svag_tf.distribution import check_replicas, local_state
 from svag_tf.experiments.errors import DivergedError, ExperimentError
-from svag_tf.experiments.made_of import made_of
 from svag_tf.experiments.optimizers import build_optimizer
 from svag_tf.experiments.plots import save_curves
 from svag_tf.experiments.problems import PROBLEMS, Prepare, checks
-from svag_tf.experiments.run_folder import (
+from svag_tf.experiments.problems.data import Data
+from svag_tf.experiments.problems.made_of import made_of
+from svag_tf.experiments.training.config import JIT_COMPILE, checked
+from svag_tf.experiments.training.distributed import Distribution, started
+from svag_tf.experiments.training.run_folder import (
     Row,
     RunFolder,
     State,
@@ -344,8 +344,8 @@ class _Recorder(keras.callbacks.Callback):
             "seconds": round(time.monotonic() - self._start, 3),
         }
         self._state.rows.append(row)
-        replicas.check_replicas(model)
-        local = replicas.local_state(model)  # From all processes.
+        check_replicas(model)
+        local = local_state(model)  # From all processes.
         self._folder.commit(self._state, model, self._config["epochs"], local)
         self._tell(row)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from svag_tf.saved_state import description_of, shape_and_dtype, state_of
+from svag_tf.saving.model_state import description_of, shape_and_dtype, state_of
 
 tf: Any = None
 if keras.backend.backend() == "tensorflow":

@@ -25,23 +25,14 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from svag_tf.experiments import machine, made_of
-from svag_tf.experiments.comparison_report import (
+from svag_tf.experiments import machine
+from svag_tf.experiments.comparison.report import (
     Comparison,
     Outcome,
     best,
     write_report,
 )
-from svag_tf.experiments.config import checked, differences
-from svag_tf.experiments.data import Data
-from svag_tf.experiments.distributed import started
-from svag_tf.experiments.errors import DivergedError, ExperimentError
-from svag_tf.experiments.files import read_json, write_json
-from svag_tf.experiments.optimizers import OPTIMIZERS, build_optimizer
-from svag_tf.experiments.problems import PROBLEMS, checks
-from svag_tf.experiments.run_folder import Row, RunFolder
-from svag_tf.experiments.training import prepared, train
-from svag_tf.experiments.tuning import (
+from svag_tf.experiments.comparison.tuning import (
     BUDGETS,
     Queue,
     Storage,
@@ -49,7 +40,16 @@ from svag_tf.experiments.tuning import (
     describe,
     outwards,
 )
-from svag_tf.experiments.variants import Variant, parse_variant, titles
+from svag_tf.experiments.comparison.variants import Variant, parse_variant, titles
+from svag_tf.experiments.errors import DivergedError, ExperimentError
+from svag_tf.experiments.files import read_json, write_json
+from svag_tf.experiments.optimizers import OPTIMIZERS, build_optimizer
+from svag_tf.experiments.problems import PROBLEMS, checks, made_of
+from svag_tf.experiments.problems.data import Data
+from svag_tf.experiments.training.config import checked, differences
+from svag_tf.experiments.training.distributed import started
+from svag_tf.experiments.training.run_folder import Row, RunFolder
+from svag_tf.experiments.training.train import prepared, train
 from svag_tf.optional import filelock, matplotlib, optuna, require, sqlalchemy
 
 CONFIG, MADE_OF = "config.json", "made_of"

@@ -27,7 +27,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from svag_tf.saved_state import class_of, path_of, renumbered
+from svag_tf.saving.model_state import class_of, path_of, renumbered
 
 # What a store of Keras holds besides the variables "0", "1", ...
 RECORD = "svag_tf"

@@ -10,10 +10,10 @@ from typing import Any
 
 import keras
 
-from svag_tf.callbacks import PRESETS
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.optimizers import OPTIMIZERS, SCHEDULES
 from svag_tf.experiments.problems import PROBLEMS
+from svag_tf.noise.callback import PRESETS
 
 DTYPE_POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 MEASURABLE = ("msvag", "svag", "msvas", "svas", "adam")  # by GradientNoise

@@ -28,8 +28,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from svag_tf.experiments import made_of
-from svag_tf.experiments.config import differences
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.files import (
     read_json,
@@ -39,8 +37,10 @@ from svag_tf.experiments.files import (
     write_json,
     write_text,
 )
+from svag_tf.experiments.problems import made_of
+from svag_tf.experiments.training.config import differences
 from svag_tf.optional import filelock
-from svag_tf.saved_state import random_states
+from svag_tf.saving.model_state import random_states
 
 COLUMNS = (
     "epoch",

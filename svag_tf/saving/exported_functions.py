@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from svag_tf.exported_data import (
+from svag_tf.saving.exported_data import (
     MADE_HERE,
     TRAIN_ON_BATCH,
     Form,
@@ -26,14 +26,14 @@ from svag_tf.exported_data import (
     traced_data,
     trained_kind,
 )
-from svag_tf.exported_state import (
+from svag_tf.saving.exported_state import (
     read_checkpoint,
     shared_seed,
     state_and_description,
     tf_variable,
     write_checkpoint,
 )
-from svag_tf.saved_state import (
+from svag_tf.saving.model_state import (
     optimizers_of,
     parts_of,
 )

@@ -1,0 +1,28 @@
+"""Training on many devices: loss scaling, and replicas that stay equal.
+
+On TensorFlow the optimizers of svag_tf run under tf.distribute's `MirroredStrategy` and
+`MultiWorkerMirroredStrategy`, on JAX under `keras.distribution`; docs/distribution.md
+says how. What is here serves both:
+
+- `check_replicas` and the callback `ReplicaCheck`: that all replicas are bitwise equal.
+- `LossScaleOptimizer`: Keras' dynamic loss scaling, right on several replicas.
+- `local_state`, `set_local_state`: the averages that a majority vote keeps on each
+  replica, for a checkpoint.
+"""
+
+from svag_tf.distribution.local_state import local_state, set_local_state
+from svag_tf.distribution.loss_scaling import LossScaleOptimizer
+from svag_tf.distribution.replica_check import (
+    ReplicaCheck,
+    ReplicasDifferError,
+    check_replicas,
+)
+
+__all__ = [
+    "LossScaleOptimizer",
+    "ReplicaCheck",
+    "ReplicasDifferError",
+    "check_replicas",
+    "local_state",
+    "set_local_state",
+]

@@ -1,0 +1,176 @@
+"""Keras' dynamic loss scaling, right on several replicas."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import keras
+import numpy as np
+
+from svag_tf.optimizers.arguments import names
+from svag_tf.optimizers.base import MomentOptimizer
+from svag_tf.saving.optimizer_state import RECORD
+
+replicas: Any = None
+uneven_batches: Any = None
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+
+    from svag_tf import replicas
+    from svag_tf.replicas import uneven_batches
+
+
+@keras.saving.register_keras_serializable(package="svag_tf")
+class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
+    """Keras' dynamic loss scaling, for several replicas of tf.distribute as well.
+
+    Keras' own looks for infinite gradients on the first replica only, and cannot be
+    traced under `MirroredStrategy`. This one sums the gradients over the replicas
+    first; where the sum is finite it is applied and otherwise the step is left out, on
+    all replicas alike. Without several replicas it is Keras' own.
+
+    Args:
+        inner_optimizer: An optimizer of svag_tf.
+        initial_scale: Float, the loss scale at first. Defaults to `2.0**15`.
+        dynamic_growth_steps: Integer, the scale is doubled after so many finite steps.
+            Defaults to `2000`.
+        **kwargs: As for `keras.optimizers.LossScaleOptimizer`.
+
+    Raises:
+        TypeError: `inner_optimizer` is none of svag_tf's, or an argument is unknown.
+
+    Example:
+
+    >>> import svag_tf
+    >>> from svag_tf import distribution
+    >>> optimizer = distribution.LossScaleOptimizer(svag_tf.MSVAG(learning_rate=0.1))
+    >>> print(optimizer.initial_scale)
+    32768.0
+
+    Reference: P. Micikevicius et al., "Mixed Precision Training", ICLR 2018.
+    """
+
+    # From old files Keras takes those of all optimizers, if they are at their defaults.
+    _arguments = {
+        "dynamic", *names(keras.optimizers.LossScaleOptimizer)
+    } - {"learning_rate"}  # fmt: skip
+
+    def __init__(self, inner_optimizer: Any, *args: Any, **kwargs: Any):
+        if not isinstance(inner_optimizer, MomentOptimizer):
+            raise TypeError(
+                "Argument `inner_optimizer` must be an optimizer of svag_tf. Received: "
+                f"{inner_optimizer!r}"
+            )
+        if getattr(inner_optimizer, "variance", "time") == "replicas":
+            raise ValueError(
+                'An optimizer with variance="replicas" cannot be used with loss '
+                "scaling, which changes its variances. Use mixed_bfloat16."
+            )
+        for name in kwargs.keys() - self._arguments:
+            raise TypeError(
+                f"{type(self).__name__} has no argument `{name}`. Besides "
+                "initial_scale, dynamic_growth_steps and name all are those of the "
+                f"optimizer in it: {type(inner_optimizer).__name__}({name}=...)"
+            )
+        super().__init__(inner_optimizer, *args, **kwargs)
+        inner_optimizer.scaled_by_keras = False
+        self._waiting: dict[str, np.ndarray] = {}
+
+    def build(self, var_list: Any) -> None:
+        """Creates the variables, and restores what was loaded before.
+
+        Args:
+            var_list: List of the model's trainable variables.
+        """
+        with replicas.eager_variables() if replicas else nullcontext():
+            super().build(var_list)
+        waiting, self._waiting = self._waiting, {}
+        if waiting:
+            self.load_own_variables(waiting)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Takes the loss scale from a store of Keras; at `build`, if not built before.
+
+        The inner optimizer takes its state by itself. A file of an optimizer without
+        loss scaling has no scale, and that begins with its initial value.
+
+        Args:
+            store: What `save_own_variables` has filled.
+        """
+        keys = store.keys()
+        if RECORD in keys or "0" not in keys:
+            return
+        if not self.built:
+            self._waiting = {key: np.asarray(store[key]) for key in keys}
+            return
+        for i, variable in enumerate(self._variables):  # Not the inner optimizer's.
+            variable.assign(store[str(i)])
+
+    def scale_loss(self, loss: Any) -> Any:
+        """The scaled loss; on several replicas, weighted by the part of the batch.
+
+        Args:
+            loss: Scalar tensor.
+        """
+        if uneven_batches:
+            loss = uneven_batches.of_whole_batch(loss)
+        return super().scale_loss(loss)
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        """Makes one update, or leaves it out if a gradient is not finite.
+
+        Args:
+            grads: List of the scaled loss's gradients.
+            trainable_variables: List of the variables that they belong to.
+        """
+        here = replicas.context() if replicas else None
+        if here is None:
+            super().apply(grads, trainable_variables)
+            return
+        if trainable_variables is not None:
+            trainable_variables = list(trainable_variables)
+        if not self.built:
+            self.build(trainable_variables)
+        inner = self.inner_optimizer
+        variables = trainable_variables or inner._trainable_variables
+        grads = inner.reduced(list(grads), variables)
+        finite = [
+            tf.reduce_all(tf.math.is_finite(g.values if hasattr(g, "values") else g))
+            for g in grads
+            if g is not None
+        ]
+        # One replica's own gradient may be infinite where the others' are not.
+        wrong = tf.cast(tf.logical_not(tf.reduce_all(finite)), tf.float32)
+        wrong = here.all_reduce(tf.distribute.ReduceOp.SUM, wrong)
+
+        def step(grads: Any) -> None:
+            scale = tf.convert_to_tensor(self.dynamic_scale)
+            own = [getattr(v, "overwrite_with_gradient", False) for v in variables]
+            unscaled = [
+                g if g is None or o else g / tf.cast(scale, g.dtype)
+                for g, o in zip(grads, own)
+            ]
+            inner.apply_reduced(unscaled, trainable_variables)
+
+        # The branches are chosen outside of the replicas: what happens in a replica may
+        # need the others, and cannot stand in a `tf.cond` of that replica.
+        def choose(strategy: Any, grads: Any, wrong: Any) -> None:
+            fine = strategy.experimental_local_results(wrong)[0] == 0.0
+            count = tf.convert_to_tensor(self.step_counter)
+            scale = tf.convert_to_tensor(self.dynamic_scale)
+            grown = tf.equal(count, self.dynamic_growth_steps - 1)
+
+            def apply() -> None:
+                strategy.run(step, args=(grads,))
+                next_count = tf.where(grown, tf.zeros_like(count), count + 1)
+                self.step_counter.assign(next_count)
+                self.dynamic_scale.assign(tf.where(grown, 2.0 * scale, scale))
+
+            def leave_out() -> None:
+                self.step_counter.assign(tf.zeros_like(count))
+                self.dynamic_scale.assign(0.5 * scale)
+
+            tf.cond(fine, apply, leave_out)
+
+        here.merge_call(choose, args=(grads, wrong))

@@ -1,0 +1,1 @@
+"""Optimizers compared: tuned learning rates, ranked results, published baselines."""

@@ -1,0 +1,1 @@
+"""One training run: its configuration, folder, loop, workers and export."""

@@ -1,0 +1,118 @@
+"""What `GradientNoise` reads of an optimizer: its averages and their factors."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+from keras import ops
+
+from svag_tf import rules
+from svag_tf.optimizers import MSVAG, MSVAS, SVAG, SVAS
+
+_OURS = (MSVAG, SVAG, MSVAS, SVAS)
+SUPPORTED = (
+    "svag_tf's MSVAG (variance='time'), SVAG, MSVAS and SVAS with beta > 0, and Keras' "
+    "Adam and AdamW with beta_1 > 0"
+)
+
+
+class Slots:
+    """What the callback reads of an optimizer: the averages and their factors.
+
+    Args:
+        optimizer: Built.
+        m, v: Functions without arguments: the averages' variables.
+        betas: Decay of m and of v.
+        kind: "gradient", "sampled" (a gradient that is not averaged), "sign" or
+            "adam": how gamma and the update follow from m and v.
+    """
+
+    def __init__(self, optimizer, m, v, betas, kind):
+        self.optimizer, self.kind = optimizer, kind
+        self._m, self._v, self._betas = m, v, betas
+
+    def arguments(self, model):
+        """Lists of a tensor for each variable: theta, m~, v~; and its factors."""
+        optimizer, variables = self.optimizer, model.trainable_variables
+        # The optimizer may hold more: those of layers that were frozen later.
+        at = [optimizer._get_variable_index(v) for v in variables]
+        m, v = self._m(), self._v()
+        lists = [variables, [m[i] for i in at], [v[i] for i in at]]
+        tensors = [[ops.convert_to_tensor(v.value) for v in part] for part in lists]
+        factors = []
+        rows = getattr(optimizer, "row_update_counts", ())
+        updates = getattr(optimizer, "update_counts", None)
+        if updates is None:  # One of Keras' own.
+            counts = ops.broadcast_to(optimizer.iterations, (len(at),))
+        else:
+            counts = ops.take(updates, at)
+        shared = np.stack(
+            [ops.convert_to_numpy(f) for f in self._factors(counts)], axis=1
+        )
+        for i, theta in enumerate(tensors[0]):
+            if rows and rows[at[i]] is not None:  # Each row has its own t.
+                of_rows = self._factors(rows[at[i]].value)
+                shape = (-1, *[1] * (len(theta.shape) - 1))
+                factors.append([ops.reshape(f, shape) for f in of_rows])
+            else:
+                factors.append([ops.convert_to_tensor(f) for f in shared[i]])
+        return *tensors, factors
+
+    def _factors(self, counts):
+        """1/(1 - beta^t) for m and v; 1/(1 - rho); rho/(1 - rho); gamma's factor."""
+        t = ops.cast(ops.maximum(counts, 1), "float32")
+        first, second = self._betas
+        variance = rules.variance_factor(t, first)
+        mean_variance = rules.mean_variance_factor(t, first)
+        if hasattr(self.optimizer, "noise_factor"):
+            factor = self.optimizer.noise_factor(t)
+        else:
+            factor = ops.ones_like(t)
+        correction = rules.bias_correction(t, first), rules.bias_correction(t, second)
+        return *correction, variance, mean_variance, factor
+
+
+def slots_of(optimizer):
+    """The averages that an optimizer keeps, or an error that says that it has none."""
+    if optimizer is None:
+        raise ValueError(
+            "GradientNoise reads the slots of the model's optimizer, and the model is "
+            "not compiled. Call model.compile first."
+        )
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # Loss scaling.
+    ours = isinstance(optimizer, _OURS) and optimizer.beta > 0
+    if ours and "v_tilde" in optimizer.slots:
+        kind = "gradient" if isinstance(optimizer, MSVAG) else "sampled"
+        if isinstance(optimizer, MSVAS | SVAS):
+            kind = "sign" if optimizer.adaptation == "gaussian" else "adam"
+        return Slots(
+            optimizer,
+            lambda: optimizer.m_tilde,
+            lambda: optimizer.v_tilde,
+            (optimizer.beta, optimizer.beta),
+            kind,
+        )
+    if isinstance(optimizer, keras.optimizers.Adam) and optimizer.beta_1 > 0:
+
+        def named(suffix):
+            return lambda: [v for v in optimizer.variables if v.path.endswith(suffix)]
+
+        return Slots(
+            optimizer,
+            named("_momentum"),
+            named("_velocity"),
+            (optimizer.beta_1, optimizer.beta_2),
+            "adam",
+        )
+    adaptive = isinstance(optimizer, (*_OURS, keras.optimizers.Adam))
+    settings = [
+        f", {name}={getattr(optimizer, name)!r}"
+        for name in ("beta", "beta_1", "variance")
+        if adaptive and hasattr(optimizer, name)
+    ]
+    raise ValueError(
+        "GradientNoise needs the averages of the gradient and of its square, and this "
+        f"optimizer does not keep both. It can measure {SUPPORTED}. For any other, "
+        "svag_tf.gradient_statistics computes gradient and variance from the data. "
+        f"Received: {type(optimizer).__name__}{''.join(settings)}"
+    )

@@ -1,0 +1,34 @@
+"""TensorFlow: what an optimizer does in one of several replicas of a tf.distribute run.
+
+Under `MirroredStrategy` and `MultiWorkerMirroredStrategy` every replica has a copy of
+every variable and its own gradient, that of its part of the batch. Gradients are
+summed over the replicas before anything else is done with them: clipping,
+accumulation, averages and the update itself then see the gradient of the whole batch,
+and every replica makes the same update to its own copy. After the sum no replica needs
+another one, so that the update may stand in a `tf.cond`.
+"""
+
+from svag_tf.replicas.exchange import Payload, majority, summed, vote_digits
+from svag_tf.replicas.keras_fit import mend_fit
+from svag_tf.replicas.strategy import (
+    check_mirrored,
+    check_strategy,
+    context,
+    eager_variables,
+    local,
+    mirrored_scope,
+)
+
+__all__ = [
+    "Payload",
+    "check_mirrored",
+    "check_strategy",
+    "context",
+    "eager_variables",
+    "local",
+    "majority",
+    "mend_fit",
+    "mirrored_scope",
+    "summed",
+    "vote_digits",
+]

@@ -1,0 +1,93 @@
+"""Gradients summed over the replicas, and their votes."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from svag_tf.optional import tensorflow as tf
+from svag_tf.replicas.strategy import context
+
+
+class Payload(NamedTuple):
+    """What each replica hands to the all-reduce of one step.
+
+    Attributes:
+        parameters: Numbers in all gradients.
+        bytes: What they take. Every replica sends and receives about
+            2 (n - 1)/n times as much in a ring of n.
+    """
+
+    parameters: int
+    bytes: int
+
+
+def summed(grads: list) -> tuple[list, Payload]:
+    """The gradients summed over all replicas; `None` where there is none."""
+    present = [g for g in grads if g is not None]
+    reduced = iter(context().all_reduce(tf.distribute.ReduceOp.SUM, present))
+    parameters = size = 0
+    for g in present:
+        values = g.values if isinstance(g, tf.IndexedSlices) else g
+        numbers = values.shape.num_elements() or 0
+        parameters += numbers
+        size += numbers * values.dtype.size
+        if isinstance(g, tf.IndexedSlices):
+            size += (g.indices.shape.num_elements() or 0) * g.indices.dtype.size
+    return [None if g is None else next(reduced) for g in grads], Payload(
+        parameters, size
+    )
+
+
+def majority(values: list) -> tuple[list, Payload]:
+    """The sign that most replicas vote for, element by element.
+
+    Each replica votes with the sign of its value, 0 for 0. The result is the sign of
+    the sum of the votes: 0 for a tie. A variable of which some replica has a value
+    that is not finite is NaN as a whole.
+
+    A vote + 1 is one of 0, 1, 2, and a sum of n of them at most 2n: a digit in base
+    2n + 1. As many digits as fit share one int32, and the sum over the replicas adds
+    each digit by itself.
+
+    Args:
+        values: List of dense float tensors of known shapes.
+
+    Returns:
+        List of tensors of their shapes and dtypes, and the `Payload`.
+    """
+    here = context()
+    n = here.num_replicas_in_sync
+    base, digits = vote_digits(n)
+    sizes = [v.shape.num_elements() for v in values]
+    finite = [tf.reduce_all(tf.math.is_finite(v)) for v in values]
+    votes = [tf.reshape(tf.cast(tf.sign(v), tf.int32), [-1]) + 1 for v in values]
+    votes.append(tf.cast(tf.stack(finite), tf.int32))  # One more digit a variable.
+    votes = tf.concat(votes, 0)
+    count = votes.shape.num_elements()
+    words = math.ceil(count / digits)
+    votes = tf.reshape(tf.pad(votes, [[0, words * digits - count]]), [words, digits])
+    powers = tf.constant([base**i for i in range(digits)], tf.int32)
+    packed = tf.reduce_sum(votes * powers, 1)
+    packed = here.all_reduce(tf.distribute.ReduceOp.SUM, packed)
+    sums = tf.reshape(packed[:, None] // powers % base, [-1])[:count]
+    *sums, finite = tf.split(sums, [*sizes, len(values)])
+    result = []
+    for value, total, replicas in zip(values, sums, tf.unstack(finite)):
+        vote = tf.cast(tf.sign(total - n), value.dtype)
+        vote = tf.where(replicas == n, vote, tf.cast(math.nan, value.dtype))
+        result.append(tf.reshape(vote, value.shape))
+    return result, Payload(sum(sizes), 4 * words)
+
+
+def vote_digits(replicas: int) -> tuple[int, int]:
+    """The base in which votes of so many replicas are written; its digits an int32."""
+    base = 2 * replicas + 1
+    digits = 0
+    while base ** (digits + 1) <= 2**31:
+        digits += 1
+    if not digits:
+        raise ValueError(
+            f"A majority vote is for at most {2**30 - 1} replicas. Received: {replicas}"
+        )
+    return base, digits

@@ -1,0 +1,96 @@
+"""The strategy in scope, and this replica's copies of variables."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from svag_tf.optional import tensorflow as tf
+
+
+def check_strategy() -> None:
+    """Raises an error under a strategy that Keras 3 loses updates with."""
+    strategy = tf.distribute.get_strategy()
+    refused = (
+        tf.distribute.ParameterServerStrategy,
+        tf.distribute.experimental.CentralStorageStrategy,
+    )
+    if isinstance(strategy, refused):
+        raise ValueError(
+            "The optimizers of svag_tf run under tf.distribute's MirroredStrategy, "
+            "MultiWorkerMirroredStrategy and OneDeviceStrategy, or without one: Keras "
+            "3 does not support others and would lose updates. Received: "
+            f"{type(strategy).__name__}"
+        )
+
+
+def is_mirrored(strategy: Any) -> bool:
+    return isinstance(
+        strategy,
+        tf.distribute.MirroredStrategy | tf.distribute.MultiWorkerMirroredStrategy,
+    )
+
+
+def mirrored_scope() -> bool:
+    """Whether a mirrored strategy is in scope, of one replica or of several."""
+    return tf.distribute.has_strategy() and is_mirrored(tf.distribute.get_strategy())
+
+
+def has_many_workers(strategy: Any) -> bool:
+    return (
+        isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        and strategy.extended._in_multi_worker_mode()
+    )
+
+
+def context() -> Any:
+    """The replica context, if this is one replica among mirrored ones, else None."""
+    return tf.distribute.get_replica_context() if mirrored_scope() else None
+
+
+@contextlib.contextmanager
+def eager_variables() -> Iterator[None]:
+    """Creates variables at once, also while a `tf.function` is traced.
+
+    TensorFlow traces a function that creates variables a second time, and keeps both
+    graphs as long as the function.
+    """
+
+    def create(next_creator, **kwargs):
+        kwargs["experimental_enable_variable_lifting"] = False
+        return next_creator(**kwargs)
+
+    if tf.distribute.has_strategy():  # It creates them in its own way.
+        yield
+    else:
+        with tf.init_scope(), tf.variable_creator_scope(create):
+            yield
+
+
+def local(variable: Any) -> Any:
+    """This replica's copy of a variable; outside of replicas the variable itself."""
+    if isinstance(variable, keras.Variable):
+        variable = variable.value
+    here = context()
+    if here is None or not isinstance(variable, tf.distribute.DistributedValues):
+        return variable
+    handle = variable.handle  # In a replica, that of its own copy.
+    copies = here.strategy.experimental_local_results(variable)
+    return next(copy for copy in copies if copy.handle is handle)
+
+
+def check_mirrored(variables: list) -> None:
+    """Raises an error if one of the variables has no copy for each replica."""
+    for variable in variables:
+        value = getattr(variable, "value", variable)
+        if hasattr(value, "_distributed_container"):
+            continue  # A copy itself.
+        if not isinstance(value, tf.distribute.DistributedValues):
+            raise ValueError(
+                f"The variable {variable.path} is not mirrored: all replicas would "
+                "write to one copy of it. Create the model and the optimizer, and "
+                "call `compile`, in `with strategy.scope():`."
+            )
