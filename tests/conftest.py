@@ -14,6 +14,7 @@ collect_ignore_glob = ["*_script.py"]  # For processes of their own.
 ON_TENSORFLOW_ALONE = (
     "svag_tf/convert.py",
     "svag_tf/saving/export.py",
+    "svag_tf/saving/backup.py::svag_tf.saving.backup.restore_latest",
     "svag_tf/saving/model_state.py",
     "tests/optimizers/",
     "tests/test_mutations.py",

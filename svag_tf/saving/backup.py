@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -17,6 +19,7 @@ from svag_tf.saving.model_state import (
     first_difference,
     state_of,
 )
+from svag_tf.saving.optimizer_state import all_or_error
 
 # HDF5, in which Keras keeps weights, ends the process when the disk is full.
 VALUES, STATE, SUMS = "values.npz", "state.json", "SHA256SUMS"
@@ -169,3 +172,66 @@ def _is_whole(folder):
         return (folder / SUMS).read_bytes() == _sums(folder).encode()
     except OSError:
         return False
+
+
+def restore_latest(manager: Any) -> str | None:
+    """Restores the newest checkpoint in a manager's folder that is whole.
+
+    `manager.restore_or_initialize()` fails at a damaged checkpoint, perhaps after it
+    has restored a part, and begins afresh if the manager's own list is damaged. This
+    goes by the files, reads every number of a checkpoint (each has a checksum) before
+    it restores any, and takes the one before if that fails.
+
+    Args:
+        manager: `tf.train.CheckpointManager`.
+
+    Returns:
+        The path of what was restored, or `None` if there are no checkpoints.
+
+    Warns:
+        UserWarning: Naming each checkpoint that is damaged, and why.
+
+    Raises:
+        ValueError: If there are checkpoints and none is whole, or if a whole one is
+            not that of the optimizer.
+
+    Example:
+
+    >>> import tempfile
+    >>> import keras, svag_tf, tensorflow as tf
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    >>> model.compile(svag_tf.MSVAG(0.1), "mse")
+    >>> model.optimizer.build(model.trainable_variables)
+    >>> folder = tempfile.mkdtemp()
+    >>> manager = tf.train.CheckpointManager(tf.train.Checkpoint(model), folder, 3)
+    >>> path = manager.save()
+    >>> svag_tf.restore_latest(manager) == path
+    True
+    """
+    import tensorflow as tf
+
+    files = sorted(Path(manager.directory).glob("*.index"), key=_number, reverse=True)
+    paths = [str(file.with_suffix("")) for file in files]
+    for path in paths:
+        try:
+            reader = tf.train.load_checkpoint(path)
+            for name in reader.get_variable_to_shape_map():
+                reader.get_tensor(name)
+        except Exception as error:  # The reader raises many.
+            warnings.warn(
+                f"The checkpoint {path} is damaged: {error}. Trying the one before.",
+                stacklevel=2,
+            )
+            continue
+        with all_or_error():
+            manager.checkpoint.restore(path)
+        return path
+    if paths:
+        raise ValueError(f"None of these checkpoints is whole: {', '.join(paths)}")
+    return None
+
+
+def _number(path: Path) -> int:
+    """The number at the end of a checkpoint's name."""
+    digits = re.search(r"(\d+)$", path.stem)
+    return int(digits[1]) if digits else -1
