@@ -183,12 +183,33 @@ class MomentOptimizer(keras.optimizers.Optimizer):
             init = arguments.explained(cls.__init__)
             cls.__init__ = init  # type: ignore[method-assign]
 
+    @arguments.explained
     def __init__(
-        self, learning_rate, beta, state_dtype, jit_compile, sparse_updates, **kwargs
+        self,
+        learning_rate=0.1,
+        beta=0.9,
+        state_dtype=None,
+        jit_compile="auto",
+        sparse_updates="exact",
+        weight_decay=None,
+        clipnorm=None,
+        clipvalue=None,
+        global_clipnorm=None,
+        use_ema=False,
+        ema_momentum=0.99,
+        ema_overwrite_frequency=None,
+        loss_scale_factor=None,
+        gradient_accumulation_steps=None,
+        name=None,
     ):
-        for name in ("weight_decay", "clipnorm", "clipvalue", "global_clipnorm"):
-            if kwargs[name] is not None:
-                arguments.check_size(name, kwargs[name])
+        for size, value in (
+            ("weight_decay", weight_decay),
+            ("clipnorm", clipnorm),
+            ("clipvalue", clipvalue),
+            ("global_clipnorm", global_clipnorm),
+        ):
+            if value is not None:
+                arguments.check_size(size, value)
         learning_rate = arguments.check_learning_rate(learning_rate)
         beta = arguments.check_beta(beta)
         state_dtype = arguments.check_state_dtype(state_dtype)
@@ -196,7 +217,19 @@ class MomentOptimizer(keras.optimizers.Optimizer):
         arguments.check_choice("sparse_updates", sparse_updates, ("exact", "lazy"))
         if replicas and replicas.mirrored_scope():
             replicas.mend_fit()
-        super().__init__(learning_rate=learning_rate, **kwargs)
+        super().__init__(
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            clipnorm=clipnorm,
+            clipvalue=clipvalue,
+            global_clipnorm=global_clipnorm,
+            use_ema=use_ema,
+            ema_momentum=ema_momentum,
+            ema_overwrite_frequency=ema_overwrite_frequency,
+            loss_scale_factor=loss_scale_factor,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            name=name,
+        )
         self.beta = beta
         self.state_dtype = state_dtype
         self.jit_compile = jit_compile

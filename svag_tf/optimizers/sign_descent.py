@@ -13,16 +13,50 @@ from svag_tf.optimizers.base import MomentOptimizer
 class SignDescentOptimizer(MomentOptimizer):
     """Base class of the plain sign methods: argument `aggregation`."""
 
-    def __init__(self, aggregation, **kwargs):
+    def __init__(
+        self,
+        learning_rate=0.001,
+        beta=0.9,
+        state_dtype=None,
+        jit_compile="auto",
+        sparse_updates="exact",
+        weight_decay=None,
+        clipnorm=None,
+        clipvalue=None,
+        global_clipnorm=None,
+        use_ema=False,
+        ema_momentum=0.99,
+        ema_overwrite_frequency=None,
+        loss_scale_factor=None,
+        gradient_accumulation_steps=None,
+        name=None,
+        aggregation="mean",
+    ):
         check_choice("aggregation", aggregation, ("mean", "majority_vote"))
-        if aggregation == "majority_vote" and kwargs["gradient_accumulation_steps"]:
+        if aggregation == "majority_vote" and gradient_accumulation_steps:
             raise ValueError(
                 "Argument `gradient_accumulation_steps` must be None with "
                 'aggregation="majority_vote", which has no gradient of all replicas to '
                 "accumulate: take a larger batch. Received: "
-                f"gradient_accumulation_steps={kwargs['gradient_accumulation_steps']!r}"
+                f"gradient_accumulation_steps={gradient_accumulation_steps!r}"
             )
-        super().__init__(**kwargs)
+        super().__init__(
+            learning_rate=learning_rate,
+            beta=beta,
+            state_dtype=state_dtype,
+            jit_compile=jit_compile,
+            sparse_updates=sparse_updates,
+            weight_decay=weight_decay,
+            clipnorm=clipnorm,
+            clipvalue=clipvalue,
+            global_clipnorm=global_clipnorm,
+            use_ema=use_ema,
+            ema_momentum=ema_momentum,
+            ema_overwrite_frequency=ema_overwrite_frequency,
+            loss_scale_factor=loss_scale_factor,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            name=name,
+        )
         self.aggregation = aggregation
 
     @property

@@ -70,44 +70,6 @@ class SVAS(SignAdaptedOptimizer):
     slots = ("m_tilde", "v_tilde")
     counts_updates = True
 
-    def __init__(
-        self,
-        learning_rate=0.001,
-        beta=0.9,
-        adaptation="gaussian",
-        state_dtype=None,
-        jit_compile="auto",
-        sparse_updates="exact",
-        weight_decay=None,
-        clipnorm=None,
-        clipvalue=None,
-        global_clipnorm=None,
-        use_ema=False,
-        ema_momentum=0.99,
-        ema_overwrite_frequency=None,
-        loss_scale_factor=None,
-        gradient_accumulation_steps=None,
-        name=None,
-    ):
-        super().__init__(
-            learning_rate=learning_rate,
-            beta=beta,
-            adaptation=adaptation,
-            state_dtype=state_dtype,
-            jit_compile=jit_compile,
-            sparse_updates=sparse_updates,
-            weight_decay=weight_decay,
-            clipnorm=clipnorm,
-            clipvalue=clipvalue,
-            global_clipnorm=global_clipnorm,
-            use_ema=use_ema,
-            ema_momentum=ema_momentum,
-            ema_overwrite_frequency=ema_overwrite_frequency,
-            loss_scale_factor=loss_scale_factor,
-            gradient_accumulation_steps=gradient_accumulation_steps,
-            name=name,
-        )
-
     def direction(self, g, m, v, factor):
         """gamma * sign(g); see the class."""
         return self.gamma(*rules.signal_and_noise(m, v, factor)) * ops.sign(g)
