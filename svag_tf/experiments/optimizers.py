@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras.optimizers.schedules import (
@@ -16,34 +16,50 @@ from keras.optimizers.schedules import (
 
 import svag_tf
 from svag_tf.experiments.errors import ExperimentError
+from svag_tf.optimizers.base import MomentOptimizer
 
-OPTIMIZERS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
-    "msvag": svag_tf.MSVAG,
-    "svag": svag_tf.SVAG,
-    "mssd": svag_tf.MSSD,
-    "ssd": svag_tf.SSD,
-    "msvas": svag_tf.MSVAS,
-    "svas": svag_tf.SVAS,
-    "msgd": svag_tf.MSGD,
-    "sgd": keras.optimizers.SGD,
-    "momentum": functools.partial(keras.optimizers.SGD, momentum=0.9),
-    "adam": keras.optimizers.Adam,
-    "lion": keras.optimizers.Lion,
+
+class Method(NamedTuple):
+    """An optimizer of the experiments.
+
+    Attributes:
+        create: makes it.
+        title: its name as the papers write it.
+        direction: "gradient" or "sign": what it steps along.
+        colour: in plots, of Okabe and Ito's palette, which the colour-blind can tell
+            apart. One for each way to treat a direction: plain, averaged,
+            variance-adapted, both; and one for each method outside the grid.
+    """
+
+    create: Callable[..., keras.optimizers.Optimizer]
+    title: str
+    direction: str
+    colour: str
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is of this package, not of Keras."""
+        return isinstance(self.create, type) and issubclass(
+            self.create, MomentOptimizer
+        )
+
+
+_MOMENTUM = functools.partial(keras.optimizers.SGD, momentum=0.9)
+METHODS = {
+    "msvag": Method(svag_tf.MSVAG, "M-SVAG", "gradient", "#D55E00"),
+    "svag": Method(svag_tf.SVAG, "SVAG", "gradient", "#009E73"),
+    "mssd": Method(svag_tf.MSSD, "M-SSD", "sign", "#0072B2"),
+    "ssd": Method(svag_tf.SSD, "SSD", "sign", "#E69F00"),
+    "msvas": Method(svag_tf.MSVAS, "M-SVAS", "sign", "#D55E00"),
+    "svas": Method(svag_tf.SVAS, "SVAS", "sign", "#009E73"),
+    "msgd": Method(svag_tf.MSGD, "M-SGD", "gradient", "#0072B2"),
+    "sgd": Method(keras.optimizers.SGD, "SGD", "gradient", "#E69F00"),
+    "momentum": Method(_MOMENTUM, "SGD, momentum", "gradient", "#56B4E9"),
+    "adam": Method(keras.optimizers.Adam, "Adam", "sign", "#CC79A7"),
+    "lion": Method(keras.optimizers.Lion, "Lion", "sign", "#000000"),
 }
-# How the papers write the names.
-TITLES = {
-    "msvag": "M-SVAG",
-    "svag": "SVAG",
-    "mssd": "M-SSD",
-    "ssd": "SSD",
-    "msvas": "M-SVAS",
-    "svas": "SVAS",
-    "msgd": "M-SGD",
-    "sgd": "SGD",
-    "momentum": "SGD, momentum",
-    "adam": "Adam",
-    "lion": "Lion",
-}
+OPTIMIZERS = {name: method.create for name, method in METHODS.items()}
+TITLES = {name: method.title for name, method in METHODS.items()}
 SCHEDULES = ("constant", "cosine", "step")
 DEFAULT_STEP_FACTOR = 0.1
 

@@ -10,31 +10,20 @@ from typing import Any
 import numpy as np
 
 from svag_tf.experiments.files import replacing
-from svag_tf.experiments.optimizers import TITLES
+from svag_tf.experiments.optimizers import METHODS, TITLES
 from svag_tf.optional import matplotlib
 
 # Okabe and Ito's palette, told apart by the colour-blind.
 TRAIN_COLOUR, TEST_COLOUR = "#0072B2", "#D55E00"
 PARTS = ("train", "test")
 
-# One colour for each way to treat a direction: plain, averaged, variance-adapted,
-# both; and one for each method outside the grid.
+# Heading -> the colour of each optimizer below it.
 DIRECTIONS = {
-    "along the gradient": {
-        "sgd": "#E69F00",
-        "msgd": "#0072B2",
-        "svag": "#009E73",
-        "msvag": "#D55E00",
-        "momentum": "#56B4E9",
-    },
-    "along its sign": {
-        "ssd": "#E69F00",
-        "mssd": "#0072B2",
-        "svas": "#009E73",
-        "msvas": "#D55E00",
-        "adam": "#CC79A7",
-        "lion": "#000000",
-    },
+    heading: {n: m.colour for n, m in METHODS.items() if m.direction == direction}
+    for heading, direction in (
+        ("along the gradient", "gradient"),
+        ("along its sign", "sign"),
+    )
 }
 
 

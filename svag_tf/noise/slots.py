@@ -7,9 +7,7 @@ import numpy as np
 from keras import ops
 
 from svag_tf import rules
-from svag_tf.optimizers import MSVAG, MSVAS, SVAG, SVAS
 
-_OURS = (MSVAG, SVAG, MSVAS, SVAS)
 SUPPORTED = (
     "svag_tf's MSVAG (variance='time'), SVAG, MSVAS and SVAS with beta > 0, and Keras' "
     "Adam and AdamW with beta_1 > 0"
@@ -80,17 +78,14 @@ def slots_of(optimizer):
             "not compiled. Call model.compile first."
         )
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # Loss scaling.
-    ours = isinstance(optimizer, _OURS) and optimizer.beta > 0
-    if ours and "v_tilde" in optimizer.slots:
-        kind = "gradient" if isinstance(optimizer, MSVAG) else "sampled"
-        if isinstance(optimizer, MSVAS | SVAS):
-            kind = "sign" if optimizer.adaptation == "gaussian" else "adam"
+    damping = getattr(optimizer, "damping", None)
+    if damping and optimizer.beta > 0 and "v_tilde" in optimizer.slots:
         return Slots(
             optimizer,
             lambda: optimizer.m_tilde,
             lambda: optimizer.v_tilde,
             (optimizer.beta, optimizer.beta),
-            kind,
+            damping,
         )
     if isinstance(optimizer, keras.optimizers.Adam) and optimizer.beta_1 > 0:
 
@@ -104,7 +99,7 @@ def slots_of(optimizer):
             (optimizer.beta_1, optimizer.beta_2),
             "adam",
         )
-    adaptive = isinstance(optimizer, (*_OURS, keras.optimizers.Adam))
+    adaptive = damping or isinstance(optimizer, keras.optimizers.Adam)
     settings = [
         f", {name}={getattr(optimizer, name)!r}"
         for name in ("beta", "beta_1", "variance")

@@ -160,6 +160,10 @@ class MomentOptimizer(keras.optimizers.Optimizer):
     second_slot = "v_tilde"
     # Whether the direction depends on the update count t.
     counts_updates = False
+    # How a method that estimates the noise damps its step, for `GradientNoise`:
+    # "gradient" damps m, "sampled" g, by `rules.gamma_gradient`; "sign" and "adam" a
+    # sign, by `rules.gamma_sign` and `rules.gamma_sign_adam`.
+    damping: str | None = None
     m_tilde: list | tuple = ()
     v_tilde: list | tuple = ()
     update_counts: Any = None

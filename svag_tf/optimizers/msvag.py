@@ -77,6 +77,7 @@ class MSVAG(MomentOptimizer):
 
     slots = ("m_tilde", "v_tilde")
     counts_updates = True
+    damping = "gradient"
 
     def __init__(
         self,

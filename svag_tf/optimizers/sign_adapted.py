@@ -10,6 +10,8 @@ _GAMMAS = {"gaussian": rules.gamma_sign, "adam": rules.gamma_sign_adam}
 class SignAdaptedOptimizer(MomentOptimizer):
     """Base class of the variance-adapted sign methods: argument `adaptation`."""
 
+    damping = "sign"
+
     def __init__(
         self,
         learning_rate=0.001,
@@ -48,6 +50,7 @@ class SignAdaptedOptimizer(MomentOptimizer):
             name=name,
         )
         self.adaptation = adaptation
+        self.damping = "adam" if adaptation == "adam" else "sign"
 
     def gamma(self, signal, noise):
         """The factor of the chosen adaptation."""

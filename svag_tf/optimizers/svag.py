@@ -62,6 +62,7 @@ class SVAG(MomentOptimizer):
 
     slots = ("m_tilde", "v_tilde")
     counts_updates = True
+    damping = "sampled"
 
     def direction(self, g, m, v, factor):
         """gamma * g; see the class."""

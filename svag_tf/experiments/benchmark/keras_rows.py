@@ -15,21 +15,14 @@ import svag_tf
 from svag_tf.experiments.benchmark.cases import Case
 from svag_tf.experiments.benchmark.plain import PlainMSVAG
 from svag_tf.experiments.benchmark.serving import Step, timed
+from svag_tf.experiments.optimizers import METHODS
 from svag_tf.experiments.problems import fmnist_2c2d
 
 JAX = keras.backend.backend() == "jax"
 COMPILED = "-compiled"
 NOISE, NOISE_FIT = "noise-", "noise-fit"
 
-_OURS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
-    "msvag": svag_tf.MSVAG,
-    "svag": svag_tf.SVAG,
-    "msvas": svag_tf.MSVAS,
-    "svas": svag_tf.SVAS,
-    "msgd": svag_tf.MSGD,
-    "mssd": svag_tf.MSSD,
-    "ssd": svag_tf.SSD,
-}
+_OURS = {name: method.create for name, method in METHODS.items() if method.is_ours}
 _RATE = 1e-3
 
 

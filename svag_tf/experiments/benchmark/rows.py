@@ -10,6 +10,7 @@ from typing import Any
 
 import svag_tf
 from svag_tf.experiments.benchmark.cases import KERAS, LIMIT, OURS, PEERS, Case
+from svag_tf.experiments.optimizers import METHODS
 from svag_tf.noise.callback import PRESETS
 
 SPARSE = ("sparse",)
@@ -85,15 +86,15 @@ class Row:
         return None
 
 
-_METHODS = (
-    ("msvag", "M-SVAG", 8),
-    ("svag", "SVAG", 8),
-    ("msvas", "M-SVAS", 8),
-    ("svas", "SVAS", 8),
-    ("msgd", "M-SGD", 4),
-    ("mssd", "M-SSD", 4),
-    ("ssd", "SSD", 0),
-)
+def _bytes(optimizer: Any) -> int:
+    return 4 * len(optimizer.slots)
+
+
+_METHODS = [
+    (name, method.title, _bytes(method.create))
+    for name, method in METHODS.items()
+    if method.is_ours
+]
 _KERAS = (
     ("keras-adam", "Keras Adam", 8),
     ("keras-sgd", "Keras SGD, momentum", 4),

@@ -11,17 +11,21 @@ from typing import Any
 import keras
 
 from svag_tf.experiments.errors import ExperimentError
-from svag_tf.experiments.optimizers import OPTIMIZERS, SCHEDULES
+from svag_tf.experiments.optimizers import METHODS, OPTIMIZERS, SCHEDULES
 from svag_tf.experiments.problems import PROBLEMS
 from svag_tf.noise.callback import PRESETS
 
 DTYPE_POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
-MEASURABLE = ("msvag", "svag", "msvas", "svas", "adam")  # by GradientNoise
+MEASURABLE = tuple(  # By GradientNoise.
+    name
+    for name, method in METHODS.items()
+    if name == "adam" or getattr(method.create, "damping", None)
+)
 STATE_DTYPES = ("float16", "bfloat16", "float32", "float64")
 DISTRIBUTIONS = ("none", "mirrored", "multi_worker", "jax")
 JIT_COMPILE: dict[str, bool | str] = {"auto": "auto", "true": True, "false": False}
 # What Keras' own optimizers get wrong under tf.distribute.
-KERAS_OPTIMIZERS = ("sgd", "momentum", "adam", "lion")
+KERAS_OPTIMIZERS = tuple(n for n, method in METHODS.items() if not method.is_ours)
 NOT_OF_KERAS = tuple(
     f"optimizer.{name}"
     for name in (
