@@ -5,10 +5,10 @@ import types
 import keras
 from keras import ops
 
-from svag_tf import rules
-from svag_tf.optimizers import base
+from svag_tf import replicas, rules
 from svag_tf.optimizers.arguments import check_choice
 from svag_tf.optimizers.base import MomentOptimizer, saturating_cast
+from svag_tf.optimizers.update import Scalars, run_rule
 
 
 @keras.saving.register_keras_serializable(package="svag_tf")
@@ -149,7 +149,7 @@ class MSVAG(MomentOptimizer):
         mean = super().reduced(grads, variables)
         if not self._compares:
             return mean
-        n = base.replicas.context().num_replicas_in_sync
+        n = replicas.context().num_replicas_in_sync
         if n < 2:
             raise ValueError(_NEEDS_REPLICAS)
         # The loss of a replica is divided by their number: n g is its own gradient.
@@ -157,11 +157,11 @@ class MSVAG(MomentOptimizer):
             None if g is None else ops.square(g * n - total) / (n * (n - 1))
             for g, total in zip(grads, mean)
         ]
-        squares, payload = base.replicas.summed(squares)
+        squares, payload = replicas.summed(squares)
         self.exchanged = payload._replace(bytes=2 * payload.bytes)
         for variable, square in zip(variables, squares):
             if square is not None:
-                self._across.variances[id(base.replicas.local(variable))] = square
+                self._across.variances[id(replicas.local(variable))] = square
         return mean
 
     def update_step(self, gradient, variable, learning_rate):
@@ -172,13 +172,16 @@ class MSVAG(MomentOptimizer):
                 raise ValueError(_NEEDS_REPLICAS)
             index = self._get_variable_index(variable)
             slots = [self.c_tilde[index]]
-            self._run(self._c_rule, "c", slots, across, learning_rate, index)
+            run_rule(self, self._c_rule, "c", slots, across, learning_rate, index)
         super().update_step(gradient, variable, learning_rate)
 
     def _c_rule(self, across, scalars, c, dtype):
-        betas = ops.unstack(scalars)[2:4]
+        scalars = Scalars(*ops.unstack(scalars))
         average = rules.moving_average(
-            ops.cast(c, dtype), ops.cast(across, dtype), self.beta, betas
+            ops.cast(c, dtype),
+            ops.cast(across, dtype),
+            self.beta,
+            (scalars.beta, scalars.one_minus_beta),
         )
         return [saturating_cast(average, c.dtype)]
 

@@ -5,9 +5,11 @@ import functools
 import keras
 from keras import ops
 
-from svag_tf.optimizers import base
+from svag_tf import replicas
 from svag_tf.optimizers.arguments import check_choice
 from svag_tf.optimizers.base import MomentOptimizer
+from svag_tf.optimizers.update import decays, run_rule
+from svag_tf.replicas import uneven_batches
 
 
 class SignDescentOptimizer(MomentOptimizer):
@@ -94,8 +96,8 @@ class SignDescentOptimizer(MomentOptimizer):
         self._check_replicas(variables)
         # The loss of a replica is divided by their number, so that the sum of
         # gradients is a mean. A replica's own gradient is not.
-        n = base.replicas.context().num_replicas_in_sync
-        grads = base.uneven_batches.without_empty(grads)
+        n = replicas.context().num_replicas_in_sync
+        grads = uneven_batches.without_empty(grads)
         return [None if g is None else g * ops.cast(n, g.dtype) for g in grads]
 
     def _update_replica(self, grads, variables, learning_rate):
@@ -103,15 +105,15 @@ class SignDescentOptimizer(MomentOptimizer):
             super()._update_replica(grads, variables, learning_rate)
             return
         ballots = [
-            self._own_opinion(g, base.replicas.local(v), learning_rate)
+            self._own_opinion(g, replicas.local(v), learning_rate)
             for g, v in zip(grads, variables)
         ]
-        votes, self.exchanged = base.replicas.majority(ballots)
+        votes, self.exchanged = replicas.majority(ballots)
         for vote, variable in zip(votes, variables):
             index = self._get_variable_index(variable)
-            variable = base.replicas.local(variable)
-            rule = functools.partial(self._vote_rule, decays=self._decays(variable))
-            self._run(rule, "vote", [variable], vote, learning_rate, index)
+            variable = replicas.local(variable)
+            rule = functools.partial(self._vote_rule, decays=decays(self, variable))
+            run_rule(self, rule, "vote", [variable], vote, learning_rate, index)
 
     def _own_opinion(self, gradient, variable, learning_rate):
         """What this replica votes with the sign of: g, or its own average m~."""
@@ -120,8 +122,10 @@ class SignDescentOptimizer(MomentOptimizer):
         index = self._get_variable_index(variable)
         slots = [getattr(self, name)[index] for name in self.slots]
         stored = [variable, *slots]
-        self._run(self._slots_rule, "slots", stored, gradient, learning_rate, index)
-        return ops.convert_to_tensor(base.replicas.local(slots[0]))
+        run_rule(
+            self, self._slots_rule, "slots", stored, gradient, learning_rate, index
+        )
+        return ops.convert_to_tensor(replicas.local(slots[0]))
 
     def _vote_rule(self, vote, scalars, theta, dtype, decays):
         """The variable's new value, the vote in the place of g and m."""

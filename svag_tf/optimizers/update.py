@@ -1,0 +1,230 @@
+"""How a variable is updated: the numbers that its rules need, and their kernels."""
+
+import contextlib
+import functools
+import threading
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops
+
+from svag_tf import rules
+from svag_tf.optimizers.replicated import local
+
+kernels: Any = None
+if keras.backend.backend() == "tensorflow":
+    from svag_tf import kernels
+
+
+class Scalars(NamedTuple):
+    """What the update of a variable needs besides tensors, in float32 or wider.
+
+    Attributes:
+        learning_rate: Scalar.
+        decay: Learning rate times weight decay.
+        beta: Scalar. With the next, no constant of a kernel, which serves all of them.
+        one_minus_beta: Scalar.
+        correction: 1 / (1 - beta^t) for the count t of this update; 1 for methods that
+            do not count.
+        factor: The method's `noise_factor(t)`; 0 for methods that do not count.
+    """
+
+    learning_rate: Any
+    decay: Any
+    beta: Any
+    one_minus_beta: Any
+    correction: Any
+    factor: Any
+
+
+class _Current(threading.local):
+    """The update of a whole model that this thread is making."""
+
+    optimizer: Any = None
+    learning_rate: Any = None
+    scalars: Any = None
+
+
+_CURRENT = _Current()
+
+
+@contextlib.contextmanager
+def of_all_variables(optimizer, learning_rate):
+    """Computes the scalars of all variables at once, for the updates made within."""
+    learning_rate = ops.convert_to_tensor(learning_rate)
+    outer = dict(vars(_CURRENT))
+    dtypes = {compute_dtype(optimizer, v) for v in optimizer._trainable_variables}
+    _CURRENT.scalars = {
+        dtype: _scalars_of_variables(optimizer, learning_rate, dtype)
+        for dtype in dtypes
+    }
+    _CURRENT.optimizer, _CURRENT.learning_rate = optimizer, learning_rate
+    try:
+        yield learning_rate
+    finally:
+        vars(_CURRENT).clear()
+        vars(_CURRENT).update(outer)
+
+
+def is_of_all_variables(optimizer):
+    """Whether the current update is one that `of_all_variables` surrounds."""
+    return _CURRENT.optimizer is optimizer
+
+
+def _scalars_of(optimizer, index, learning_rate, dtype):
+    """The scalars of one variable: those of this update, if they have its rate."""
+    if is_of_all_variables(optimizer) and _CURRENT.learning_rate is learning_rate:
+        return _CURRENT.scalars[dtype][index]
+    return _scalars_of_variables(optimizer, learning_rate, dtype)[index]
+
+
+def _scalars_of_variables(optimizer, learning_rate, dtype):
+    """For each variable a tensor of its `Scalars`."""
+    t = ops.cast(local(optimizer.update_counts), dtype) + 1.0
+    learning_rate = ops.cast(learning_rate, dtype)
+    betas = [
+        ops.convert_to_tensor(x, dtype=dtype)
+        for x in (optimizer.beta, 1.0 - optimizer.beta)
+    ]
+    of_count = ops.ones((), dtype), ops.zeros((), dtype)
+    if optimizer.counts_updates:
+        of_count = _scalars_of_count(optimizer, t, dtype)
+    decay = learning_rate * (optimizer.weight_decay or 0.0)
+    shape = (len(optimizer._trainable_variables),)
+    columns = [learning_rate, decay, *betas, *of_count]  # As in `Scalars`.
+    return ops.unstack(ops.stack([ops.broadcast_to(c, shape) for c in columns], 1))
+
+
+def _scalars_of_count(optimizer, t, dtype):
+    """1 / (1 - beta^t) and `noise_factor(t)`, of t's shape."""
+    t = ops.cast(ops.maximum(t, 1), dtype)
+    return rules.bias_correction(t, optimizer.beta), optimizer.noise_factor(t)
+
+
+def unpacked(optimizer, scalars, dtype):
+    """What a kernel gives a rule, as `Scalars`.
+
+    Args:
+        optimizer: Whose rule it is.
+        scalars: A tensor of them, or the pair of that and the counts of the rows, each
+            of which then has a correction and a factor of its own.
+        dtype: That of the computation.
+    """
+    if not isinstance(scalars, tuple):
+        return Scalars(*ops.unstack(scalars))
+    scalars, counts = scalars
+    correction, factor = _scalars_of_count(optimizer, counts, dtype)
+    return unpacked(optimizer, scalars, dtype)._replace(
+        correction=correction, factor=factor
+    )
+
+
+def compute_dtype(optimizer, variable):
+    """The widest of float32, the variable's and its slots' dtype."""
+    dtypes = [keras.backend.standardize_dtype(variable.dtype)]
+    if optimizer.slots:
+        dtypes.append(slot_dtype(optimizer, variable))
+    # Keras' own result_type makes float32 of float64 on some backends.
+    return "float64" if "float64" in dtypes else "float32"
+
+
+def slot_dtype(optimizer, variable):
+    """The dtype of a variable's slots: as its own, but never half precision unasked."""
+    dtype = keras.backend.standardize_dtype(variable.dtype)
+    return optimizer.state_dtype or (
+        "float32" if dtype in ("float16", "bfloat16") else dtype
+    )
+
+
+def decays(optimizer, variable):
+    """Whether weight decay applies to a variable."""
+    return bool(optimizer.weight_decay) and optimizer._use_weight_decay(variable)
+
+
+def update_variable(optimizer, gradient, variable, learning_rate):
+    """Updates a variable and its slots by the optimizer's rules.
+
+    Args:
+        optimizer: A built `MomentOptimizer`.
+        gradient: Dense tensor of the variable's shape, or `tf.IndexedSlices`.
+        variable: One of its variables.
+        learning_rate: Scalar tensor.
+    """
+    index = optimizer._get_variable_index(variable)
+    dtype = compute_dtype(optimizer, variable)
+    scalars = _scalars_of(optimizer, index, learning_rate, dtype)
+    decay = decays(optimizer, variable)
+    stored = [variable, *(getattr(optimizer, name)[index] for name in optimizer.slots)]
+    steps = [functools.partial(optimizer._theta_rule, dtype=dtype, decays=decay)]
+    if optimizer.slots:
+        steps.insert(0, functools.partial(optimizer._slots_rule, dtype=dtype))
+    if kernels is None:
+        for rule in steps:
+            for part, value in zip(stored, rule(gradient, scalars, *stored)):
+                if value is not None:
+                    optimizer.assign(part, value)
+        return
+    key = (*_rule_key(optimizer), dtype, decay)
+    together = not optimizer.slots or slot_dtype(optimizer, variable) == dtype
+    kernel = kernels.Kernel(tuple(steps), key, optimizer.jit_compile, together)
+    # Without slots and weight decay, a row without gradient stays as it is.
+    lazy = optimizer.sparse_updates == "lazy" or not (optimizer.slots or decay)
+    if lazy and len(variable.shape) >= 2:
+        counts = None
+        if optimizer.counts_updates:  # Of which factors are computed in the kernel.
+            counts = optimizer.row_update_counts[index]
+            kernel = kernel._replace(key=(*key, optimizer.beta))
+        kernels.update_lazily(kernel, stored, gradient, counts, scalars)
+    else:
+        kernels.update_soon(kernel, stored, gradient, scalars)
+
+
+def run_rule(optimizer, rule, name, variables, gradient, learning_rate, index):
+    """Runs one rule by a kernel of its own.
+
+    Args:
+        optimizer: A built `MomentOptimizer`.
+        rule: Function of a gradient, scalars and the variables, for their new values.
+        name: Tells this rule from others of the optimizer.
+        variables: List of what it reads and writes.
+        gradient: Tensor.
+        learning_rate: Scalar tensor.
+        index: Of the variable that is being updated.
+    """
+    variable = optimizer._trainable_variables[index]
+    dtype = compute_dtype(optimizer, variable)
+    rule = functools.partial(rule, dtype=dtype)
+    key = (*_rule_key(optimizer), dtype, name, decays(optimizer, variable))
+    kernel = kernels.Kernel((rule,), key, optimizer.jit_compile, True)
+    scalars = _scalars_of(optimizer, index, learning_rate, dtype)
+    kernels.update(kernel, variables, gradient, scalars)
+
+
+def _rule_key(optimizer):
+    """What distinguishes an optimizer's rule from others: a hashable tuple.
+
+    All arguments of the constructor that a rule can see, but for beta, which is data. A
+    subclass from elsewhere whose rule is its own may depend on anything: its instances
+    have kernels of their own.
+    """
+    cls = type(optimizer)
+    ours = next(c for c in cls.__mro__ if c.__module__.startswith("svag_tf."))
+    for name in _rule_methods(ours):
+        if name in vars(optimizer) or getattr(cls, name) is not getattr(ours, name):
+            return (optimizer._own_kernels,)
+    own = [(n, repr(getattr(optimizer, n))) for n in _rule_arguments(ours)]
+    beta = optimizer.beta
+    form = (beta == 0.0, beta < 0.5)  # Those of `rules.moving_average`.
+    return (ours, optimizer.slots, optimizer.counts_updates, form, *own)
+
+
+@functools.cache
+def _rule_methods(cls):
+    """Names of the methods of a class that make the update of one variable."""
+    names = ("new_averages", "new_theta", "direction", "noise_factor", "gamma")
+    return [n for n in dir(cls) if n in names or n.endswith("_rule")]
+
+
+@functools.cache
+def _rule_arguments(cls):
+    return cls.own_arguments()
