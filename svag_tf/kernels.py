@@ -63,7 +63,7 @@ class Kernel(NamedTuple):
         key: Hashable; steps with the same key are the same. They are kept as long as
             the process, or as long as the `Store` that comes first in it.
         jit_compile: `True`, `False`, or `"auto"`: `True` where XLA serves.
-        together: Whether the steps are compiled as one program. A step that needs
+        one_program: Whether the steps are compiled as one program. A step that needs
             what is stored by the one before, in a narrower dtype, had better read it:
             in one program XLA would hold it in the wider dtype as well.
     """
@@ -71,7 +71,7 @@ class Kernel(NamedTuple):
     steps: tuple[Callable, ...]
     key: tuple
     jit_compile: bool | str
-    together: bool
+    one_program: bool
 
     def rule(self, gradient, scalars, *values):
         """The new values of a variable and its slots."""
@@ -90,7 +90,7 @@ class Update(NamedTuple):
     scalars: Any
 
 
-def after(gradients):
+def after_gradients(gradients):
     """A context: what is added in it to a graph runs when these gradients are there."""
     graph = tf.compat.v1.get_default_graph()
     tensors = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]
@@ -99,8 +99,8 @@ def after(gradients):
 
 
 @contextlib.contextmanager
-def together():
-    """Within it, `update_soon` waits; at its end waiting updates are made together."""
+def joined():
+    """Joins the updates that are scheduled within it, and makes them at its end."""
     outer = getattr(_WAITING, "updates", None)
     waiting: list[Update] = []
     _WAITING.updates = waiting
@@ -121,8 +121,8 @@ def together():
             done = _update_joined(part)
 
 
-def update_soon(kernel, variables, gradient, scalars):
-    """The same as `update`, which within `together` may be made later."""
+def schedule_update(kernel, variables, gradient, scalars):
+    """Makes an update now or, within `joined`, at its end."""
     variables = _tf_variables(variables)
     waiting = getattr(_WAITING, "updates", None)
     if waiting is None or not _can_wait(kernel, variables, gradient):
@@ -150,7 +150,7 @@ def update(kernel, variables, gradient, scalars):
     if not isinstance(gradient, tf.IndexedSlices):
         _update_all(kernel, variables, gradient, scalars)
         return
-    rows, *new_values, _ = _of_rows(kernel, variables, None, gradient, scalars)
+    rows, *new_values, _ = _updated_rows(kernel, variables, None, gradient, scalars)
     _update_all(kernel, variables, tf.zeros((), gradient.dtype), scalars)
     _write_rows(variables, rows, new_values)
 
@@ -172,14 +172,14 @@ def update_lazily(kernel, variables, gradient, counts, scalars):
     if counts is not None:
         (counts,) = _tf_variables([counts])
     if isinstance(gradient, tf.IndexedSlices):
-        rows, *new_values = _of_rows(kernel, variables, counts, gradient, scalars)
+        rows, *new_values = _updated_rows(kernel, variables, counts, gradient, scalars)
         _write_rows([*variables, counts], rows, new_values)
         return
     if counts is None:
-        update_soon(kernel, variables, gradient, scalars)
+        schedule_update(kernel, variables, gradient, scalars)
         return
     t = tf.convert_to_tensor(counts) + 1
-    update_soon(kernel, variables, gradient, (scalars, _column(t, gradient)))
+    schedule_update(kernel, variables, gradient, (scalars, _column(t, gradient)))
     counts.assign(t)
 
 
@@ -300,7 +300,7 @@ def _update_joined(updates):
     return [] if tf.executing_eagerly() else [tf.group(*writes)]
 
 
-def _of_rows(kernel, variables, counts, gradient, scalars):
+def _updated_rows(kernel, variables, counts, gradient, scalars):
     """The rows that a sparse gradient names, their new values and new counts.
 
     The compiled program gets as many rows as the next power of two: XLA compiles it
@@ -403,7 +403,7 @@ def _stored(kernel, key, compile_program):
     key = (*(rest if isinstance(owner, Store) else kernel.key), *key)
     with _LOCK:
         if key not in compiled:
-            programs = [kernel.rule] if kernel.together else kernel.steps
+            programs = [kernel.rule] if kernel.one_program else kernel.steps
             compiled[key] = [compile_program(p) for p in programs]
         return compiled[key]
 

@@ -98,7 +98,7 @@ def bias_corrected(average, correction):
     return _at_least(_at_most(average * correction, limit), -limit)
 
 
-def several(t, beta):
+def has_history(t, beta):
     """1 if the averages hold more than one observation, else 0."""
     return ops.cast(t > 1.0, t.dtype) if beta > 0.0 else ops.zeros_like(t)
 
@@ -138,7 +138,7 @@ def _over_decay(t, beta):
     """1 / (2 (beta - beta^t)), 0 at t = 1."""
     decay = -ops.expm1(ops.clip(t - 1.0, 1.0, math.inf) * math.log(beta))
     # A beta below 1e-30 averages nothing in float32, and 1/beta is no number there.
-    return several(t, beta) / (2.0 * max(beta, 1e-30) * decay)
+    return has_history(t, beta) / (2.0 * max(beta, 1e-30) * decay)
 
 
 def excess(m, v):

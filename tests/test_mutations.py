@@ -36,7 +36,7 @@ def _later(function):
 def _without_square_in_rho(t, beta):
     """rho/(1 - rho) for rho = (1-beta)^2 (1-beta^2t) / ((1-beta^2)(1-beta^t))."""
     rho = (1.0 - beta) * (1.0 + beta**t) / (1.0 + beta)
-    return rules.several(t, beta) * rho / (1.0 - rho)
+    return rules.has_history(t, beta) * rho / (1.0 - rho)
 
 
 _squares = rules.signal_and_noise  # The right one, whatever is patched.
@@ -68,7 +68,7 @@ MUTATIONS = {
         AVERAGED,
     ),
     "rho = 1 in rho s": ({"mean_variance_factor": rules.variance_factor}, USE_RHO_S),
-    "1 / (1 - rho) dropped from s": ({"variance_factor": rules.several}, USE_S),
+    "1 / (1 - rho) dropped from s": ({"variance_factor": rules.has_history}, USE_S),
     "rho's square dropped": (
         {"mean_variance_factor": _without_square_in_rho},
         USE_RHO_S,

@@ -256,7 +256,7 @@ class MomentOptimizer(ReplicatedOptimizer):
                 self.build(trainable_variables)
         # What counts must not run ahead of the gradients: at the end of its data, a
         # training step begins that has no batch.
-        with kernels.after(grads) if kernels else nullcontext():
+        with kernels.after_gradients(grads) if kernels else nullcontext():
             super().apply(grads, trainable_variables)
 
     def _takes_sparse_gradients(self):
@@ -288,7 +288,7 @@ class MomentOptimizer(ReplicatedOptimizer):
         # `update_step` computes its scalars by itself, with the same result.
         with (
             update.of_all_variables(self, learning_rate) as learning_rate,
-            kernels.together() if self._has_many_shapes else nullcontext(),
+            kernels.joined() if self._has_many_shapes else nullcontext(),
         ):
             if is_replicated():
                 self._update_replica(grads, trainable_variables, learning_rate)

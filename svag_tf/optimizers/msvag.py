@@ -126,28 +126,30 @@ class MSVAG(MomentOptimizer):
             name=name,
         )
         self.variance = variance
-        self._across = types.SimpleNamespace(variances={})
-        if self._compares:
+        self._replica_variances = types.SimpleNamespace(variances={})
+        if self._uses_replica_variance:
             self.slots = ("m_tilde", "c_tilde")
             self.second_slot = "c_tilde"
 
     @property
-    def _compares(self):
+    def _uses_replica_variance(self):
         return self.variance == "replicas"
 
     def _takes_sparse_gradients(self):
-        return super()._takes_sparse_gradients() and not self._compares
+        return super()._takes_sparse_gradients() and not self._uses_replica_variance
 
     def scale_loss(self, loss):
         """The loss whose gradients `apply` is given; see the base class."""
-        if self._compares:  # Parts of different size have different variances.
+        if (
+            self._uses_replica_variance
+        ):  # Parts of different size have different variances.
             return loss
         return super().scale_loss(loss)
 
     def reduced(self, grads, variables):
         """The summed gradients; with `variance="replicas"` it notes their variances."""
         mean = super().reduced(grads, variables)
-        if not self._compares:
+        if not self._uses_replica_variance:
             return mean
         n = replicas.context().num_replicas_in_sync
         if n < 2:
@@ -161,13 +163,13 @@ class MSVAG(MomentOptimizer):
         self.exchanged = payload._replace(bytes=2 * payload.bytes)
         for variable, square in zip(variables, squares):
             if square is not None:
-                self._across.variances[id(replicas.local(variable))] = square
+                self._replica_variances.variances[id(replicas.local(variable))] = square
         return mean
 
     def update_step(self, gradient, variable, learning_rate):
         """Updates one variable and its slots, given its gradient."""
-        if self._compares:
-            across = self._across.variances.pop(id(variable), None)
+        if self._uses_replica_variance:
+            across = self._replica_variances.variances.pop(id(variable), None)
             if across is None:
                 raise ValueError(_NEEDS_REPLICAS)
             index = self._get_variable_index(variable)
@@ -187,13 +189,13 @@ class MSVAG(MomentOptimizer):
 
     def new_averages(self, g, slots, betas=None):
         """The slots' new values as a pure function; c~ has its new value already."""
-        if not self._compares:
+        if not self._uses_replica_variance:
             return super().new_averages(g, slots, betas)
         return [rules.moving_average(slots[0], g, self.beta, betas), slots[1]]
 
     def direction(self, g, m, v, factor):
         """gamma * m; see the class."""
-        if self._compares:
+        if self._uses_replica_variance:
             noise = rules.signal_and_variance(m, v, factor)
         else:
             noise = rules.signal_and_noise(m, v, factor)
@@ -201,7 +203,7 @@ class MSVAG(MomentOptimizer):
 
     def noise_factor(self, t):
         """rho / (1 - rho): v - m^2 becomes rho s, the variance of m. For c: rho."""
-        if self._compares:
+        if self._uses_replica_variance:
             return rules.mean_variance_ratio(t, self.beta)
         return rules.mean_variance_factor(t, self.beta)
 

@@ -83,5 +83,5 @@ class MSVAS(SignAdaptedOptimizer):
     def noise_factor(self, t):
         """rho / (1 - rho): v - m^2 becomes rho s, the variance of m. With "adam" 1."""
         if self.adaptation == "adam":
-            return rules.several(t, self.beta)
+            return rules.has_history(t, self.beta)
         return rules.mean_variance_factor(t, self.beta)

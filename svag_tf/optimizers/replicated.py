@@ -35,7 +35,7 @@ class ReplicatedOptimizer(RestorableOptimizer):
 
     def __init__(self, **kwargs):
         if _ON_TENSORFLOW and replicas.mirrored_scope():
-            replicas.mend_fit()
+            replicas.patch_keras_fit()
         super().__init__(**kwargs)
 
     def __setattr__(self, name, value):

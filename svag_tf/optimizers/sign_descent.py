@@ -105,7 +105,7 @@ class SignDescentOptimizer(MomentOptimizer):
             super()._update_replica(grads, variables, learning_rate)
             return
         ballots = [
-            self._own_opinion(g, replicas.local(v), learning_rate)
+            self._ballot(g, replicas.local(v), learning_rate)
             for g, v in zip(grads, variables)
         ]
         votes, self.exchanged = replicas.majority(ballots)
@@ -115,7 +115,7 @@ class SignDescentOptimizer(MomentOptimizer):
             rule = functools.partial(self._vote_rule, decays=decays(self, variable))
             run_rule(self, rule, "vote", [variable], vote, learning_rate, index)
 
-    def _own_opinion(self, gradient, variable, learning_rate):
+    def _ballot(self, gradient, variable, learning_rate):
         """What this replica votes with the sign of: g, or its own average m~."""
         if not self.slots:
             return gradient

@@ -165,8 +165,8 @@ def update_variable(optimizer, gradient, variable, learning_rate):
                     optimizer.assign(part, value)
         return
     key = (*_rule_key(optimizer), dtype, decay)
-    together = not optimizer.slots or slot_dtype(optimizer, variable) == dtype
-    kernel = kernels.Kernel(tuple(steps), key, optimizer.jit_compile, together)
+    one_program = not optimizer.slots or slot_dtype(optimizer, variable) == dtype
+    kernel = kernels.Kernel(tuple(steps), key, optimizer.jit_compile, one_program)
     # Without slots and weight decay, a row without gradient stays as it is.
     lazy = optimizer.sparse_updates == "lazy" or not (optimizer.slots or decay)
     if lazy and len(variable.shape) >= 2:
@@ -176,7 +176,7 @@ def update_variable(optimizer, gradient, variable, learning_rate):
             kernel = kernel._replace(key=(*key, optimizer.beta))
         kernels.update_lazily(kernel, stored, gradient, counts, scalars)
     else:
-        kernels.update_soon(kernel, stored, gradient, scalars)
+        kernels.schedule_update(kernel, stored, gradient, scalars)
 
 
 def run_rule(optimizer, rule, name, variables, gradient, learning_rate, index):

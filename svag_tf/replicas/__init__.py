@@ -9,7 +9,7 @@ another one, so that the update may stand in a `tf.cond`.
 """
 
 from svag_tf.replicas.exchange import Payload, majority, summed, vote_digits
-from svag_tf.replicas.keras_fit import mend_fit
+from svag_tf.replicas.keras_fit import patch_keras_fit
 from svag_tf.replicas.strategy import (
     check_mirrored,
     check_strategy,
@@ -27,8 +27,8 @@ __all__ = [
     "eager_variables",
     "local",
     "majority",
-    "mend_fit",
     "mirrored_scope",
+    "patch_keras_fit",
     "summed",
     "vote_digits",
 ]

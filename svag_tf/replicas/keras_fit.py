@@ -13,7 +13,7 @@ from svag_tf.replicas.strategy import has_many_workers, is_mirrored
 
 
 @functools.cache
-def mend_fit() -> None:
+def patch_keras_fit() -> None:
     """Lets Keras' `fit` do under mirrored strategies what it does on one device.
 
     Replaces three methods of `keras.Model` in this process. An optimizer that is made
@@ -75,7 +75,7 @@ def mend_fit() -> None:
         training: bool = True,
     ) -> Any:
         loss = compute_loss(model, x, y, y_pred, sample_weight, training)
-        return uneven_batches.noted(model, loss, y, y_pred, sample_weight)
+        return uneven_batches.record_loss(model, loss, y, y_pred, sample_weight)
 
     keras.Model.compute_loss = noted_loss
     keras.Model._make_function = make_function

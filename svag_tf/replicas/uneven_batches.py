@@ -157,7 +157,7 @@ def _summed(value: Any) -> Any:
     return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
-def noted(
+def record_loss(
     model: keras.Model, loss: Any, y: Any, y_pred: Any, sample_weight: Any
 ) -> Any:
     """Takes down what a loss is a mean over; called where Keras computes it.

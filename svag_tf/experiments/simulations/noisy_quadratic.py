@@ -28,8 +28,8 @@ from svag_tf.experiments.simulations import plots
 from svag_tf.experiments.simulations.report import (
     Finding,
     checked,
+    list_of,
     progress,
-    several,
     table,
     whole,
     write_results,
@@ -53,11 +53,11 @@ FIELDS = {
     "seed": whole(0),
     "seeds": whole(2),
     "dimension": whole(10),
-    "noise_levels": several(
+    "noise_levels": list_of(
         lambda v: isinstance(v, int | float) and 0 <= v < math.inf,
         "finite numbers >= 0, at least one and none twice, such as (0.0, 0.1)",
     ),
-    "methods": several(
+    "methods": list_of(
         lambda v: v in METHODS,
         f"of {', '.join(METHODS)}, at least one and none twice",
     ),
@@ -67,7 +67,7 @@ FIELDS = {
     "highest_rate": _positive("a finite number > lowest_rate"),
     "long_steps": whole(100),
     "long_noise": _positive("a finite number > 0"),
-    "long_rates": several(
+    "long_rates": list_of(
         lambda v: isinstance(v, int | float) and 0 < v < 2,
         "numbers in (0, 2), at least one and none twice: rates relative to 1/L",
     ),

@@ -52,7 +52,7 @@ def whole(low: int) -> Field:
     return Field(int, lambda v: v >= low, f"a whole number >= {low}")
 
 
-def several(valid: Callable[[Any], bool], expected: str) -> Field:
+def list_of(valid: Callable[[Any], bool], expected: str) -> Field:
     """A field that holds one value or more, none of them twice."""
 
     def all_valid(values: Any) -> bool:

@@ -28,8 +28,8 @@ from svag_tf.experiments.simulations import plots
 from svag_tf.experiments.simulations.report import (
     Finding,
     checked,
+    list_of,
     progress,
-    several,
     table,
     whole,
     write_results,
@@ -39,7 +39,7 @@ Array = NDArray[Any]
 
 FIELDS = {
     "seed": whole(0),
-    "etas": several(
+    "etas": list_of(
         lambda v: isinstance(v, int | float) and 0 < v < math.inf,
         "finite numbers > 0, at least one and none twice, such as (0.5, 1.0)",
     ),
