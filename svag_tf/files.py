@@ -1,4 +1,4 @@
-"""Folders that are whole or not there, and whether one can be written."""
+"""Files and folders that are whole or not there, whenever the process is killed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,36 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-_TEMPORARY_PREFIX = ".tmp-"
+TEMPORARY_PREFIX = ".tmp-"
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Gives a temporary path to write to, which then takes the place of `path`.
+
+    The content is on the disk before the rename, and the rename is atomic: a reader
+    finds the old file or the new one, never a part. The temporary name keeps the
+    suffix (Keras picks the format by it).
+
+    Args:
+        path: The file.
+
+    Raises:
+        OSError: If it cannot be written. Names it.
+    """
+    temporary = temporary_name(path)
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise OSError(f"Cannot write {path}: {error}") from error
 
 
 @contextlib.contextmanager
@@ -54,12 +81,12 @@ def _write_errors():
 
 
 def temporary_name(path):
-    """The folder beside a folder where that is made, or deleted."""
-    return path.with_name(_TEMPORARY_PREFIX + path.name)
+    """The path beside a file or folder where that is made, or deleted."""
+    return path.with_name(TEMPORARY_PREFIX + path.name)
 
 
 def _sync(path):
-    if os.name != "posix":
+    if path.is_dir() and os.name != "posix":
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from svag_tf.experiments.errors import ExperimentError
-
-TEMPORARY_PREFIX = ".tmp-"
+from svag_tf.files import TEMPORARY_PREFIX, whole_file
 
 
 def writable_folder(workdir: str | os.PathLike[str]) -> Path:
@@ -41,11 +40,7 @@ def writable_folder(workdir: str | os.PathLike[str]) -> Path:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary path to write to, which then takes the place of `path`.
-
-    The content is on the disk before the rename, and the rename is atomic: a reader
-    finds the old file or the new one, never a part. The temporary name keeps the
-    suffix (Keras picks the format by it).
+    """As `svag_tf.files.whole_file`.
 
     Args:
         path: the file to write.
@@ -53,17 +48,11 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         ExperimentError: if the file cannot be written.
     """
-    temporary = path.with_name(TEMPORARY_PREFIX + path.name)
     try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        if os.name == "posix":
-            _sync(path.parent)
+        with whole_file(path) as temporary:
+            yield temporary
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise ExperimentError(f"Cannot write {path}: {error}") from error
+        raise ExperimentError(str(error)) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -127,11 +116,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

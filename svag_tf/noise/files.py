@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from svag_tf.files import make_writable
+from svag_tf.files import make_writable, whole_file
 
 QUANTITIES = (
     "eta2",
@@ -63,9 +63,8 @@ class Files:
             kept[name] = [row for row in kept[name] if int(row["step"]) <= step]
             if kept[name] or name == "noise.csv":
                 lines = [columns, *(list(row.values()) for row in kept[name])]
-                temporary = folder / f".tmp-{name}"
-                temporary.write_text(_lines(lines), encoding="utf-8")
-                temporary.replace(folder / name)
+                with whole_file(folder / name) as temporary:
+                    temporary.write_text(_lines(lines), encoding="utf-8")
             else:
                 (folder / name).unlink(missing_ok=True)
         self._summary, self._metadata = _tensorboard()

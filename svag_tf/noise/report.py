@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from svag_tf.files import whole_file
 from svag_tf.noise.files import (
     BINS,
     COLUMNS,
@@ -522,12 +523,11 @@ def write_report(
     ]
     if output.is_dir():
         raise ReportError(f"Cannot write {output}: it is a folder")
-    temporary = output.with_name(f".tmp-{output.name}")
     try:
-        temporary.write_text(page(runs, refresh), encoding="utf-8")
-        temporary.replace(output)
+        with whole_file(output) as temporary:
+            temporary.write_text(page(runs, refresh), encoding="utf-8")
     except OSError as error:
-        raise ReportError(f"Cannot write {output}: {error}") from error
+        raise ReportError(str(error)) from error
     return runs
 
 
