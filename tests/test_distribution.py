@@ -1,6 +1,8 @@
 """Several replicas in one process, in a script for TensorFlow's devices to be set."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,28 +10,46 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from filelock import FileLock
 
 import svag_tf
 from svag_tf import distribution, replicas
 from svag_tf.experiments.training.distributed import Shards
 from svag_tf.experiments.training.train import Batches
 
-TESTS = Path(__file__).parent
+SCRIPT = Path(__file__).with_name("distribution_script.py")
 ROOT = Path(svag_tf.__file__).parents[1]
 
 
+CHECKS = re.findall(r"^def (check_\w+)", SCRIPT.read_text(), re.M)
+
+
+@pytest.fixture(scope="session")
+def outcomes(tmp_path_factory):
+    """What went wrong in each check on three replicas, which one process runs."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # That of all workers.
+    file = folder / "outcomes.json"
+    with FileLock(folder / "outcomes.lock"):
+        if not file.exists():
+            path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+            process = subprocess.run(
+                [sys.executable, str(SCRIPT), str(folder)],
+                env={**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"},
+                capture_output=True,
+                text=True,
+                timeout=900,
+                check=False,
+            )
+            assert process.returncode == 0, process.stderr[-8000:]
+    return json.loads(file.read_text())
+
+
 @pytest.mark.slow
-def test_three_replicas(tmp_path):
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.run(
-        [sys.executable, str(TESTS / "distribution_script.py"), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr[-8000:]
+@pytest.mark.parametrize("check", CHECKS)
+def test_three_replicas(outcomes, check):
+    assert not outcomes[check], outcomes[check]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 8, 64, 512])

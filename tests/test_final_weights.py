@@ -1,7 +1,7 @@
 """Final weights of every method are those that they were: on every backend.
 
-The file is written by `python tests/test_final_weights.py`, after a change that is meant
-to change them. A rearrangement of the code is not.
+`python tests/test_final_weights.py` writes the file, after a change that is meant to
+change them. A rearrangement of the code is not.
 """
 
 import json
@@ -38,6 +38,8 @@ def test_final_weights(variant, beta):
 
 
 if __name__ == "__main__":
-    weights = {f"{v} {b}": trained(v, b).tolist() for v in table.VARIANTS for b in BETAS}
+    weights = {
+        f"{v} {b}": trained(v, b).tolist() for v in table.VARIANTS for b in BETAS
+    }
     lines = ",\n".join(f"{json.dumps(k)}: {json.dumps(w)}" for k, w in weights.items())
     PATH.write_text(f"{{\n{lines}\n}}\n")
