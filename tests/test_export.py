@@ -174,11 +174,24 @@ def values(model):
     return [v.numpy() for v in (*own, *model.optimizer.variables)]
 
 
+FAST = ("no slots", "lazy embedding")
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Every case, exported after k steps and gone on with here and elsewhere."""
+    """Some cases, exported after k steps and gone on with here and elsewhere."""
+    return runs_of(FAST, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def other_runs(tmp_path_factory):
+    return runs_of(CASES.keys() - set(FAST), tmp_path_factory)
+
+
+def runs_of(names, tmp_path_factory):
     runs = {}
-    for name, one in CASES.items():
+    for name in names:
+        one = CASES[name]
         folder = tmp_path_factory.mktemp("run")
         model = model_of(one)
         train, rest = list(batches(one))[:K], list(batches(one))[K:]
@@ -215,10 +228,10 @@ def runs(tmp_path_factory):
     return runs
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_goes_on_bit_for_bit(runs, name):
+@pytest.mark.parametrize("name", slow_but(FAST, CASES))
+def test_goes_on_bit_for_bit(request, name):
     """In a process without Keras, and back: model, slots, counters, random states."""
-    run = runs[name]
+    run = request.getfixturevalue("runs" if name in FAST else "other_runs")[name]
     back = model_of(run.case)
     svag_tf.restore_trained(back, run.folder / "trained")
     found, expected = values(back), values(run.model)
@@ -233,8 +246,9 @@ def test_goes_on_bit_for_bit(runs, name):
     ]
 
 
-def test_functions_take_and_return_structures(runs):
-    run = runs["dicts, sample weights"]
+@pytest.mark.slow
+def test_functions_take_and_return_structures(other_runs):
+    run = other_runs["dicts, sample weights"]
     loaded = tf.saved_model.load(str(run.folder / "exported"))
     loaded.restore(path=str(run.folder / "trained"))
     x, expected = run.batch["x"], run.model(run.batch["x"])
@@ -368,12 +382,13 @@ def test_folder_that_cannot_be_written_to(loaded):
         loaded.save(path="/proc/nowhere/checkpoint")
 
 
-def test_checkpoint_of_another(runs, tmp_path):
+@pytest.mark.slow
+def test_checkpoint_of_another(runs, other_runs, tmp_path):
     """Another class, other variables, another order: each refused in both worlds."""
     run = runs["no slots"]
     loaded = tf.saved_model.load(str(run.folder / "exported"))
     for name in ("Adam", "lazy embedding"):
-        path = str(runs[name].folder / "trained")
+        path = str((runs | other_runs)[name].folder / "trained")
         with pytest.raises(tf.errors.InvalidArgumentError, match="another model"):
             loaded.restore(path=path)
         with pytest.raises(ValueError, match=f"{re.escape(path)} is that of another"):
@@ -583,6 +598,7 @@ def test_targets_that_must_be_said(loss, tmp_path):
     assert float(logs["loss"]) == pytest.approx(model.train_on_batch(x, y), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_names(tmp_path):
     """Slashes and all that a signature's names cannot have."""
     left, right = keras.Input((4,), name="l"), keras.Input((3,), name="r")
@@ -668,6 +684,7 @@ def test_killed_while_it_wrote(tmp_path):
     assert len(tf.saved_model.load(str(tmp_path / "exported")).signatures) == 6
 
 
+@pytest.mark.slow
 def test_saved_model_cli(runs, tmp_path):
     """TensorFlow's own command; every signature takes the same way."""
     folder = str(runs["no slots"].folder / "exported")
@@ -685,6 +702,7 @@ def test_saved_model_cli(runs, tmp_path):
     assert int(model.optimizer.iterations) == K + 1
 
 
+@pytest.mark.slow
 def test_losses_and_states_of_layers(tmp_path):
     """Those that Keras keeps apart: a layer's own loss, the states of an RNN."""
     keras.utils.set_random_seed(0)
@@ -730,7 +748,7 @@ def from_arrays(model, data):
 @pytest.mark.parametrize(
     "before, batch_size, after, batches_of_one_size",
     slow_but(
-        [(None, None, from_generator, False), (None, N, from_arrays, True)],
+        [(None, N, from_arrays, True)],
         [
             (None, None, one_by_one, False),
             (None, None, from_generator, False),

@@ -8,6 +8,7 @@ import model_zoo as zoo
 import numpy as np
 import pytest
 import tensorflow as tf
+from tiers import slow_but
 
 import svag_tf
 from svag_tf.callbacks import BackupAndRestore
@@ -85,7 +86,12 @@ WITHOUT = {  # What the models cannot do in Python either.
 SAID = (zoo.autoencoder_with_loss, zoo.of_records, zoo.of_four)  # In a warning.
 
 
-@pytest.mark.parametrize("build", zoo.DATA, ids=lambda build: build.__name__)
+FAST = (zoo.guide, zoo.gan, zoo.of_records)
+
+
+@pytest.mark.parametrize(
+    "build", slow_but(FAST, zoo.DATA), ids=lambda build: build.__name__
+)
 def test_goes_on_bit_for_bit(build, tmp_path):
     """All of its optimizers, random states and counters, there and back."""
     model = make(build, built=False)
@@ -126,7 +132,9 @@ def test_goes_on_bit_for_bit(build, tmp_path):
 SEEDED = [build for build in zoo.DATA if build is not zoo.unseeded]
 
 
-@pytest.mark.parametrize("build", SEEDED, ids=lambda build: build.__name__)
+@pytest.mark.parametrize(
+    "build", slow_but(FAST[:2], SEEDED), ids=lambda build: build.__name__
+)
 def test_backup_goes_on_bit_for_bit(build, tmp_path):
     model = make(build)
     fit(model, build, epochs=2)
@@ -137,7 +145,10 @@ def test_backup_goes_on_bit_for_bit(build, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "build", [zoo.gan, zoo.gan_of_lists, zoo.vae, zoo.subclassed, zoo.guide]
+    "build",
+    slow_but(
+        [zoo.guide], [zoo.gan, zoo.gan_of_lists, zoo.vae, zoo.subclassed, zoo.guide]
+    ),
 )
 def test_not_trained_yet(build, tmp_path):
     """What `fit` makes at its first step, the export makes: told what data is like."""
@@ -158,6 +169,7 @@ def test_not_trained_yet(build, tmp_path):
     assert_same(model, here)
 
 
+@pytest.mark.slow
 def test_state_for_a_model_whose_layers_are_not_built(tmp_path):
     """An error with a remedy, and no change; for exports and backups."""
     build = zoo.gan_of_lists
@@ -179,6 +191,7 @@ def test_state_for_a_model_whose_layers_are_not_built(tmp_path):
     assert_same(other, values(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("restore", ["export", "backup"])
 def test_states_of_other_optimizers_are_refused(restore, tmp_path):
     """Another class, fewer optimizers, another one's variables: each is named."""
@@ -217,6 +230,7 @@ def test_states_of_other_optimizers_are_refused(restore, tmp_path):
             np.testing.assert_array_equal(variable.numpy(), value)
 
 
+@pytest.mark.slow
 def test_only_batches_of_the_size_that_a_step_needs(tmp_path):
     model = make(zoo.of_fixed_size)
     with pytest.raises(ValueError, match=r"train\(x=float32\[any, 4\], .* fails"):

@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import subprocess
+import types
 
 import keras
 import numpy as np
@@ -213,7 +214,7 @@ def test_watching_until_the_run_is_complete(runs, tmp_path, monkeypatch, capsys)
             (folder / "metrics.csv").write_text(METRICS)
         assert len(steps) < 5
 
-    monkeypatch.setattr(report.time, "sleep", sleep)
+    monkeypatch.setattr(report, "time", types.SimpleNamespace(sleep=sleep))
     report.main([str(folder), "--watch", "--interval=7"])
     assert steps[:2] == [None, None] and len(steps) == 3
     assert '<meta http-equiv="refresh" content="7">' in steps[2]

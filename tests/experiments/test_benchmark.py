@@ -236,6 +236,7 @@ def server():
     server.close()
 
 
+@pytest.mark.slow
 def test_a_failing_row_leaves_the_others(server):
     assert server.first("good") == 0.25
     with pytest.raises(RowError, match=r"^ValueError: thing$"):
@@ -243,6 +244,7 @@ def test_a_failing_row_leaves_the_others(server):
     assert set(server.turn("good", 0.01)) == {0.25}
 
 
+@pytest.mark.slow
 def test_a_dead_server_tells_why(server):
     with pytest.raises(RowError, match=r"exit code 1\. the last words"):
         server.first("dies")
@@ -250,6 +252,7 @@ def test_a_dead_server_tells_why(server):
         server.first("good")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 def test_extra_memory(server):
     server.first("small")

@@ -154,6 +154,7 @@ def test_more_that_is_refused(make_config, tmp_path, fields, arguments, message)
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_config_is_refused_first(make_config, tmp_path):
     compare(make_config(epochs=1), ["mssd"], tmp_path, seeds=[0])
     before = sorted(os.listdir(tmp_path))
@@ -178,6 +179,7 @@ def test_summary_leaves_out_what_diverged():
     assert row["test_loss"] == [0.5]
 
 
+@pytest.mark.slow
 def test_a_problem_without_accuracy_is_ranked_by_its_loss(
     make_config, tmp_path, capsys
 ):
@@ -293,6 +295,7 @@ def test_tuning(make_config, tmp_path, made_up, capsys):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_interrupted_tuning_goes_on(make_config, tmp_path, made_up, monkeypatch):
     play, config = comparison.train, make_config(epochs=2)
 
@@ -348,6 +351,7 @@ def test_another_storage_serves_other_workdirs(make_config, tmp_path, made_up):
     assert len(made_up) == before and len(results) == 2
 
 
+@pytest.mark.slow
 def test_the_published_optimizers_are_set_beside_their_curves(
     make_config, tmp_path, made_up
 ):

@@ -28,6 +28,7 @@ def workdir(tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_trainable_goes_on_from_the_last_epoch(workdir):
     """With its slots and step count, and the weights that are not yet averaged."""
     loaded = tf.saved_model.load(str(workdir / "export" / "trainable"))

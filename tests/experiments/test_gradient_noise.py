@@ -139,6 +139,7 @@ def test_labels_do_not_depend_on_other_models():
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_results(tmp_path):
     config = make_config()
     result = simulate(config, tmp_path / "a", "the command")

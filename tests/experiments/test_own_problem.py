@@ -10,6 +10,7 @@ import numpy as np
 import optuna
 import pytest
 from test_train_script import ROOT, run
+from tiers import slow_but
 
 from svag_tf.experiments.comparison.compare import compare
 from svag_tf.experiments.errors import ExperimentError
@@ -256,7 +257,7 @@ def noisy(x, rng):
 
 @pytest.mark.parametrize(
     "before, after, parts",
-    [
+    slow_but(lambda case: case[2] in (["x_test"], ["model, layer 1"], ["loss"]), [
         ({}, {"load": GOOD._replace(y_train=1 - Y[:40])}, ["y_train", "loss before"]),
         ({}, {"load": GOOD._replace(x_test=X[40:] + 1)}, ["x_test"]),
         ({}, {"load": Data(X[:30], Y[:30], X[40:], Y[40:])}, ["x_train", "y_train"]),
@@ -274,7 +275,7 @@ def noisy(x, rng):
             from_logits=True, ignore_class=2)}, ["loss"]),
         ({}, {"prepare_train": twice}, ["prepare_train"]),
         ({"prepare_test": twice}, {"prepare_test": noisy}, ["prepare_test"]),
-    ],
+    ]),
 )  # fmt: skip
 def test_a_run_of_something_else_is_refused(run_of, tmp_path, before, after, parts):
     run_of(**before)
@@ -293,6 +294,7 @@ def test_a_run_of_something_else_is_refused(run_of, tmp_path, before, after, par
     run_of(**after)
 
 
+@pytest.mark.slow
 def test_fresh_leaves_a_run_of_the_same(run_of, tmp_path):
     run_of()
     state = tmp_path / "run" / "state.json"
@@ -339,6 +341,7 @@ print(json.dumps(made_of.made_of(config, *prepared(config))))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits", "quadratic_deep"])
 def test_the_same_in_every_process(name):
     config = str(ROOT / "configs" / f"{name}.py")
@@ -401,6 +404,7 @@ def test_a_study_of_something_else_is_refused(compare_of, tmp_path):
     assert len(names) == 2
 
 
+@pytest.mark.slow
 def test_a_shared_study_of_something_else_is_refused(compare_of, tmp_path):
     """Another workdir, as on another machine, whose data is another."""
     storage = str(tmp_path / "shared.db")
@@ -409,6 +413,7 @@ def test_a_shared_study_of_something_else_is_refused(compare_of, tmp_path):
         compare_of(load=OTHER, folder="d", storage=storage)
 
 
+@pytest.mark.slow
 def test_an_earlier_study_that_does_not_say(compare_of, tmp_path):
     compare_of()
     path = tmp_path / "c" / "config.json"
@@ -456,7 +461,7 @@ def errors_of(*flags, cwd, script="compare.py"):
     return last
 
 
-@pytest.mark.parametrize("script", ["train.py", "compare.py"])
+@pytest.mark.parametrize("script", slow_but(["train.py"], ["train.py", "compare.py"]))
 def test_one_line_of_error(tmp_path, script):
     flag = documented(tmp_path, **{"y[1000:]": "y"})
     found = errors_of(flag, cwd=tmp_path, script=script)
@@ -469,13 +474,13 @@ def test_one_line_of_error(tmp_path, script):
 
 @pytest.mark.parametrize(
     "changes, message",
-    [
+    slow_but(lambda case: "runpy" in str(case), [
         ({"import runpy": "import runpyy"}, r"failed at \S*problem.py:2: ModuleNot"),
         ({"def get_config():": "def get_config(:"}, "SyntaxError: invalid syntax"),
         ({"    return config\n": ""}, "must have a function get_config"),
         ({'config.problem = "mine"': "config.problem = int('a')"},
          r"failed at \S*my_problem.py:\d+: ValueError: invalid literal"),
-    ],
+    ]),
 )  # fmt: skip
 def test_one_line_of_error_of_a_config_file(tmp_path, changes, message):
     flag = documented(tmp_path, **changes)
@@ -484,6 +489,7 @@ def test_one_line_of_error_of_a_config_file(tmp_path, changes, message):
     assert re.search(rf"^Error: the config file my_problem.py .*{message}", found)
 
 
+@pytest.mark.slow
 def test_an_edit_and_the_same_command(tmp_path):
     flag = documented(tmp_path)
     flags = (flag, "--config.epochs=1", "--workdir=w")

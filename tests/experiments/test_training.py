@@ -71,6 +71,7 @@ def test_the_numbers_are_those_of_the_saved_model(make_config, tmp_path):
     assert rows[-1]["train_loss"] == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="reads TF's files")
 @pytest.mark.needs("tensorboard")
 def test_tensorboard_holds_every_epoch_once(make_config, tmp_path, monkeypatch):
@@ -186,6 +187,7 @@ def test_killed_at_any_moment(
     assert sorted(os.listdir(tmp_path / "checkpoints")) == CHECKPOINTS
 
 
+@pytest.mark.slow
 def test_noise_is_measured_where_it_would_have_been_after_a_kill(
     make_config, tmp_path, monkeypatch
 ):
@@ -242,6 +244,7 @@ def test_a_finished_run_is_told_and_completed(make_config, tmp_path, capsys):
     assert set(os.listdir(tmp_path)) == RESULTS
 
 
+@pytest.mark.slow
 def test_ema_evaluates_and_saves_the_average(make_config, tmp_path):
     fields = {"optimizer.use_ema": True, "optimizer.ema_momentum": 0.9}
     rows = train(make_config(**fields), tmp_path / "average")
@@ -254,6 +257,7 @@ def test_ema_evaluates_and_saves_the_average(make_config, tmp_path):
     assert rows[3]["test_loss"] == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_ema_killed_before_the_model_is_saved(make_config, tmp_path, monkeypatch):
     config = make_config(**{"optimizer.use_ema": True, "optimizer.ema_momentum": 0.9})
     train(config, tmp_path / "whole")
@@ -365,7 +369,9 @@ def test_damaged_at_any_byte(make_config, tmp_path, monkeypatch):
         assert epochs.count(1) > 150
 
 
-@pytest.mark.parametrize("name, damage", [*DAMAGES, ("config.json", cut_half)])
+@pytest.mark.parametrize(
+    "name, damage", slow_but(DAMAGES[:2], [*DAMAGES, ("config.json", cut_half)])
+)
 def test_corruption_of_all_is_told_and_nothing_is_touched(
     make_config, tmp_path, monkeypatch, name, damage
 ):
@@ -518,6 +524,7 @@ def test_batches_are_prepared_by_seed_epoch_and_number():
     assert len({tuple(batch) for batch in seen}) == 8
 
 
+@pytest.mark.slow
 def test_training_and_test_inputs_are_prepared_each_in_its_way(
     make_config, tmp_path, monkeypatch
 ):

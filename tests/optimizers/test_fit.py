@@ -5,11 +5,14 @@ of products of powers of two, exact even in float16. The oracle then says where
 training must end.
 """
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
 import table
 from oracle import Oracle
+from tiers import slow_but
 
 import svag_tf
 
@@ -209,9 +212,15 @@ def batches(number):
     )
 
 
-@pytest.mark.parametrize("options", [{}, {"use_ema": True}, {"sparse_updates": "lazy"}])
-@pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("steps_per_execution", [1, 3])
+@pytest.mark.parametrize(
+    "steps_per_execution, jit_compile, options",
+    slow_but(
+        [(1, True, {}), (3, False, {"use_ema": True})],
+        itertools.product(
+            (1, 3), (False, True), ({}, {"use_ema": True}, {"sparse_updates": "lazy"})
+        ),
+    ),
+)
 def test_a_step_without_a_batch_is_none(steps_per_execution, jit_compile, options):
     """At the end of data of unknown length a training step begins, and has no batch."""
     optimizers, weights = [], []
