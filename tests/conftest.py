@@ -60,8 +60,8 @@ def forget_compiled_rules():
 def _memory_given_back():
     """A compiled kernel takes a MB or so, and a module of tests makes hundreds.
 
-    What is left, such as the graphs of models that TensorFlow keeps, is not searched for
-    garbage again: that took 40 % of the time of all tests.
+    What is left, such as the graphs of models that TensorFlow keeps, is not searched
+    for garbage again: that took 40 % of the time of all tests.
     """
     yield
     forget_compiled_rules()
