@@ -6,6 +6,7 @@ import signal
 
 import keras
 import pytest
+from tiers import mark_all_but_a_sample
 
 from svag_tf import kernels
 
@@ -22,8 +23,10 @@ ON_TENSORFLOW_ALONE = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # Before -m looks at the marks.
 def pytest_collection_modifyitems(items):
     """Skips what has TensorFlow in it, or float64, on other backends."""
+    mark_all_but_a_sample(items)
     if keras.backend.backend() != "tensorflow":
         for item in items:
             if item.nodeid.startswith(ON_TENSORFLOW_ALONE):

@@ -353,6 +353,7 @@ def test_loss_scaling():
     assert history.keys() == plain.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["mirrored", *BACKENDS])
 def test_other_backends_and_two_replicas(mode):
     script = str(Path(noise_checks.__file__))

@@ -174,7 +174,7 @@ def values(model):
     return [v.numpy() for v in (*own, *model.optimizer.variables)]
 
 
-FAST = ("no slots", "lazy embedding")
+FAST = ("no slots",)
 
 
 @pytest.fixture(scope="module")

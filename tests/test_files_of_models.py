@@ -4,7 +4,7 @@ import pytest
 import restoring_checks
 from tiers import slow_but
 
-FAST = (restoring_checks.check_frozen_and_unfrozen, restoring_checks.check_new_head)
+FAST = (restoring_checks.check_frozen_and_unfrozen,)
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ MUTATIONS = {
             name: _later(getattr(rules, name))
             for name in (
                 "bias_correction",
-                "several",
+                "has_history",
                 "variance_factor",
                 "mean_variance_factor",
             )

@@ -3,7 +3,32 @@
 What is slow is left out unless it is asked for with `-m slow`, as .ci/run does.
 """
 
+import zlib
+
 import pytest
+
+# Of the cases of these files one in so many is fast: a sample, always the same.
+SAMPLED = {
+    "tests/optimizers/test_extremes.py": 3,
+    "tests/optimizers/test_keras_arguments.py": 2,
+    "tests/optimizers/test_restoring.py": 4,
+    "tests/optimizers/test_saving.py": 2,
+    "tests/optimizers/test_sparse.py": 3,
+    "tests/optimizers/test_table.py": 3,
+    "tests/optimizers/test_variables.py": 3,
+    "tests/test_callbacks.py": 2,
+    "tests/test_exported_data.py": 3,
+    "tests/test_final_weights.py": 3,
+    "tests/test_kernels.py": 2,
+}
+
+
+def mark_all_but_a_sample(items):
+    """Marks the cases `slow` that are not of the sample."""
+    for item in items:
+        one_in = SAMPLED.get(item.nodeid.partition("::")[0], 1)
+        if hasattr(item, "callspec") and zlib.crc32(item.nodeid.encode()) % one_in:
+            item.add_marker(pytest.mark.slow)
 
 
 def slow_but(fast, cases, ids=None):

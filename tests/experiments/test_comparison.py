@@ -34,6 +34,7 @@ def visible(folder):
     return sorted(name for name in os.listdir(folder) if name[0] != ".")
 
 
+@pytest.mark.slow
 def test_results(make_config, tmp_path, capsys):
     folder = tmp_path / "all"
     results = compare(make_config(), ["ssd", "msvag"], folder, seeds=[3, 1])
@@ -100,6 +101,7 @@ def test_finished_runs_are_not_made_again(make_config, tmp_path):
     assert times == [state.stat().st_mtime_ns for state in states]
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_is_last_and_does_not_stop_the_others(
     make_config, tmp_path, capsys
 ):

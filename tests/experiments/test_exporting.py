@@ -62,6 +62,7 @@ def test_tflite(workdir, tmp_path):
         exporting.export_run(workdir, output, "tflite")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("select", [False, True], ids=["built-in", "select"])
 def test_why_there_is_no_training_with_tflite(workdir, select):
     """When this fails, docs/saving.md and the formats can have more."""

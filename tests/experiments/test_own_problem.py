@@ -315,6 +315,7 @@ def test_an_earlier_run_that_does_not_say(run_of, tmp_path):
     run_of(fresh=True)
 
 
+@pytest.mark.slow
 def test_numbers_in_names_do_not_matter(run_of):
     """Keras numbers the names that it gives. One's own are those of the weights."""
     for build in (dense, branches, own):
@@ -388,6 +389,7 @@ def compare_of(make_config, monkeypatch, tmp_path):
 OTHER = GOOD._replace(y_train=1 - Y[:40], y_test=1 - Y[40:])
 
 
+@pytest.mark.slow
 def test_a_study_of_something_else_is_refused(compare_of, tmp_path):
     (first, _) = compare_of()
     assert compare_of()[0] == first
@@ -461,7 +463,8 @@ def errors_of(*flags, cwd, script="compare.py"):
     return last
 
 
-@pytest.mark.parametrize("script", slow_but(["train.py"], ["train.py", "compare.py"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["train.py", "compare.py"])
 def test_one_line_of_error(tmp_path, script):
     flag = documented(tmp_path, **{"y[1000:]": "y"})
     found = errors_of(flag, cwd=tmp_path, script=script)

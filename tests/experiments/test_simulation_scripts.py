@@ -46,6 +46,7 @@ def test_the_command(name, tmp_path):
     assert command.startswith("python ") and TINY[name][-1] in command.replace("'", "")
 
 
+@pytest.mark.slow
 def test_bad_flags(tmp_path):
     script = "variance_adaptation.py"
     flags = ("--config.seed=-1", "--workdir=new")

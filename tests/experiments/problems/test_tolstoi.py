@@ -266,6 +266,7 @@ def test_it_trains_and_goes_on_bit_for_bit(little, tmp_path, monkeypatch):
     assert rows[2]["test_accuracy"] == pytest.approx(accuracy, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_limits_are_rounded_to_whole_batches(little, tmp_path):
     config, _ = little
     config.epochs, config.train_examples, config.test_examples = 1, 120, 99
