@@ -15,7 +15,7 @@ the same, corrected for that start:
 In floats 1 - rho loses all its digits for small t, so it is never formed: the two
 factors that turn v - m^2 into s and into rho s are computed directly (with expm1).
 At t = 1, and always for beta = 0, the averages hold one observation, which says
-nothing of the noise: both factors are 0 there, and every gamma is 1.
+nothing about the noise: both factors are 0 there, and every gamma is 1.
 
 A float32 square overflows above 1.8e19 and underflows below 1e-19. Squares saturate,
 and a small m^2 is scaled before it is compared with the noise, so that any finite
@@ -44,8 +44,7 @@ def saturating_square(x):
     return _at_most(ops.square(x), 0.25 * _largest_like(x))
 
 
-# Bounds by a choice, which leaves NaN what it is. XLA on a CPU makes slower code of
-# `clip`.
+# `where` keeps NaN, and XLA on a CPU compiles it to faster code than `clip`.
 
 
 def _at_most(x, bound):
@@ -64,13 +63,13 @@ def _largest_like(x):
 def moving_average(average, value, beta, betas=None):
     """beta * average + (1 - beta) * value.
 
-    For beta from 0.5 as a correction of the average: rounding beta to float32 would
-    cost digits when it is close to 1. Neither form can overflow.
+    For beta >= 0.5 computed as a correction of the average: rounding beta to float32
+    would cost digits when it is close to 1. Neither form can overflow.
 
     Args:
         average: Tensor.
         value: Tensor like it.
-        beta: Float in [0, 1), which decides on the form.
+        beta: Float in [0, 1), which selects the form.
         betas: beta and 1 - beta as scalar tensors of the same dtype, or `None` for
             constants.
     """
@@ -83,7 +82,7 @@ def moving_average(average, value, beta, betas=None):
 
 
 def bias_correction(t, beta):
-    """1 / (1 - beta^t), what an average that starts at 0 is corrected with."""
+    """1 / (1 - beta^t), the correction of an average that starts at 0."""
     if beta == 0.0:
         return ops.ones_like(t)
     return -1.0 / ops.expm1(t * math.log(beta))
@@ -137,7 +136,7 @@ def mean_variance_ratio(t, beta):
 def _over_decay(t, beta):
     """1 / (2 (beta - beta^t)), 0 at t = 1."""
     decay = -ops.expm1(ops.clip(t - 1.0, 1.0, math.inf) * math.log(beta))
-    # A beta below 1e-30 averages nothing in float32, and 1/beta is no number there.
+    # A beta below 1e-30 averages nothing in float32, and 1/beta may overflow there.
     return has_history(t, beta) / (2.0 * max(beta, 1e-30) * decay)
 
 
@@ -162,7 +161,7 @@ def signal_and_noise(m, v, factor):
 
 
 def signal_and_variance(m, variance, factor):
-    """m^2 and factor times a variance, as `signal_and_noise` scales and bounds them.
+    """m^2 and factor times a variance, scaled and bounded as in `signal_and_noise`.
 
     Args:
         m: Average of g, corrected for its start.
@@ -195,7 +194,7 @@ def gamma_sign(signal, noise):
     The factor 2 P[sign(g) = sign(grad L)] - 1 that minimises
     E||gamma sign(g) - sign(grad L)||^2 for Gaussian noise (the paper's Lemma).
     """
-    # Above erf(6) it is 1 in float64 too, and said so: XLA's erf stops short of 1.
+    # Above erf(6) it is 1 in float64 too, but XLA's erf stops short of 1.
     certain = signal >= 72.0 * noise
     ratio = signal / ops.where(certain, 1.0, 2.0 * noise)
     gamma = ops.where(certain, 1.0, ops.erf(ops.sqrt(ratio)))

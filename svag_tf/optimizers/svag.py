@@ -69,5 +69,5 @@ class SVAG(MomentOptimizer):
         return rules.gamma_gradient(*rules.signal_and_noise(m, v, factor)) * g
 
     def noise_factor(self, t):
-        """1 / (1 - rho): v - m^2 becomes s, the variance of g."""
+        """1 / (1 - rho) makes v - m^2 the variance of g, s."""
         return rules.variance_factor(t, self.beta)

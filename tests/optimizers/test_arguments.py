@@ -162,7 +162,7 @@ OF_OTHERS = [
     ({"amsgrad": False}, "`amsgrad`. Leave it out:"),
     ({"fused": True}, "`fused`. Leave it out:"),
     ({"decay": 1e-4}, "`decay`. Write weight_decay=0.0001 if the weights"),
-    ({"params": [1]}, "`params`. Leave it out. An optimizer of Keras is not given"),
+    ({"params": [1]}, "`params`. Leave it out. A Keras optimizer gets its variables"),
     ({"dtype": "float32"}, "`dtype`. Write state_dtype='float32'."),
     # Misspelt ones.
     ({"learningrate": 0.3}, "`learningrate`. Did you mean learning_rate=0.3?"),
