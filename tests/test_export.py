@@ -539,8 +539,8 @@ class Names(Custom):
         (Scaled, "not its own, foreign.* in train. Make them weights of the model"),
         (Random, r"not its own, .*seed_generator_state.*\(or a keras.random.SeedGen"),
         (InPython, "calls Python code .* operations of TensorFlow or keras.ops"),
-        (Hidden, "must use an optimizer of the model. Make what it uses"),
-        (Without, "must use an optimizer of the model. Make what it uses"),
+        (Hidden, "must use an optimizer of the model. Make the optimizer"),
+        (Without, "must use an optimizer of the model. Make the optimizer"),
         (Names, "'_a/b' and '_a_b' would both be '_a_b' .* Rename one of them"),
     ],
 )
