@@ -48,7 +48,7 @@ class Field:
     optional: bool = False
 
     def accepts(self, value: Any) -> bool:
-        """Returns whether `value` has the right type and range; bools are no numbers."""
+        """Returns whether `value` has the right type and range; a bool is no number."""
         if value is None:
             return self.optional
         if self.type is float:
