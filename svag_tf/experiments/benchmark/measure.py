@@ -259,7 +259,7 @@ class _Benchmarker:
     def _interleaved(
         self, case: Case, rows: list[Row], errors: dict[str, str]
     ) -> dict[str, list[float]]:
-        """Returns the seconds of rows' steps, made in turns, and failed rows' errors."""
+        """Returns the seconds of rows' steps, in turns, and errors of failed rows."""
         servers: dict[str, Server] = {}
         alive: dict[str, Server] = {}
         times: dict[str, list[float]] = {}

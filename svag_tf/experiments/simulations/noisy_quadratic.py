@@ -324,7 +324,7 @@ def _against_sign_descent(
     levels = config["noise_levels"]
 
     def factors(over: tuple[str, str], under: tuple[str, str]) -> list[float]:
-        """Divides final losses of one (problem, method) by another's, per noise level."""
+        """Divides final losses of a (problem, method) by another's, by noise level."""
         # Without noise a loss can underflow to 0.
         finals = [
             [max(outcomes[problem, noise, method].final, TINY) for noise in levels]
