@@ -114,7 +114,7 @@ def _values(
     optimizer: Any,
     names: Mapping[str, str],
 ) -> list[tuple[Any, np.ndarray]]:
-    """The weights and slots, each with its new value."""
+    """Returns the weights and slots, each with its new value."""
     unknown = sorted(set(names) - {path_of(v) for v in model.weights})
     if unknown:
         raise ValueError(
@@ -159,7 +159,7 @@ def _name_of(
 
 
 def _slots_of(name: str, arrays: Mapping[str, np.ndarray]) -> tuple[str, str]:
-    """The names of m~ and v~ of a variable."""
+    """Returns the names of m~ and v~ of a variable."""
     inside = [other for other in arrays if other.startswith(f"{name}/")]
     pairs = [
         (m, v)
@@ -178,7 +178,7 @@ def _slots_of(name: str, arrays: Mapping[str, np.ndarray]) -> tuple[str, str]:
 
 
 def _updates(arrays: Mapping[str, np.ndarray], beta: float) -> int:
-    """The count t of updates, from beta_power = beta^(t + 1)."""
+    """Returns the count t of updates, from beta_power = beta^(t + 1)."""
     keys = [key for key in arrays if key.split("/")[-1] == "beta_power"]
     if len(keys) != 1:
         raise ValueError(

@@ -73,7 +73,7 @@ class Kernel(NamedTuple):
     one_program: bool
 
     def rule(self, gradient, scalars, *values):
-        """The new values of a variable and its slots."""
+        """Returns the new values of a variable and its slots."""
         for step in self.steps:
             new = step(gradient, scalars, *values)
             values = tuple(x if y is None else y for x, y in zip(values, new))
@@ -300,7 +300,7 @@ def _update_joined(updates):
 
 
 def _updated_rows(kernel, variables, counts, gradient, scalars):
-    """The rows that a sparse gradient names, their new values and new counts.
+    """Returns the rows that a sparse gradient names, their new values and counts.
 
     The compiled program gets as many rows as the next power of two: XLA compiles it
     for few numbers of rows, and the last bits do not depend on whether a graph knows
@@ -326,7 +326,7 @@ def _updated_rows(kernel, variables, counts, gradient, scalars):
 
 
 def _enlarged(n):
-    """The least power of two that is not less than n; 0 for 0."""
+    """Returns the smallest power of two that is at least n; 0 for 0."""
     if isinstance(n, int):
         return 2 ** (n - 1).bit_length() if n else 0
     powers = tf.constant([2**i for i in range(31)])
@@ -375,7 +375,7 @@ def _run_for_values(kernel, gradient, scalars, values):
 
 
 def _compiled(kernel, variables, gradient, scalars):
-    """The compiled programs that update variables in place."""
+    """Returns the compiled programs that update variables in place."""
     shape, dtypes = variables[0].shape, tuple(v.dtype for v in variables)
     specs = _specs(gradient, scalars)
     return _stored(
@@ -384,7 +384,7 @@ def _compiled(kernel, variables, gradient, scalars):
 
 
 def _compiled_for_values(kernel, values, gradient, scalars):
-    """The compiled programs that return new values."""
+    """Returns the compiled programs that return new values."""
     specs = _specs(gradient, scalars, *values)
     return _stored(
         kernel, ("values", *specs), lambda p: _concrete(lambda *x: p(*x), *specs)
@@ -437,7 +437,7 @@ def _concrete(function, *specs):
 
 
 def _xla_serves(variables):
-    """Whether XLA can compile the update of a variable and its slots."""
+    """Returns whether XLA can compile the update of a variable and its slots."""
     device = variables[0].device
     return (
         all(v.device == device for v in variables)

@@ -32,12 +32,12 @@ from keras import backend, ops
 
 
 def largest(dtype):
-    """The largest finite number of a floating-point dtype, as a Python float."""
+    """Returns the largest finite number of a floating-point dtype, as a float."""
     return float(ml_dtypes.finfo(dtype).max)
 
 
 def saturating_square(x):
-    """x^2, at most a quarter of the largest finite float of x's dtype; NaN stays NaN.
+    """Returns x^2, at most a quarter of the largest finite float; NaN stays NaN.
 
     So the sum of a squared signal and its noise is finite too (for beta >= 0.5).
     """
@@ -61,7 +61,7 @@ def _largest_like(x):
 
 
 def moving_average(average, value, beta, betas=None):
-    """beta * average + (1 - beta) * value.
+    """Returns beta * average + (1 - beta) * value.
 
     For beta >= 0.5 computed as a correction of the average: rounding beta to float32
     would cost digits when it is close to 1. Neither form can overflow.
@@ -82,14 +82,14 @@ def moving_average(average, value, beta, betas=None):
 
 
 def bias_correction(t, beta):
-    """1 / (1 - beta^t), the correction of an average that starts at 0."""
+    """Returns 1 / (1 - beta^t), the correction of an average that starts at 0."""
     if beta == 0.0:
         return ops.ones_like(t)
     return -1.0 / ops.expm1(t * math.log(beta))
 
 
 def bias_corrected(average, correction):
-    """average / (1 - beta^t), at most the largest finite float in size.
+    """Returns average / (1 - beta^t), at most the largest finite float in size.
 
     Equation: m = m~ / (1 - beta^t), v = v~ / (1 - beta^t).
     """
@@ -98,12 +98,12 @@ def bias_corrected(average, correction):
 
 
 def has_history(t, beta):
-    """1 if the averages hold more than one observation, else 0."""
+    """Returns 1 if the averages hold more than one observation, else 0."""
     return ops.cast(t > 1.0, t.dtype) if beta > 0.0 else ops.zeros_like(t)
 
 
 def variance_factor(t, beta):
-    """1 / (1 - rho), the factor that makes v - m^2 an unbiased sigma^2; 0 at t = 1.
+    """Returns 1 / (1 - rho), which makes v - m^2 an unbiased sigma^2; 0 at t = 1.
 
     Equation: 1/(1 - rho) = (1 + beta)(1 - beta^t) / (2 (beta - beta^t)).
     """
@@ -113,7 +113,7 @@ def variance_factor(t, beta):
 
 
 def mean_variance_factor(t, beta):
-    """rho / (1 - rho), the factor that makes v - m^2 the variance of m; 0 at t = 1.
+    """Returns rho / (1 - rho), which makes v - m^2 the variance of m; 0 at t = 1.
 
     Equation: rho/(1 - rho) = (1 - beta)(1 + beta^t) / (2 (beta - beta^t)).
     """
@@ -123,7 +123,7 @@ def mean_variance_factor(t, beta):
 
 
 def mean_variance_ratio(t, beta):
-    """rho, the variance of m over that of g; 1 at t = 1.
+    """Returns rho, the variance of m over that of g; 1 at t = 1.
 
     Equation: rho = (1 - beta)(1 + beta^t) / ((1 + beta)(1 - beta^t)).
     """
@@ -134,19 +134,19 @@ def mean_variance_ratio(t, beta):
 
 
 def _over_decay(t, beta):
-    """1 / (2 (beta - beta^t)), 0 at t = 1."""
+    """Returns 1 / (2 (beta - beta^t)), 0 at t = 1."""
     decay = -ops.expm1(ops.clip(t - 1.0, 1.0, math.inf) * math.log(beta))
     # A beta below 1e-30 averages nothing in float32, and 1/beta may overflow there.
     return has_history(t, beta) / (2.0 * max(beta, 1e-30) * decay)
 
 
 def excess(m, v):
-    """v - m^2, which is never negative in exact arithmetic: clipped at 0."""
+    """Returns v - m^2, clipped at 0: in exact arithmetic it is never negative."""
     return _at_least(v - saturating_square(m), ops.zeros((), m.dtype))
 
 
 def signal_and_noise(m, v, factor):
-    """m^2 and factor (v - m^2), whose quotient is eta^2, the noise-to-signal ratio.
+    """Returns m^2 and factor (v - m^2), whose quotient is the noise-to-signal ratio.
 
     Both are multiplied by the same power of two, so that m^2 is not 0 where m is not;
     both saturate.
@@ -161,7 +161,7 @@ def signal_and_noise(m, v, factor):
 
 
 def signal_and_variance(m, variance, factor):
-    """m^2 and factor times a variance, scaled and bounded as in `signal_and_noise`.
+    """Returns m^2 and factor * variance, scaled and bounded as in `signal_and_noise`.
 
     Args:
         m: Average of g, corrected for its start.
@@ -181,7 +181,7 @@ def signal_and_variance(m, variance, factor):
 
 
 def gamma_gradient(signal, noise):
-    """gamma = 1 / (1 + eta^2), and 0 where m = 0.
+    """Returns gamma = 1 / (1 + eta^2), and 0 where m = 0.
 
     The factor that minimises E||gamma g - grad L||^2 (the paper's Lemma).
     """
@@ -189,7 +189,7 @@ def gamma_gradient(signal, noise):
 
 
 def gamma_sign(signal, noise):
-    """gamma = erf(1 / (sqrt(2) eta)), and 0 where m = 0.
+    """Returns gamma = erf(1 / (sqrt(2) eta)), and 0 where m = 0.
 
     The factor 2 P[sign(g) = sign(grad L)] - 1 that minimises
     E||gamma sign(g) - sign(grad L)||^2 for Gaussian noise (the paper's Lemma).
@@ -202,7 +202,7 @@ def gamma_sign(signal, noise):
 
 
 def gamma_sign_adam(signal, noise):
-    """gamma = (1 + eta^2)^(-1/2), and 0 where m = 0.
+    """Returns gamma = (1 + eta^2)^(-1/2), and 0 where m = 0.
 
     With eta^2 = (v - m^2)/m^2 it makes gamma * sign(m) = m / sqrt(v): Adam.
     """

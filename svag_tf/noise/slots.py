@@ -57,7 +57,7 @@ class Slots:
         return *tensors, factors
 
     def _factors(self, counts):
-        """1/(1 - beta^t) for m and v; 1/(1 - rho); rho/(1 - rho); gamma's factor."""
+        """Returns 1/(1 - beta^t) for m and v, 1/(1 - rho), rho/(1 - rho), gamma's."""
         t = ops.cast(ops.maximum(counts, 1), "float32")
         first, second = self._betas
         variance = rules.variance_factor(t, first)

@@ -260,7 +260,7 @@ class MomentOptimizer(ReplicatedOptimizer):
             super().apply(grads, trainable_variables)
 
     def _takes_sparse_gradients(self):
-        """Whether a sparse gradient can stay sparse on its way to `update_step`."""
+        """Returns whether sparse gradients stay sparse on the way to `update_step`."""
         return kernels is not None and not (
             self.gradient_accumulation_steps
             or self.loss_scale_factor

@@ -70,5 +70,5 @@ class MSSD(SignDescentOptimizer):
     slots = ("m_tilde",)
 
     def direction(self, g, m, v, factor):
-        """sign(m); see the class."""
+        """Returns sign(m); see the class."""
         return ops.sign(m)

@@ -194,7 +194,7 @@ class MSVAG(MomentOptimizer):
         return [rules.moving_average(slots[0], g, self.beta, betas), slots[1]]
 
     def direction(self, g, m, v, factor):
-        """gamma * m; see the class."""
+        """Returns gamma * m; see the class."""
         if self._uses_replica_variance:
             noise = rules.signal_and_variance(m, v, factor)
         else:
@@ -202,7 +202,7 @@ class MSVAG(MomentOptimizer):
         return rules.gamma_gradient(*noise) * m
 
     def noise_factor(self, t):
-        """rho / (1 - rho) makes v - m^2 the variance of m, rho s. For c it is rho."""
+        """Returns rho / (1 - rho), which makes v - m^2 rho s, or rho for c."""
         if self._uses_replica_variance:
             return rules.mean_variance_ratio(t, self.beta)
         return rules.mean_variance_factor(t, self.beta)

@@ -19,7 +19,7 @@ def is_replicated() -> bool:
 
 
 def local(variable: Any) -> Any:
-    """Returns, on a replica, its own copy of a variable."""
+    """Returns this replica's copy of a variable."""
     return replicas.local(variable) if _ON_TENSORFLOW else variable
 
 

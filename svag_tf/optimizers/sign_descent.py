@@ -90,7 +90,7 @@ class SignDescentOptimizer(MomentOptimizer):
         return super()._takes_sparse_gradients() and not self._votes
 
     def reduced(self, grads, variables):
-        """Returns, with a majority vote, the replica's own gradients."""
+        """Returns the replica's own gradients, if it is a majority vote."""
         if not self._votes:
             return super().reduced(grads, variables)
         self._check_replicas(variables)

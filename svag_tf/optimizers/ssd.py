@@ -66,5 +66,5 @@ class SSD(SignDescentOptimizer):
     """
 
     def direction(self, g, m, v, factor):
-        """sign(g); see the class."""
+        """Returns sign(g); see the class."""
         return ops.sign(g)

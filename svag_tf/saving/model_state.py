@@ -162,7 +162,7 @@ def _rnn_states(model: keras.Model) -> list[Any]:
 
 
 def description_of(model: keras.Model) -> dict[str, Any]:
-    """Returns, as plain JSON, what must agree for a state to be restored.
+    """Describes, as plain JSON, what must agree for a state to be restored.
 
     Each optimizer's class and the variables it is built on; names, shapes, dtypes.
     """

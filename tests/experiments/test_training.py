@@ -344,7 +344,7 @@ def test_goes_on_from_the_epoch_before_what_is_corrupt(
     train(make_config(), folder)  # There is nothing left to warn of.
 
 
-@pytest.mark.filterwarnings("ignore:.* Going on from the epoch before")
+@pytest.mark.filterwarnings("ignore:.* Resuming from the epoch before")
 def test_damaged_at_any_byte(make_config, tmp_path, monkeypatch):
     """The epoch before, or the same if the byte says nothing."""
     after_epoch_2(make_config(), tmp_path, monkeypatch)

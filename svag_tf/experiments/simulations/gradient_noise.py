@@ -430,7 +430,7 @@ def _measure_all(
     parts = -(-len(data.x_train) // PART)
     interrupted = "Interrupted. The same command resumes after the last measurement."
     if first:
-        print(f"Going on with the run in {workdir} after step {first}.")
+        print(f"Resuming the run in {workdir} after step {first}.")
     with progress(left[-1] - first + parts * len(left), interrupted) as report:
         for step in range(first, left[-1]):
             report("training")

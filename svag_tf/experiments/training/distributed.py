@@ -31,7 +31,7 @@ from svag_tf.experiments.training.run_folder import RunFolder, State
 
 MEET_WITHIN = 300.0  # Seconds that a worker waits for the others.
 GO_ON = (
-    "Start the same command again on all workers: it goes on from the last finished "
+    "Start the same command again on all workers: it resumes after the last finished "
     "epoch."
 )
 HEARTBEAT_SECONDS = 20  # JAX gives up a worker that is silent for so long.

@@ -357,7 +357,7 @@ class RunFolder:
                 with contextlib.suppress(ExperimentError):
                     state = self._read_state(path)
                     warnings.warn(
-                        f"{error} Going on from the epoch before, {state.epoch}.",
+                        f"{error} Resuming from the epoch before, {state.epoch}.",
                         stacklevel=1,
                     )
                     return state, path

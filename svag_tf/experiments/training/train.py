@@ -207,7 +207,7 @@ def _print_start(folder: RunFolder, state: State, trained: bool) -> None:
     elif not trained:
         print(f"The run in {folder.path} is complete.")
     elif state.epoch >= 0:
-        print(f"Going on with the run in {folder.path} after epoch {state.epoch}.")
+        print(f"Resuming the run in {folder.path} after epoch {state.epoch}.")
     if summary is None:
         print(
             "No TensorBoard files: they need the packages tensorflow and tensorboard."
