@@ -1,4 +1,4 @@
-"""What all tests share: global state as it was, and caches of compiled code cleared."""
+"""Shared by all tests: restores global state and clears caches of compiled code."""
 
 import gc
 import importlib.util
@@ -23,7 +23,7 @@ ON_TENSORFLOW_ALONE = (
 
 
 def pytest_collection_modifyitems(items):
-    """Skips what has TensorFlow in it, or float64, on other backends."""
+    """Skips tests with TensorFlow or float64 on other backends."""
     if keras.backend.backend() != "tensorflow":
         for item in items:
             if item.nodeid.startswith(ON_TENSORFLOW_ALONE):
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_runtest_setup(item):
-    """Skips what is marked with `needs("package", ...)` where one is missing."""
+    """Skips tests marked with `needs("package", ...)` if one is missing."""
     for mark in item.iter_markers("needs"):
         for package in mark.args:
             if importlib.util.find_spec(package) is None:
@@ -40,7 +40,7 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(autouse=True)
 def _keras_state_restored():
-    """Dtype policy and floatx are the process's: no test may leave its own behind."""
+    """Dtype policy and floatx belong to the process: restores both after each test."""
     policy, floatx = keras.config.dtype_policy(), keras.config.floatx()
     yield
     keras.config.set_dtype_policy(policy)

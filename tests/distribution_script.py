@@ -177,7 +177,7 @@ def check_sparse_gradients(strategy):
 
 
 def check_an_infinite_gradient_on_the_last_replica(strategy):
-    """Is left out on all replicas, as on one device, and the scale is halved."""
+    """All replicas skip the step, as on one device, and the scale is halved."""
     x = X.copy()
     x[2, ROWS - 1, 0] = np.inf
     make = COMBINATIONS["accumulation, clipnorm, dynamic scale"]
@@ -235,7 +235,7 @@ def check_kernels_are_compiled_on_each_replica(strategy):
 
 
 def reference_vote(opinions):
-    """The sign that most are for; 0 for a tie. NaN for all if one is not finite."""
+    """The sign of the majority; 0 for a tie. NaN for all if one is not finite."""
     opinions = np.array(opinions)
     if not np.isfinite(opinions).all():
         return np.full(opinions[0].shape, np.nan)
@@ -244,7 +244,7 @@ def reference_vote(opinions):
 
 
 def check_majority_vote(strategy):
-    """Against votes written out; gradients with ties and zeros, then a NaN."""
+    """Compared with votes in plain NumPy; gradients with ties and zeros, then a NaN."""
     rng = np.random.default_rng(1)
     gradients = rng.integers(-2, 3, (STEPS, REPLICAS, 3, 4)).astype("float32")
     assert (reference_vote(gradients[0]) == 0).any()
@@ -291,7 +291,7 @@ def check_majority_vote(strategy):
 
 
 def check_variance_of_replicas(strategy):
-    """M-SVAG from the variance across replicas, against the same written out."""
+    """M-SVAG from the variance across replicas, compared with the equations."""
     rng = np.random.default_rng(2)
     gradients = rng.normal(0.5, 1, (STEPS, REPLICAS, 3, 4)).astype("float32")
     beta, rate = 0.8, 0.25

@@ -1,4 +1,4 @@
-"""SavedModels that go on training: the same weights as in Python, bit for bit."""
+"""SavedModels that continue training: the same weights as in Python, bit for bit."""
 
 import json
 import os
@@ -176,7 +176,7 @@ def values(model):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Every case, exported after k steps and gone on with here and elsewhere."""
+    """Every case, exported after k steps and continued here and elsewhere."""
     runs = {}
     for name, one in CASES.items():
         folder = tmp_path_factory.mktemp("run")
@@ -296,7 +296,7 @@ def state_of(loaded, batch):
 @pytest.mark.parametrize("kind", ["cut", "flipped"])
 @pytest.mark.parametrize("file", ["index", "data-00000-of-00001"])
 def test_damaged_checkpoint(runs, loaded, tmp_path, file, kind):
-    """At any byte: it is refused by name, or harmless; nothing changes in memory."""
+    """Damage at any byte is refused by name, or harmless; nothing changes in memory."""
     batch = runs["no slots"].batch
     good, bad = str(tmp_path / "good"), str(tmp_path / "bad")
     loaded.save(path=good)
@@ -457,7 +457,7 @@ def test_what_cannot_be_exported_is_refused(build, message, tmp_path):
 
 
 class Custom(Subclassed):
-    """A training step with something more in its loss; `bad` is what is refused."""
+    """A training step with an extra term in its loss; `bad` is what is refused."""
 
     def __init__(self, bad):
         super().__init__()
@@ -500,7 +500,7 @@ class InPython(Custom):
 
 
 class Hidden(Custom):
-    """Its optimizer is where it is not looked for."""
+    """Its optimizer is where the export does not look for it."""
 
     def __init__(self, bad):
         super().__init__(bad)
@@ -686,7 +686,7 @@ def test_saved_model_cli(runs, tmp_path):
 
 
 def test_losses_and_states_of_layers(tmp_path):
-    """Those that Keras keeps apart: a layer's own loss, the states of an RNN."""
+    """State that Keras keeps separately: a layer's own loss, the states of an RNN."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
         [
@@ -779,7 +779,7 @@ class TrainsByItself(Subclassed):
 
 
 def test_model_that_makes_its_training_function(tmp_path):
-    """Keras' way to call it is not that of all, and it need not be a closure."""
+    """Its signature may differ from Keras', and it need not be a closure."""
     model = subclassed(TrainsByItself)
     x = np.zeros((4, 4), "float32")
     svag_tf.export_trainable(model, tmp_path / "exported", x)

@@ -1,4 +1,4 @@
-"""`gradient_statistics`: against closed forms, a loop, and what it must refuse."""
+"""`gradient_statistics`: against closed forms and a loop, and its errors."""
 
 import re
 

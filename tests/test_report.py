@@ -1,4 +1,4 @@
-"""`python -m svag_tf.report`: what the page says, and that a browser shows it."""
+"""`python -m svag_tf.report`: the content of the page, and that a browser shows it."""
 
 import json
 import math
@@ -27,7 +27,7 @@ METRICS = """epoch,step,learning_rate,train_loss,train_accuracy,test_loss,test_a
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two runs: one with all that there can be, one with noise.csv alone."""
+    """Two runs: one with all files, one with noise.csv alone."""
     folder = tmp_path_factory.mktemp("runs")
     for name, preset in (("full", "full"), ("<plain> & $little", "economy")):
         keras.utils.set_random_seed(0)

@@ -43,7 +43,7 @@ def flags(workdir, distribution_name):
 
 
 def train(arguments):
-    """What `python scripts/train.py` does."""
+    """Does what `python scripts/train.py` does."""
     sys.argv = [str(TRAIN), *arguments]
     sys.path.insert(0, str(TRAIN.parent))
     try:
@@ -66,7 +66,7 @@ def work(variables, log, target, arguments):
 
 
 def start(folder, target, arguments, workers=2):
-    """Workers as a cluster's scheduler starts them: nothing watches over them."""
+    """Workers as a cluster's scheduler starts them, without supervision."""
     processes = []
     for index, variables in enumerate(environments(workers)):
         order = (variables, folder / f"{index}.log", target, arguments)
@@ -94,7 +94,7 @@ def finished_epochs(workdir):
 
 
 def train_until(epoch, victim, arguments):
-    """`train`, but one worker stands still after an epoch and waits to be killed."""
+    """`train`, but one worker stops after an epoch and waits to be killed."""
     if os.environ["KERAS_DISTRIBUTION_PROCESS_ID"] == str(victim):
         shuffle = training.Batches.shuffle
 
@@ -132,7 +132,7 @@ def kill_after(epoch, victim, arguments, workdir, folder):
 
 
 def check_killed_workers_go_on(folder):
-    """The chief after epoch 0, the other one after epoch 1: as if nothing had been."""
+    """The chief after epoch 0, the other one after epoch 1: the result is unchanged."""
     whole, broken = folder / "whole", folder / "broken"
     if JAX:
         finish(folder, train, flags(whole, "jax"))  # As launch does, but forked.
@@ -146,7 +146,7 @@ def check_killed_workers_go_on(folder):
 
 
 def fit(folder):
-    """A program of the user's own, without a word on how `fit` is to be done."""
+    """A user's own program, with no special code for `fit`."""
     import tensorflow as tf
 
     strategy = tf.distribute.MultiWorkerMirroredStrategy()

@@ -1,4 +1,4 @@
-"""The benchmark on small sizes: that it measures what it says, not how fast."""
+"""The benchmark on small sizes: it measures what it claims to measure."""
 
 import itertools
 import json
@@ -431,7 +431,7 @@ def test_the_progress_reaches_its_end(tmp_path, monkeypatch):
 
 
 def results_with(**ratios):
-    """Results in which M-SVAG takes 2 s and the named rows so many times as much."""
+    """Results in which M-SVAG takes 2 s and the named rows a multiple of it."""
     rows = {"msvag": {"median": 2.0, "first_step": 3.0, "extra_memory": 2**20}}
     rows |= {name.replace("_", "-"): {"median": 2.0 * r} for name, r in ratios.items()}
     case = {"rows": rows, "largest_variable": 4 * 2**20}
@@ -463,7 +463,7 @@ def test_numbers_as_people_read_them():
 
 
 def test_a_bar_is_as_long_as_the_table_says():
-    """The ratio within a batch, of a row that did not fit beside all others."""
+    """The ratio within a batch, for a row that did not fit with all others."""
     row = {"median": 6.0, "to_limit": 2.5}
     case = {"rows": {"limit": {"median": 2.0}, "msvag": row}}
     assert plots._bar(case, row, "limit") == 2.5
@@ -531,7 +531,7 @@ def test_the_command(tmp_path):
 
 
 def check_replicas(results):
-    """Two processes send what is reckoned."""
+    """Two processes send as many bytes as computed."""
     rows = {(r["kind"], r["aggregation"]): r for r in results["measured"]}
     assert [(*k, r["replicas"]) for k, r in rows.items()] == [
         (kind, aggregation, n)

@@ -211,7 +211,7 @@ RATES = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 @pytest.fixture
 def made_up(monkeypatch):
-    """Trainings that are only played. Gives the list of those that were made."""
+    """Replaces trainings by fake ones; yields the list of those that were made."""
     budget = replace(tuning.BUDGETS["quick"], stride=5, seeds=2)
     monkeypatch.setitem(tuning.BUDGETS, "quick", budget)
     made = []

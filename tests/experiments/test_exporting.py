@@ -15,7 +15,7 @@ tf = pytest.importorskip("tensorflow")
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A run of scripts/train.py that has exported itself as it goes on training."""
+    """A run of scripts/train.py that has exported a trainable model."""
     folder = tmp_path_factory.mktemp("run")
     flags = (*TINY, "--config.epochs=1", "--config.optimizer.use_ema=True")
     code, output, errors = run(
@@ -63,7 +63,7 @@ def test_tflite(workdir, tmp_path):
 
 @pytest.mark.parametrize("select", [False, True], ids=["built-in", "select"])
 def test_why_there_is_no_training_with_tflite(workdir, select):
-    """When this fails, docs/saving.md and the formats can have more."""
+    """When this fails, docs/saving.md and the formats can be extended."""
     converter = tf.lite.TFLiteConverter.from_saved_model(
         str(workdir / "export" / "trainable"), signature_keys=["train"]
     )

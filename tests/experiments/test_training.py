@@ -189,7 +189,7 @@ def test_killed_at_any_moment(
 def test_noise_is_measured_where_it_would_have_been_after_a_kill(
     make_config, tmp_path, monkeypatch
 ):
-    """Every four of the six batches an epoch, none of them twice or never."""
+    """Measures every four batches, six per epoch; a resumed run repeats or skips none."""
     config = make_config(**{"noise.preset": "economy", "noise.every": 4})
     plain = train(make_config(), tmp_path / "plain", lambda row: None)
     whole = train(config, tmp_path / "whole", lambda row: None)

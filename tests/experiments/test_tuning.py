@@ -1,4 +1,4 @@
-"""Budgets and what they may be called; runs that processes share."""
+"""Budgets and their names; runs that processes share."""
 
 import sqlite3
 

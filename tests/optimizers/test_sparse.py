@@ -1,4 +1,4 @@
-"""Embedding gradients: `tf.IndexedSlices` do what the same gradient made dense does."""
+"""Embedding gradients: `tf.IndexedSlices` have the same effect as dense gradients."""
 
 import keras
 import numpy as np
@@ -22,7 +22,7 @@ INDICES = (
 
 
 def slices(t, inner=(WIDTH,), dtype="float32", index_dtype="int32", seed=0):
-    """The gradient of step t, and the same made dense, in float64."""
+    """Returns the gradient of step t, and its dense form, in float64."""
     indices = INDICES[t % len(INDICES)]
     rng = np.random.default_rng([seed, t])
     values = (0.5 + rng.normal(size=(len(indices), *inner))).astype(dtype)

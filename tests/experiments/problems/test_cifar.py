@@ -1,4 +1,4 @@
-"""CIFAR: bytes read right, images changed as DeepOBS does, networks as specified."""
+"""CIFAR: bytes read correctly, images changed as in DeepOBS, networks as specified."""
 
 import colorsys
 import dataclasses
@@ -234,7 +234,7 @@ def creation(layer):
 
 
 def test_cifar100_wrn404_is_that_of_deepobs():
-    """The model against the specification, written down once more."""
+    """The model against the specification, written independently."""
     model = PROBLEMS["cifar100_wrn404"].build()
     rng = np.random.default_rng(0)
     for variable in model.weights:

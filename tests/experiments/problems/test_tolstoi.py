@@ -50,7 +50,7 @@ def test_the_real_text():
 
 
 def test_sequences():
-    """Each stream goes on from batch to batch; the label is the next character."""
+    """Each stream continues from batch to batch; the label is the next character."""
     ids = np.arange(50 * 50 * 3 + 40)  # three batches and a rest
     x, y = tolstoi.sequences(ids)
     assert x.shape == y.shape == (150, 50) and x.dtype == y.dtype == np.int32
@@ -150,7 +150,7 @@ def test_no_source_names_both(monkeypatch):
 
 
 def lstm(length, batch=3):
-    """An LSTM that goes on, and the same one without a beginning state."""
+    """An LSTM that keeps its state, and the same one without an initial state."""
     going_on = Stateful(layers.LSTM(4, return_sequences=True, return_state=True))
     model = keras.Sequential([keras.Input(batch_shape=(batch, length, 2)), going_on])
     plain = keras.Sequential(
