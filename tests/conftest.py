@@ -9,7 +9,7 @@ import pytest
 
 from svag_tf import kernels
 
-collect_ignore_glob = ["*_script.py"]  # For processes of their own.
+collect_ignore_glob = ["*_script.py"]  # They run in separate processes.
 # On other backends `test_backends.py` compares and trains the methods.
 ON_TENSORFLOW_ALONE = (
     "svag_tf/convert.py",

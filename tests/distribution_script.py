@@ -25,7 +25,7 @@ from svag_tf.experiments.training.train import Batches, train
 from svag_tf.noise import files as noise_files
 
 REPLICAS = 3
-ROWS = 12  # Of a batch: 4 a replica.
+ROWS = 12  # In a batch: 4 per replica.
 STEPS = 6
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(STEPS, ROWS, 3)).astype("float32")
@@ -53,7 +53,7 @@ class Training:
             self.variables = [self.kernel, self.bias]
             self.optimizer = make()
             self.optimizer.build(self.variables)
-        self.distribute_strategy = self.strategy  # As a model has them.
+        self.distribute_strategy = self.strategy  # As in a model.
         self.metrics_variables = []
         self.step = tf.function(self._step, autograph=False)
         self.gradient = gradient or self._least_squares
@@ -361,7 +361,7 @@ def check_refusals(strategy):
         def compute_loss(self, *args, **kwargs):
             return 2 * super().compute_loss(*args, **kwargs)
 
-    fit("mse", Twice, rows=3)  # Comes out even.
+    fit("mse", Twice, rows=3)  # Splits evenly.
 
     class Normalized(keras.Sequential):
         def __init__(self, layers):
@@ -411,7 +411,7 @@ def check_fit_with_parts_that_are_uneven(strategy):
             return y
 
     def regularized():
-        pool = keras.layers.MaxPooling1D(2, 1, "same")  # Of none, TensorFlow aborts.
+        pool = keras.layers.MaxPooling1D(2, 1, "same")  # TensorFlow aborts for none.
         layers = [keras.Input((5, 3)), Regularized(2, kernel_regularizer="l2"), pool]
         model = keras.Sequential(layers)
         loss_scaling = distribution.LossScaleOptimizer

@@ -93,7 +93,7 @@ def check_frozen_and_unfrozen(folder):
         if built:
             here.optimizer.build(here.trainable_variables)
         said = said_of(move, there, here, folder)
-        # The model is known while it is loaded: nothing is left to say later.
+        # The model is known while it is loaded: no later warning is needed.
         assert len(said) == (before != after), (before, after, said)
         assert said_of(fit, here) == []
         for i in range(3):
@@ -178,7 +178,7 @@ def check_lora(folder):
         assert "lora_kernel_a" in said and "dense" in said
         fit(here)
         assert counts(here) == [[4], [1, 4], [4]], counts(here)
-        # And a model with LoRA goes on with all of it.
+        # And a model with LoRA continues with all of it.
         again = net()
         again.layers[1].enable_lora(2)
         again.compile(svag_tf.MSVAG(0.01), "mse")

@@ -154,7 +154,7 @@ def model_of(case):
     keras.config.set_dtype_policy("float32")
     arguments = {"loss": sparse(), "metrics": ["accuracy"], "jit_compile": False}
     model.compile(case.optimizer(), **{**arguments, **case.compiled})
-    if case.policy:  # Starts so high that it takes more steps than here to come down.
+    if case.policy:  # Starts so high that it needs more steps to come down.
         model.optimizer.initial_scale = 128.0
     return model
 

@@ -118,7 +118,7 @@ T = np.ones((N, 3, 2), "float32")
          (3, "x=float32[any, any, 2], y=float32[any, 1, 2]")),
         (of_two, [fit([X, X], LABELS), on_batch([X, X], LABELS)],
          (2, f"x=({XS!r}, {XS!r}), y={YS}")),
-        # The export makes Keras a step, of which no one has said anything.
+        # The export makes a step for Keras, for data that nobody described.
         (dense, [exported, fit(X, LABELS)], (2, f"x={XS}, y={YS}")),
         (dense, [exported, exported], (2, f"x={XS}, y=int64[any]")),
     ],

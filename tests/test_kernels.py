@@ -21,7 +21,7 @@ tf = pytest.importorskip("tensorflow")
 if keras.backend.backend() != "tensorflow":
     pytest.skip("kernels are TensorFlow's", allow_module_level=True)
 
-# Contraction to fused multiply-adds is all that XLA does otherwise.
+# XLA only differs by contraction to fused multiply-adds.
 SAME = {"rtol": 2e-6, "atol": 2e-7}
 
 
@@ -164,7 +164,7 @@ def test_kernels_of_subclasses():
         np.testing.assert_allclose(move, factor * moved[0], 1e-5, 1e-6)
     assert len(kernels._COMPILED) == 1
     assert len(kernels._PROGRAMS) == 3
-    # The same program is compiled once, whoever's it is.
+    # The same program is compiled once for all optimizers.
     Scaled(0.3).apply([gradient(0)], [theta])
     assert len(kernels._PROGRAMS) == 3
     gone = weakref.ref(optimizer)
@@ -257,7 +257,7 @@ def test_the_shape_of_a_sparse_gradient_is_checked():
         lambda case: case[0]["variant"] == "msvag",
         [
             ({"variant": "ssd"}, 4),
-            # Whether rows have counts of their own parts matrices from all others.
+            # Row counts separate matrices from all other variables.
             ({"variant": "svag", "sparse_updates": "lazy"}, 5),
             ({"variant": "msvas_gaussian", "weight_decay": 0.05}, 4),
             ({"variant": "msvag", "weight_decay": 0.05, "state_dtype": "bfloat16"}, 4),

@@ -25,7 +25,7 @@ from svag_tf.experiments.training.launch import environments, launch
 TRAIN = Path(__file__).resolve().parents[2] / "scripts" / "train.py"
 FORK = multiprocessing.get_context("fork")
 JAX = keras.backend.backend() == "jax"
-WITHIN = 600  # Seconds, of which all needs a few, to tell a hang from a busy machine.
+WITHIN = 600  # Seconds; a few suffice, but a busy machine is not a hang.
 FIELDS = {
     "epochs": 3,
     "train_examples": 64,
@@ -51,7 +51,7 @@ def train(arguments):
     except SystemExit as end:
         if end.code:
             raise
-    if JAX:  # What an interpreter does at its end, and a fork does not.
+    if JAX:  # An interpreter does this at its end, a fork does not.
         import jax
 
         jax.distributed.shutdown()
@@ -183,14 +183,14 @@ def fitted():
 
 
 def main(folder):
-    # The workers are to compile fast: what they run is small.
+    # Makes workers compile fast: they run little.
     os.environ["XLA_FLAGS"] = (
         "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     )
     check_killed_workers_go_on(folder)
     if not JAX:
         finish(folder, fit, folder)
-    # From here on this process computes, and must not be forked any more.
+    # From here on this process computes, and must not be forked again.
     assert outcome(folder / "broken") == outcome(folder / "whole")
     if JAX:
         one, two = (

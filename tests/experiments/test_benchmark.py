@@ -143,7 +143,7 @@ def test_a_missing_or_old_package_is_told():
     )
 
 
-# What is asked for wrongly is refused before anything is measured.
+# Wrong requests are refused before anything is measured.
 
 
 @pytest.mark.parametrize(
@@ -338,7 +338,7 @@ def test_a_row_that_fails_is_an_error_when_all_is_written(tmp_path):
 def test_rows_that_do_not_fit_take_turns_in_batches(tmp_path):
     names = ["msvag", "svag", "msvas", "keras-adam"]
     # Two of the four fit: 12 bytes a parameter each, 4 for the gradients, 8 that Adam
-    # takes for itself, and the libraries.
+    # needs temporarily, and the libraries.
     fits = 0.8 + (2 * 12 + 4 + 8) * 2 * 4096**2 / 2**30
     results = benchmark(
         Options(tmp_path, cases=["matrices"], rows=names, rounds=2, fresh=False,

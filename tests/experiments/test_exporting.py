@@ -88,7 +88,7 @@ def test_a_wrong_export_is_found_and_not_kept(workdir, tmp_path, monkeypatch):
 
     def damaged(model):
         content = bytearray(lite(model))
-        array = np.asarray(model.layers[-1].kernel).T.tobytes()  # As the file has it.
+        array = np.asarray(model.layers[-1].kernel).T.tobytes()  # As in the file.
         start = content.index(array)
         content[start : start + len(array)] = bytes(len(array))
         return bytes(content)

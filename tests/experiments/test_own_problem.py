@@ -165,7 +165,7 @@ ONE = dense()
 def test_models_and_losses_that_cannot_be_used(
     run_of, tmp_path, build, others, message
 ):
-    if message is None:  # These can.
+    if message is None:  # These arguments are valid.
         run_of(build=build, **others)
         return
     with pytest.raises(ExperimentError, match=re.escape(message)) as raised:
@@ -395,7 +395,7 @@ def test_a_study_of_something_else_is_refused(compare_of, tmp_path):
             compare_of(**change)
     assert (tmp_path / "c" / "results.csv").read_bytes() == results
     fresh = compare_of(load=OTHER, fresh=True)
-    assert compare_of(load=OTHER) == fresh  # And goes on with that.
+    assert compare_of(load=OTHER) == fresh  # And it resumes with that.
     assert fresh[0]["test_loss"] != first["test_loss"]
     names = optuna.get_all_study_names(f"sqlite:///{tmp_path / 'c' / 'study.db'}")
     assert len(names) == 2

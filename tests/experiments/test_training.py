@@ -189,7 +189,7 @@ def test_killed_at_any_moment(
 def test_noise_is_measured_where_it_would_have_been_after_a_kill(
     make_config, tmp_path, monkeypatch
 ):
-    """Measures every four batches, six per epoch; a resumed run repeats or skips none."""
+    """Measures every four of six batches per epoch; a resumed run skips none."""
     config = make_config(**{"noise.preset": "economy", "noise.every": 4})
     plain = train(make_config(), tmp_path / "plain", lambda row: None)
     whole = train(config, tmp_path / "whole", lambda row: None)
@@ -341,7 +341,7 @@ def test_goes_on_from_the_epoch_before_what_is_corrupt(
     with pytest.warns(UserWarning, match=f"{os.path.basename(name)}.* epoch before, 1"):
         train(make_config(), folder)
     assert outcome(folder) == outcome(whole)
-    train(make_config(), folder)  # There is nothing left to warn of.
+    train(make_config(), folder)  # No warning is left.
 
 
 @pytest.mark.filterwarnings("ignore:.* Resuming from the epoch before")

@@ -129,7 +129,7 @@ def test_wrong_adaptation(cls, value, error):
     assert f"Received: adaptation={value!r}" in message
 
 
-# Keras checks these itself, and says it in its own words.
+# Keras checks these itself, with its own messages.
 @pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.parametrize(
     "arguments",

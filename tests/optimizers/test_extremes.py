@@ -13,7 +13,7 @@ tf = pytest.importorskip("tensorflow")
 
 GRADIENT_METHODS = ("msgd", "svag", "msvag")
 SIGN_METHODS = tuple(v for v in table.VARIANTS if v not in GRADIENT_METHODS)
-# What each damped method is without its gamma. SVAG's is SGD, which is not here.
+# Each damped method without its gamma. SVAG's would be SGD, which is not here.
 PLAIN = {
     "msvag": "msgd",
     "svas_gaussian": "ssd",

@@ -221,12 +221,12 @@ LATER_A, LATER_B = ("dense_7", "dense"), ("dense_8", "dense_1")
         # In one process a path is one variable.
         (identities(B, C), identities(A, C), True, {1: 1}),
         (identities(B), identities(LATER_A, LATER_B), True, {1: 0}),
-        # Without, all the same or to the letter.
+        # If not, all paths must agree, or single ones be identical.
         (identities(A, B, known=False), identities(LATER_A, LATER_B), False,
          {0: 0, 1: 1}),
         (identities(B, known=False), identities(LATER_A, LATER_B), False, {}),
         (identities(A, B, C, known=False), identities(B, C), False, {0: 1, 1: 2}),
-        # As many of one name there as here are in their order.
+        # Equally many of one name are matched in order.
         (identities(A, A), identities(A, A), False, {0: 0, 1: 1}),
         (identities(A, A), identities(A), False, {}),
     ],
@@ -266,7 +266,7 @@ def test_other_kinds_of_state(there, here, message, way, tmp_path):
     if optimizer.counts_rows:
         assert optimizer.row_update_counts[0].numpy().tolist() == [3, 3, 3]
     steps = here.get("gradient_accumulation_steps")
-    if steps:  # Of a window none is left that has only a part of its gradients.
+    if steps:  # No partially accumulated gradient is left.
         assert int(optimizer._iterations) % steps == 0
         for accumulated in optimizer._accumulated_gradients:
             assert not accumulated.numpy().any()

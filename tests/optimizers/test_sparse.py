@@ -167,7 +167,7 @@ def test_lazy_with_dense_gradients_is_exact(variant):
     for t in range(6):
         for apply in (lazy_apply, exact_apply):
             apply(tf.constant(slices(t)[1], tf.float32))
-    # Up to the last bit of a theta of 1: the counts' factors are compiled in one only.
+    # Up to the last bit of a theta of 1: only one compiles the counts' factors.
     np.testing.assert_allclose(lazy.numpy(), exact.numpy(), 1e-6, 2e-7)
 
 

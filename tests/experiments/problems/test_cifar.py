@@ -168,7 +168,7 @@ def test_augmented():
     assert result.dtype == np.float32
     expected = augmented(x, np.random.default_rng(1))
     np.testing.assert_allclose(result, expected, atol=2e-5)
-    np.testing.assert_array_equal(x[:3], images(3))  # the data stays as it is
+    np.testing.assert_array_equal(x[:3], images(3))  # the data is unchanged
 
 
 def test_each_image_is_changed_in_its_own_way():

@@ -129,7 +129,7 @@ def test_the_download_is_checked(tmp_path, expected, monkeypatch):
     monkeypatch.setattr(tolstoi, "LENGTH", 3)
     data = tolstoi.load_war_and_peace()
     # 43 characters and three carriage returns: 80 % are 37, six batches of two streams
-    # and one label more; the other nine make one batch.
+    # and one more label; the other nine make one batch.
     assert data.x_train.shape == (12, 3) and data.x_test.shape == (2, 3)
     assert len(np.unique(np.concatenate(data, axis=None))) <= len(set(TEXT)) + 1
     assert asked[0][0] == "war_and_peace.txt" and asked[0][1].startswith("https://")
@@ -252,7 +252,7 @@ def test_it_trains_and_goes_on_bit_for_bit(little, tmp_path, monkeypatch):
     assert [row["step"] for row in rows] == [0, 5, 10]
     assert rows[0]["test_loss"] == pytest.approx(np.log(83), abs=0.1)
     assert rows[2]["test_loss"] < rows[1]["test_loss"] < rows[0]["test_loss"] - 0.5
-    # Evaluation starts with a state of zero, and goes on from batch to batch.
+    # Evaluation starts with a state of zero, and keeps it from batch to batch.
     model = keras.models.load_model(tmp_path / "whole" / "model.keras")
     for layer in model.layers:
         if isinstance(layer, Stateful):
