@@ -13,8 +13,8 @@ import numpy as np
 from keras import ops, tree
 
 LARGEST_CHUNK = 256  # examples whose activations are in memory at a time
-# Per element of an example's gradient: float64 copies of it, of its difference from the
-# mean and of that squared.
+# Besides each element of an example's gradient: float64 copies of it, of its difference
+# from the mean and of that squared.
 _FLOAT64_COPIES = 3
 
 

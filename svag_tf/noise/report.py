@@ -355,9 +355,10 @@ def _noise(runs: Sequence[Run]) -> Any:
 
 
 def _step_of_log_axis(values: np.ndarray) -> int | str | None:
-    """Returns a step of at most about seven powers of ten; if below two, with 2 and 5.
+    """Returns the ticks' step: whole powers of ten, at most about seven ticks.
 
-    `None`, Plotly's own choice, if there may be no power of ten on the axis.
+    With less than two powers on the axis, also 2 and 5 times them; `None`, Plotly's own
+    choice, if there may be none.
     """
     shown = np.log10(values[np.isfinite(values) & (values > 0)])
     decades = np.ptp(shown) if shown.size else 0.0

@@ -132,7 +132,7 @@ class MomentOptimizer(ReplicatedOptimizer):
         self.state_dtype = state_dtype
         self.jit_compile = jit_compile
         self.sparse_updates = sparse_updates
-        # A kernel of its own is forgotten with the optimizer.
+        # The optimizer's own kernels are freed with it.
         self._own_kernels = kernels.Store() if kernels else None
 
     @property

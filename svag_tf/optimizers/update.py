@@ -180,7 +180,7 @@ def update_variable(optimizer, gradient, variable, learning_rate):
 
 
 def run_rule(optimizer, rule, name, variables, gradient, learning_rate, index):
-    """Runs one rule by a kernel of its own.
+    """Runs one rule with its own kernel.
 
     Args:
         optimizer: A built `MomentOptimizer`.

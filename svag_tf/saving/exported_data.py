@@ -266,7 +266,7 @@ def of_batch_size(batch_size: Any, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def said_of(x: Any, y: Any, sample_weight: Any) -> dict[str, Any]:
-    """Returns what the caller says of arguments: specs, or whether there is one."""
+    """Returns specs of the arguments that the caller gave, or whether there is one."""
     said = {}
     for name, like in zip(NAMES, (x, y, sample_weight)):
         whether: dict[str, tuple[bool, ...]]
@@ -376,7 +376,7 @@ def _trained_targets(model, kind, outputs):
 
 
 def form_for(kind: Kind | None, given: dict[str, Any]) -> Form:
-    """Returns the form in which `fit` gave the model such data, or would do so."""
+    """Returns the form in which `fit` gives the model such data."""
 
     def paths(arguments):
         return [path for path, _ in keras.tree.flatten_with_path(arguments)]

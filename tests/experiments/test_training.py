@@ -189,7 +189,7 @@ def test_killed_at_any_moment(
 def test_noise_is_measured_where_it_would_have_been_after_a_kill(
     make_config, tmp_path, monkeypatch
 ):
-    """Measures every four of six batches per epoch; a resumed run skips none."""
+    """Of six batches an epoch every fourth is measured, in a resumed run as well."""
     config = make_config(**{"noise.preset": "economy", "noise.every": 4})
     plain = train(make_config(), tmp_path / "plain", lambda row: None)
     whole = train(config, tmp_path / "whole", lambda row: None)

@@ -100,7 +100,7 @@ def _turn(step: Step, seconds: float) -> list[float]:
 
 
 def _extra_memory(step: Step, meter: Meter) -> int | None:
-    """Returns by how many bytes memory rises within three steps.
+    """Returns by how many bytes memory rises in three steps, above that between them.
 
     Takes resident memory, or the allocator's own count if that is more: memory freed
     into a pool stays resident. None if neither is known (resident memory needs Linux

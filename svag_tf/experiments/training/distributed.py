@@ -285,7 +285,7 @@ class JaxProcesses(Distribution):
     def prepare(self, model: keras.Model, batch_size: int) -> None:
         for layer in model.layers:
             if isinstance(layer, keras.layers.BatchNormalization):
-                # Of the whole batch, whose last rows are the padding.
+                # The layer sees the whole batch, whose last rows are padding.
                 _normalize_real_rows(layer, lambda rows: batch_size)
 
     def metrics(self, names: list[str]) -> dict[str, list[str]]:

@@ -54,8 +54,8 @@ def launch(
 ) -> None:
     """Runs a training script in several processes; returns when all are done.
 
-    What the first worker prints is shown as well as logged. As soon as one worker
-    fails, all others are stopped, by force if need be.
+    The first worker's output is shown as well as logged. As soon as one worker fails,
+    all others are stopped, by force if needed.
 
     Args:
         script: `scripts/train.py`, or one that takes its flags.
