@@ -36,13 +36,13 @@ new_environment() {
     hash -r
 }
 
-# on_top_of NAME: the environment in use sees what is installed in that one, too.
+# on_top_of NAME: the environment in use also sees the packages of that one.
 on_top_of() {
     local path='import sysconfig; print(sysconfig.get_path("purelib"))'
     "$work/$1/bin/python" -c "$path" > "$(python -c "$path")/below.pth"
 }
 
-# packages: the names of all that is installed, a line each.
+# packages: the names of all installed packages, one per line.
 packages() { PIP_QUIET=0 pip list --format=freeze 2>/dev/null | sed 's/[=@ ].*//'; }
 
 # absent NAME...: fails if one of these packages is installed.

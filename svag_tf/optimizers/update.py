@@ -167,7 +167,7 @@ def update_variable(optimizer, gradient, variable, learning_rate):
     key = (*_rule_key(optimizer), dtype, decay)
     one_program = not optimizer.slots or slot_dtype(optimizer, variable) == dtype
     kernel = kernels.Kernel(tuple(steps), key, optimizer.jit_compile, one_program)
-    # Without slots and weight decay, a row without gradient stays as it is.
+    # Without slots and weight decay, a row without a gradient does not change.
     lazy = optimizer.sparse_updates == "lazy" or not (optimizer.slots or decay)
     if lazy and len(variable.shape) >= 2:
         counts = None

@@ -73,7 +73,7 @@ class Distribution:
         """Calls `model.fit` on batches, in their given order."""
         model.fit(
             self._rows(model, batches),
-            shuffle=False,  # else Keras shuffles the batches a second time
+            shuffle=False,  # or Keras would shuffle the batches a second time
             epochs=epochs,
             initial_epoch=initial_epoch,
             callbacks=list(callbacks),
