@@ -1,6 +1,6 @@
-# What the scripts of this folder share; they source it. Each works in a new folder,
+# Shared by the scripts of this folder, which source it. Each works in a new folder,
 # "$work", that is removed at the end, on a copy of the source tree in "$work/clone",
-# as pip, pytest and the experiments write beside what they read.
+# as pip, pytest and the experiments write next to the files that they read.
 set -euo pipefail
 exec </dev/null
 
@@ -10,14 +10,14 @@ trap 'rm -rf "$work"' EXIT
 mkdir "$work/clone" "$work/tmp"
 (cd "$root" && git ls-files -z --cached --others --exclude-standard |
     xargs -0 cp --parents --target-directory="$work/clone")
-if [ -d "$root/../shared" ]; then  # Data of some tests, which else are skipped.
+if [ -d "$root/../shared" ]; then  # Data of some tests, which are otherwise skipped.
     ln -s "$(cd "$root/../shared" && pwd)" "$work/shared"
 fi
 cd "$work/clone"
 
 export PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1
 export PYTHONNOUSERSITE=1 TF_CPP_MIN_LOG_LEVEL=3
-# Where these write what they keep.
+# Where these keep their files.
 export TMPDIR=$work/tmp KERAS_HOME=$work/keras MPLCONFIGDIR=$work/matplotlib
 export PYTEST_ADDOPTS="-rs"  # Skipped tests are named, with the reason.
 unset PYTHONPATH KERAS_BACKEND VIRTUAL_ENV
@@ -36,13 +36,13 @@ new_environment() {
     hash -r
 }
 
-# on_top_of NAME: the environment in use sees what is installed in that one, too.
+# on_top_of NAME: the environment in use also sees the packages of that one.
 on_top_of() {
     local path='import sysconfig; print(sysconfig.get_path("purelib"))'
     "$work/$1/bin/python" -c "$path" > "$(python -c "$path")/below.pth"
 }
 
-# packages: the names of all that is installed, a line each.
+# packages: the names of all installed packages, one per line.
 packages() { PIP_QUIET=0 pip list --format=freeze 2>/dev/null | sed 's/[=@ ].*//'; }
 
 # absent NAME...: fails if one of these packages is installed.

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """The fields of digits.py with the values of this problem."""
+    """Returns the fields of digits.py with the values of this problem."""
     digits = runpy.run_path(str(Path(__file__).with_name("digits.py")))
     config = digits["get_config"]()
     config.problem = "cifar10_3c3d"

@@ -2,8 +2,8 @@
 
     python scripts/train.py
 
-A field that is None is left to its default, which for the optimizer's fields is that
-of its class. Any field can be overridden: `--config.optimizer.name=adam`.
+A field that is None has its default, which for the optimizer's fields is that of its
+class. Any field can be overridden: `--config.optimizer.name=adam`.
 """
 
 from ml_collections import ConfigDict
@@ -11,14 +11,14 @@ from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
-    """All fields there are, with the values of this problem."""
+    """Returns all fields, with the values of this problem."""
     config = ConfigDict()
     config.problem = "digits"
     config.seed = 0
     config.epochs = 30
     config.batch_size = 32
 
-    config.data_dir = placeholder(str)  # for problems whose data lies in a folder
+    config.data_dir = placeholder(str)  # for problems whose data is in a folder
     config.train_examples = placeholder(int)  # only the first so many; None: all
     config.test_examples = placeholder(int)
 

@@ -1,9 +1,9 @@
-"""M-SVAG's estimates of gradient and noise against the exact ones: some six minutes.
+"""M-SVAG's estimates of gradient and noise, and the exact ones: about six minutes.
 
     python scripts/gradient_noise.py
 
-Any field can be overridden: `--config.training.train_examples=1000`. Exact values
-cost a pass over all training examples, one gradient each, at every step of `steps`.
+Any field can be overridden: `--config.training.train_examples=1000`. Exact values cost
+a pass over all training examples, with a gradient each, at every step of `steps`.
 """
 
 import runpy
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """All fields there are."""
+    """Returns all fields."""
     problem = runpy.run_path(str(Path(__file__).with_name("fmnist_2c2d.py")))
     config = ConfigDict()
     config.steps = (10, 30, 100, 200, 390)  # measured after so many updates

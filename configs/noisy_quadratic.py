@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """All fields there are."""
+    """Returns all fields."""
     config = ConfigDict()
     config.seed = 0  # of everything that is drawn
     config.seeds = 50  # starts and noises for each curve

@@ -4,8 +4,8 @@
 
 The text comes from `--config.data_dir`, a folder with war_and_peace.txt or
 war_and_peace.txt.gz, or is downloaded; its SHA-256 is checked. `train_examples` and
-`test_examples` count sequences of 50 characters. The batch size belongs to the
-problem: the text is cut into so many streams.
+`test_examples` count sequences of 50 characters. The problem fixes the batch size: the
+text is cut into as many streams.
 """
 
 import runpy
@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """The fields of digits.py with the values of this problem."""
+    """Returns the fields of digits.py with the values of this problem."""
     digits = runpy.run_path(str(Path(__file__).with_name("digits.py")))
     config = digits["get_config"]()
     config.problem = "tolstoi_char_rnn"

@@ -1,4 +1,4 @@
-"""The factors of variance adaptation, and that they are the best: a few seconds.
+"""The factors of variance adaptation, and a test that they are optimal: a few seconds.
 
     python scripts/variance_adaptation.py
 
@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """All fields there are."""
+    """Returns all fields."""
     config = ConfigDict()
     config.seed = 0  # of the gradients that are drawn
     config.etas = (0.25, 0.5, 1.0, 2.0, 4.0)  # noise-to-signal ratios

@@ -1,4 +1,4 @@
-"""Measures what an optimizer step costs, beside its peers and the memory's limit.
+"""Measures the cost of an optimizer step, compared with peers and the memory's limit.
 
     python scripts/benchmark.py
     python scripts/benchmark.py --cases=matrices,tiny --rows=msvag,keras-adam,limit
@@ -6,7 +6,7 @@
     python scripts/benchmark.py --scaling     # also against parameters and devices
     python scripts/benchmark.py --replicas    # devices and processes alone
 
-Writes benchmark.json, benchmark.md and pictures into the workdir; docs/benchmarks.md
+Writes benchmark.json, benchmark.md and plots into the workdir; docs/benchmarks.md
 says how to read them. Exit code: 0 if all is measured, else not 0.
 """
 

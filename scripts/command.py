@@ -1,4 +1,4 @@
-"""What the commands share: the flag --config, quiet imports and short errors."""
+"""Shared by the commands: the flag --config, quiet imports and short errors."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def missing(error: ImportError) -> str:
-    """What to do about a package that is not there."""
+    """Returns a message on how to install a missing package."""
     reason = str(error).rstrip(".")
     if "Remedy:" in reason:
         return f"Error: {reason}"
@@ -35,7 +35,8 @@ def define_config(default: str = "digits.py") -> Callable[[], tuple[Any, str]]:
         default: the name of a file in configs/.
 
     Returns:
-        Gives, once the flags are parsed, the config and the stem of its file's name.
+        A function that returns, after the flags are parsed, the config and the stem of
+        its file's name.
     """
     _check_file(str(CONFIGS / default))
     try:  # the fields of --config are parsed here, the other flags in app.run
@@ -69,9 +70,9 @@ def define_config(default: str = "digits.py") -> Callable[[], tuple[Any, str]]:
 
 
 def _check_file(default: str) -> None:
-    """Runs the config file once before the flags are parsed: for one line of error.
+    """Runs the config file once before the flags are parsed, for a one-line error.
 
-    Whatever it raises would come to light in many ways else, with long tracebacks.
+    Otherwise its errors would appear in many ways, with long tracebacks.
     """
     given = default
     for one, following in zip(sys.argv[1:], [*sys.argv[2:], ""]):
@@ -80,7 +81,7 @@ def _check_file(default: str) -> None:
             given = value or following
     name, *argument = given.split(":", 1)
     if not Path(name).is_file():
-        return  # Said later.
+        return  # Reported later.
     try:
         with _quiet():
             get_config = runpy.run_path(name).get("get_config")
@@ -95,7 +96,7 @@ def _check_file(default: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Where the user's own code failed and why."""
+    """Says where the user's code failed and why."""
     try:
         from svag_tf.experiments.errors import place_and_reason
     except ImportError as missed:
@@ -105,7 +106,7 @@ def _reason(error: Exception) -> str:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parses the flags and runs `main`. Exit code: 0 if it is done, else not 0."""
+    """Parses the flags and runs `main`. Exit code: 0 if it succeeds, else not 0."""
 
     def alone(arguments: list[str]) -> None:
         if arguments:
@@ -116,7 +117,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def run_with_arguments(main: Callable[[list[str]], None]) -> None:
-    """The same, with a `main` that takes what follows the flags."""
+    """Does the same with a `main` that takes the arguments after the flags."""
 
     def parsed(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
@@ -132,18 +133,18 @@ def run_with_arguments(main: Callable[[list[str]], None]) -> None:
         except (ExperimentError, OSError) as error:
             sys.exit(f"Error: {error}")
         except KeyboardInterrupt:
-            sys.exit("Interrupted. The same command goes on with what is finished.")
+            sys.exit("Interrupted. The same command resumes from what is finished.")
 
     try:
         app.run(parsed)
-    except OSError as error:  # of fields of a config file that is not there
+    except OSError as error:  # from fields of a missing config file
         reason = " ".join(str(error).split())
         sys.exit(f"Error: --config must be a config file. Received: {reason}")
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Drops what native code writes to stderr: TensorFlow's greetings on import."""
+    """Drops the output of native code to stderr: TensorFlow's messages on import."""
     stderr = os.dup(2)
     try:
         with open(os.devnull, "wb") as nowhere:

@@ -1,4 +1,4 @@
-"""Compares optimizers on a problem: each tuned, then run with several seeds.
+"""Compares optimizers on a problem: each is tuned, then run with several seeds.
 
     python scripts/compare.py
     python scripts/compare.py --config=configs/fmnist_2c2d.py --budget=full
@@ -8,8 +8,8 @@
 
 Tunes the learning rate of each optimizer on DeepOBS' grid with Optuna, runs the best
 one with several seeds, and ranks the optimizers. Run again with the same flags after
-an interruption, it goes on where it was; several processes with the same --workdir,
-or machines with the same --storage, share the work. With --notune nothing is tuned.
+an interruption, it resumes; several processes with the same --workdir, or machines
+with the same --storage, share the work. With --notune nothing is tuned.
 """
 
 import runpy
@@ -25,14 +25,14 @@ _CONFIG = command.define_config()
 _OPTIMIZERS = flags.DEFINE_list(
     "optimizers",
     ["msvag", "mssd", "msgd", "adam"],
-    "Names of optimizers, each followed, if need be, by arguments of its own: "
+    "Names of optimizers, each optionally followed by its own arguments: "
     "adam:epsilon=1e-8,momentum:momentum=0.99. One with a learning_rate is not tuned.",
 )
 _TUNE = flags.DEFINE_boolean(
     "tune",
     True,
-    "Whether to tune. Else every optimizer has its default learning rate, or all have "
-    "--config.optimizer.learning_rate, and the config's own epochs.",
+    "Whether to tune. If not, every optimizer has its default learning rate, or all "
+    "have --config.optimizer.learning_rate, and the config's own epochs.",
 )
 _PUBLISHED = flags.DEFINE_boolean(
     "published",
@@ -47,10 +47,10 @@ _BUDGET = flags.DEFINE_enum(
     ["quick", "standard", "full"],
     "quick: 12 learning rates, 3 seeds, at most 4 epochs of 2,000 examples; standard: "
     "18, 5, at most 20 epochs; full: the protocol of the paper and DeepOBS, 36 "
-    "learning rates, 10 seeds, all epochs. Fields of --config that are given stay.",
+    "learning rates, 10 seeds, all epochs. Given fields of --config are kept.",
 )
 _SEEDS = flags.DEFINE_list(
-    "seeds", None, "Seeds: whole numbers. Default: as --budget, 0,1,2 with --notune."
+    "seeds", None, "Seeds: whole numbers. Default: by --budget; 0,1,2 with --notune."
 )
 flags.register_validator(
     "seeds",
@@ -76,13 +76,13 @@ _TARGET = flags.DEFINE_float(
     "counted. Default: 95 % of the way from the untrained model to the best optimizer.",
 )
 _RETRY = flags.DEFINE_boolean(
-    "retry_failed", False, "Make runs that failed in an earlier start again."
+    "retry_failed", False, "Repeat runs that failed in an earlier start."
 )
 _FRESH = flags.DEFINE_boolean(
     "fresh",
     False,
-    "Delete runs of other data or of another model than load() and build() of the "
-    "problem give now. Default: refuse the workdir.",
+    "Delete runs of other data or another model than load() and build() of the problem "
+    "return now. Default: refuse the workdir.",
 )
 
 
@@ -114,7 +114,7 @@ def main() -> None:
 
 
 def _protocol() -> Any:
-    """The config as its file has it; None if the file makes it of an argument."""
+    """Returns the config in its file; None if the file makes it from an argument."""
     path = config_flags.get_config_filename(flags.FLAGS["config"])
     try:
         return runpy.run_path(path)["get_config"]()

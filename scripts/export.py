@@ -1,10 +1,10 @@
-"""Exports the model of a run that `scripts/train.py` left, and proves that it runs.
+"""Exports the model of a run of `scripts/train.py`, and checks that it runs elsewhere.
 
     python scripts/export.py --workdir=runs/digits-msvag --output=exported
 
 Formats: `inference`, a SavedModel for TensorFlow Serving and others; `trainable`, a
-SavedModel that goes on training with TensorFlow alone; `tflite`, for inference with
-TensorFlow Lite. Exit code: 0 if it is exported, else not 0.
+SavedModel that can be trained further with TensorFlow alone; `tflite`, for inference
+with TensorFlow Lite. Exit code: 0 if it is exported, else not 0.
 """
 
 import command

@@ -3,9 +3,9 @@
     python scripts/launch_local.py --workers=2 -- --config.epochs=5 --workdir=runs/two
     KERAS_BACKEND=jax python scripts/launch_local.py --workers=2 -- --config.epochs=5
 
-What follows `--` are flags of scripts/train.py. Each worker has a log; what the first
-one prints is shown too. If one fails all are stopped, and the same command goes on from
-the last finished epoch. Exit code: 0 if all are done, else not 0.
+Flags of scripts/train.py follow `--`. Each worker has a log; the output of the first
+one is also shown. If one fails, all are stopped, and the same command resumes after the
+last finished epoch. Exit code: 0 if all are done, else not 0.
 """
 
 from pathlib import Path

@@ -3,7 +3,7 @@
     python scripts/train.py --config=configs/fmnist_2c2d.py --workdir=runs/fmnist
     python scripts/train.py --config.optimizer.name=ssd --config.epochs=5
 
-Run again with the same flags after an interruption, it goes on from the last
+Run again with the same flags after an interruption, it resumes after the last
 finished epoch. Exit code: 0 if the run is complete, else not 0.
 """
 
@@ -19,14 +19,14 @@ _WORKDIR = flags.DEFINE_string(
 _FRESH = flags.DEFINE_boolean(
     "fresh",
     False,
-    "Delete a run of other data or of another model than load() and build() of the "
-    "problem give now. Default: refuse the workdir.",
+    "Delete a run of other data or another model than load() and build() of the "
+    "problem return now. Default: refuse the workdir.",
 )
 _EXPORT = flags.DEFINE_list(
     "export",
     [],
     "Formats to export at the end, to export/<format> in the workdir: inference, "
-    "trainable, tflite, several with commas. See scripts/export.py.",
+    "trainable, tflite, separated by commas. See scripts/export.py.",
 )
 
 

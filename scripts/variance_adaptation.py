@@ -1,4 +1,4 @@
-"""The paper's factors of variance adaptation, and a test that they are the best.
+"""Draws the paper's factors of variance adaptation, and tests that they are optimal.
 
     python scripts/variance_adaptation.py
 

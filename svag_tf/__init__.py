@@ -48,8 +48,8 @@ try:
     _backend.check()
 except ImportError as _error:
     # `svag_tf.report` reads files and needs no Keras, and Python imports this package
-    # before it. So whoever uses what is missing hears of it here and once more then;
-    # and `python -m svag_tf.report`, during whose import argv begins with "-m", never.
+    # before it. So this only warns, and using a missing name raises the error. With
+    # `python -m svag_tf.report`, during whose import argv begins with "-m", no warning.
     if _sys.argv[:1] != ["-m"]:
         if not isinstance(_error, _backend.MissingError):
             raise

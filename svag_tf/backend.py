@@ -1,4 +1,4 @@
-"""Keras and its backend: what is wrong with them, said when svag_tf is imported."""
+"""Checks Keras and its backend when svag_tf is imported."""
 
 import contextlib
 import difflib
@@ -22,14 +22,13 @@ def check() -> None:
 
     Raises:
         MissingError: It cannot be imported.
-        ImportError: It is too old, or told to use a backend that it does not have.
+        ImportError: It is too old, or set to use a backend that it does not have.
 
     Warns:
-        UserWarning: tf.keras is told to be Keras 2.
+        UserWarning: tf.keras is set to be Keras 2.
     """
     with contextlib.suppress(metadata.PackageNotFoundError):
-        # Before the import, which may fail in many ways: Keras 2 with a TensorFlow that
-        # is newer.
+        # Before the import: Keras 2 with a newer TensorFlow may fail in many ways.
         _check_version(metadata.version("keras"))
     try:
         import keras
@@ -82,11 +81,11 @@ def _unknown_backend(name: str) -> str:
 
 
 def lacking(error: ImportError, names: Collection[str]) -> Callable[[str], Any]:
-    """The `__getattr__` of the package where Keras cannot be used.
+    """Returns the package's `__getattr__` for when Keras cannot be used.
 
     Args:
-        error: Says why.
-        names: What needs Keras.
+        error: The reason.
+        names: The names that need Keras.
     """
 
     def __getattr__(name: str) -> Any:

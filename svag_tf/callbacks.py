@@ -1,7 +1,7 @@
 """Callbacks for `fit`.
 
 - `GradientNoise`: how noisy the gradients are, how strongly steps are damped.
-- `BackupAndRestore`: a training goes on where it was interrupted, whatever fails.
+- `BackupAndRestore`: training resumes where it was interrupted, whatever failed.
 """
 
 from svag_tf.noise.callback import GradientNoise

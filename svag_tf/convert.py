@@ -1,4 +1,4 @@
-"""Runs of other implementations, to go on with here."""
+"""Continues runs of other implementations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def from_tf1_checkpoint(
     model: keras.Model,
     names: Mapping[str, str] | None = None,
 ) -> None:
-    """Goes on with a run of the authors' TensorFlow 1 package where it stopped.
+    """Continues a run of the authors' TensorFlow 1 package where it stopped.
 
     Reads a checkpoint that `tf.train.Saver` wrote of a model trained with `msvag`'s
     `MSVAGOptimizer` or `SVAGOptimizer`: the weights, the slots `m_tilde` and `v_tilde`
@@ -29,19 +29,19 @@ def from_tf1_checkpoint(
     For a variable `w`, the slots have the names that TensorFlow 1 gave them,
     `w/MSVAG` (m~) and `w/MSVAG_1` (v~) with the optimizer's name, or `w/m_tilde` and
     `w/v_tilde`. Where beta_power has underflowed to 0, t is taken from `global_step`,
-    or is as large as it must be for that: the bias corrections are 1 either way.
+    or is the smallest that underflows: the bias corrections are 1 either way.
 
     Args:
-        path: The checkpoint, without `.index` or `.meta`, or its folder for the latest.
-        model: Compiled and built, with `svag_tf.MSVAG` or `svag_tf.SVAG`, beta being
-            that of the run. The learning rate is not in a checkpoint.
+        path: The checkpoint, without `.index` or `.meta`; or a folder, for its latest.
+        model: Compiled and built, with `svag_tf.MSVAG` or `svag_tf.SVAG` and the beta
+            of the run. The learning rate is not in a checkpoint.
         names: The checkpoint's name for each of the model's weights, by the weight's
             `path`. Defaults to `None`: the path itself, or the path without the model's
             name.
 
     Raises:
-        ValueError: If the checkpoint is damaged, has not all of it, or has other
-            shapes, or if beta_power is no power of beta. The model is then as it was.
+        ValueError: If the checkpoint is damaged or incomplete, has other shapes, or if
+            beta_power is not a power of beta. The model is then unchanged.
 
     Example:
 
@@ -71,7 +71,7 @@ def from_tf1_checkpoint(
     path = os.fspath(path)
     try:
         arrays = _read(path)
-    except Exception as error:  # TensorFlow raises many.
+    except Exception as error:  # TensorFlow raises many kinds.
         raise ValueError(f"The checkpoint {path} cannot be read: {error}") from error
     try:
         values = _values(arrays, model, optimizer, names or {})
@@ -96,7 +96,7 @@ def _optimizer_of(model: keras.Model) -> Any:
     if optimizer.use_ema or optimizer.counts_rows or not model.built:
         raise ValueError(
             "The model must be built, and its optimizer without use_ema and "
-            "sparse_updates='lazy', which have states that the checkpoint has not."
+            "sparse_updates='lazy', whose state the checkpoint does not contain."
         )
     return optimizer
 
@@ -114,7 +114,7 @@ def _values(
     optimizer: Any,
     names: Mapping[str, str],
 ) -> list[tuple[Any, np.ndarray]]:
-    """The weights and slots, each with its new value."""
+    """Returns the weights and slots, each with its new value."""
     unknown = sorted(set(names) - {path_of(v) for v in model.weights})
     if unknown:
         raise ValueError(
@@ -153,13 +153,13 @@ def _name_of(
             return name
     raise ValueError(
         f"It has no variable {' or '.join(filter(None, candidates))} for the weight "
-        f"{path}. Say its name with the argument `names`. Found: "
+        f"{path}. Give its name in the argument `names`. Found: "
         f"{', '.join(sorted(arrays))}"
     )
 
 
 def _slots_of(name: str, arrays: Mapping[str, np.ndarray]) -> tuple[str, str]:
-    """The names of m~ and v~ of a variable."""
+    """Returns the names of m~ and v~ of a variable."""
     inside = [other for other in arrays if other.startswith(f"{name}/")]
     pairs = [
         (m, v)
@@ -178,7 +178,7 @@ def _slots_of(name: str, arrays: Mapping[str, np.ndarray]) -> tuple[str, str]:
 
 
 def _updates(arrays: Mapping[str, np.ndarray], beta: float) -> int:
-    """The count t of updates, from beta_power = beta^(t + 1)."""
+    """Returns the count t of updates, from beta_power = beta^(t + 1)."""
     keys = [key for key in arrays if key.split("/")[-1] == "beta_power"]
     if len(keys) != 1:
         raise ValueError(
@@ -193,7 +193,7 @@ def _updates(arrays: Mapping[str, np.ndarray], beta: float) -> int:
         return 1 if beta == 0.0 else math.ceil(math.log(smallest) / math.log(beta))
     if 0.0 < power < 1.0:
         t = math.log(power) / math.log(beta) - 1
-        # Rounding errors of t float32 products, and of ones that are nearly 0.
+        # Allows for rounding errors of t float32 products, and of tiny ones.
         subnormal = power < float(np.finfo(np.float32).tiny)
         if round(t) >= 0 and (abs(t - round(t)) < 0.01 + 1e-4 * t or subnormal):
             return round(t)

@@ -25,7 +25,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         path: The file.
 
     Raises:
-        OSError: If it cannot be written. Names it.
+        OSError: If it cannot be written; the message names it.
     """
     temporary = temporary_name(path)
     try:
@@ -51,7 +51,7 @@ def whole_folder(path):
 
     Raises:
         FileExistsError: If it exists and is not an empty folder.
-        OSError: If it cannot be written. Names it.
+        OSError: If it cannot be written; the message names it.
     """
     path = Path(os.path.abspath(path))
     if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
@@ -81,7 +81,7 @@ def _write_errors():
 
 
 def temporary_name(path):
-    """The path beside a file or folder where that is made, or deleted."""
+    """Returns a path beside a file or folder where it is made, or deleted."""
     return path.with_name(TEMPORARY_PREFIX + path.name)
 
 
@@ -96,14 +96,14 @@ def _sync(path):
 
 
 def make_writable(argument: str, path: Path) -> None:
-    """Makes a folder if there is none, and writes a byte in it.
+    """Makes a folder if there is none, and checks that it is writable.
 
     Args:
-        argument: Name of the argument that names it.
+        argument: Name of the argument that holds the path.
         path: The folder.
 
     Raises:
-        OSError: Files cannot be written there. Names the argument and the reason.
+        OSError: If it is not; the message has the argument and the reason.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)

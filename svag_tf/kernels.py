@@ -2,22 +2,21 @@
 
 A kernel reads a variable, its slots and its gradient and writes the variable and the
 slots. XLA compiles it into loops over the memory of the variables themselves: nothing
-of a variable's size is allocated, but for the copies of small variables that are named
-below. It is compiled once for each shape, dtype and rule
-and shared by all variables and optimizers of the process: it takes the variables as
-arguments and captures none, so that it can be called from any graph.
+of a variable's size is allocated, except the copies of small variables described below.
+It is compiled once for each shape, dtype and rule and shared by all variables and
+optimizers of the process: it takes the variables as arguments and captures none, so it
+can be called from any graph.
 
-Where XLA does not serve, the rule runs op by op, with the same numbers up to
-round-off: with `jit_compile=False`; on a device that XLA cannot compile for; for a
-variable whose slots lie on another device; and for a variable whose shape is not fully
-known.
+The rule runs op by op, with the same numbers up to round-off, with `jit_compile=False`;
+on a device that XLA cannot compile for; for a variable whose slots are on another
+device; and for a variable whose shape is not fully known.
 
 The rows that a sparse gradient touches are read, computed by a compiled program, and
-written back. Their number changes from batch to batch and XLA compiles for each number,
-so that the program is given as many rows as the next power of two.
+written back. Their number changes from batch to batch, and XLA compiles for each
+number, so the number is padded to the next power of two.
 
-A model whose variables have many shapes would wait for as many kernels. There small
-variables are copied into one array, updated together, and written back.
+A model whose variables have many shapes would wait for many kernels to compile. So its
+small variables are copied into one array, updated together, and written back.
 """
 
 from __future__ import annotations
@@ -39,15 +38,15 @@ _COMPILED: dict[Any, list[Callable]] = {}
 _PROGRAMS: dict[Any, Callable] = {}
 _LOCK = threading.RLock()
 _WAITING = threading.local()
-# An optimizer with more shapes than this updates variables of at most so many elements
-# together, in arrays of at most so many rows and of so many columns.
+# An optimizer with more shapes than MANY_SHAPES updates variables of at most
+# _JOINED_UP_TO elements together, in arrays of up to _ROWS rows and _WIDTH columns.
 MANY_SHAPES = 32
 _JOINED_UP_TO = 2**16
 _ROWS, _WIDTH = 2**9, 2**7
 
 
 class Store:
-    """A store of kernels of one optimizer, for the first place of their keys."""
+    """The kernels of one optimizer; comes first in their keys."""
 
     def __init__(self):
         self.compiled = {}
@@ -59,13 +58,13 @@ class Kernel(NamedTuple):
     Attributes:
         steps: Functions of the gradient, scalars and the values of a variable and its
             slots; each returns their new values, element-wise and in their dtypes,
-            `None` for those that it leaves, and sees those of the step before.
+            `None` for unchanged ones, and is given those of the step before.
         key: Hashable; steps with the same key are the same. They are kept as long as
             the process, or as long as the `Store` that comes first in it.
-        jit_compile: `True`, `False`, or `"auto"`: `True` where XLA serves.
+        jit_compile: `True`, `False`, or `"auto"`: `True` where XLA works.
         one_program: Whether the steps are compiled as one program. A step that needs
-            what is stored by the one before, in a narrower dtype, had better read it:
-            in one program XLA would hold it in the wider dtype as well.
+            what the one before stored in a narrower dtype should read it back: in one
+            program XLA would hold it in the wider dtype as well.
     """
 
     steps: tuple[Callable, ...]
@@ -74,7 +73,7 @@ class Kernel(NamedTuple):
     one_program: bool
 
     def rule(self, gradient, scalars, *values):
-        """The new values of a variable and its slots."""
+        """Returns the new values of a variable and its slots."""
         for step in self.steps:
             new = step(gradient, scalars, *values)
             values = tuple(x if y is None else y for x, y in zip(values, new))
@@ -91,7 +90,7 @@ class Update(NamedTuple):
 
 
 def after_gradients(gradients):
-    """A context: what is added in it to a graph runs when these gradients are there."""
+    """Returns a context in which graph operations run after these gradients."""
     graph = tf.compat.v1.get_default_graph()
     tensors = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]
     here = [t for t in tensors if tf.is_symbolic_tensor(t) and t.graph is graph]
@@ -156,7 +155,7 @@ def update(kernel, variables, gradient, scalars):
 
 
 def update_lazily(kernel, variables, gradient, counts, scalars):
-    """The same, but of the rows that a sparse gradient touches, and of no others.
+    """Does the same, but only for the rows that a sparse gradient touches.
 
     Args:
         kernel: `Kernel`.
@@ -164,8 +163,8 @@ def update_lazily(kernel, variables, gradient, counts, scalars):
         gradient: Dense tensor of that shape, or `tf.IndexedSlices`.
         counts: Integer variable of shape (n,), the updates made to each row, or `None`
             for a rule that does not depend on them.
-        scalars: Tensor, passed on to the rule; with `counts` in a tuple, together with
-            the counts of the updates that are being made to k rows, shape (k, 1, ...).
+        scalars: Tensor, passed on to the rule; with `counts`, in a tuple with the
+            update counts of the k rows, shape (k, 1, ...).
     """
     variables = _tf_variables(variables)
     gradient = _of_known_shape(gradient, variables[0].shape)
@@ -193,10 +192,10 @@ def _tf_variables(variables):
 
 
 def _of_known_shape(gradient, shape):
-    """The gradient; where its graph does not know the shape, the run checks it.
+    """Returns the gradient, its shape known and, if need be, checked at run time.
 
-    One of another shape would be broadcast, and one of unknown shape get a kernel of
-    its own.
+    A gradient of another shape would be broadcast, and one of unknown shape would get a
+    kernel of its own.
     """
     if isinstance(gradient, tf.IndexedSlices):
         rows = tf.TensorShape([None]).concatenate(shape[1:])
@@ -237,14 +236,14 @@ def _is_compiled(kernel, variables):
 
 
 def _rows(update):
-    """The rows that a variable takes among others."""
+    """Returns how many rows a variable takes in a joined array."""
     return -(-update.variables[0].shape.num_elements() // _WIDTH)
 
 
 def _parts(updates):
     """Splits updates into lists that take at most `_ROWS` rows each."""
     part: list[Update] = []
-    for each in sorted(updates, key=_rows):  # Fuller parts, and so fewer shapes.
+    for each in sorted(updates, key=_rows):  # Fills parts better: fewer shapes.
         if part and sum(map(_rows, part)) + _rows(each) > _ROWS:
             yield part
             part = []
@@ -256,10 +255,10 @@ def _update_joined(updates):
     """Updates copies of several variables in one array, and writes them back.
 
     Every variable begins a new row, so that each row has the scalars of one variable.
-    The rows are a power of two: few kernels serve all models.
+    The number of rows is a power of two, so that a few kernels serve all models.
 
     Returns:
-        List of an operation that is done when all is written; empty outside of graphs.
+        List with an operation that ends after all writes; empty outside of graphs.
     """
     kernel = updates[0].kernel
     rows = [_rows(u) for u in updates]
@@ -301,10 +300,10 @@ def _update_joined(updates):
 
 
 def _updated_rows(kernel, variables, counts, gradient, scalars):
-    """The rows that a sparse gradient names, their new values and new counts.
+    """Returns the rows that a sparse gradient names, their new values and counts.
 
     The compiled program gets as many rows as the next power of two: XLA compiles it
-    for few numbers of rows, and the last bits do not depend on what a graph knows of
+    for few numbers of rows, and the last bits do not depend on whether a graph knows
     the number.
 
     Returns:
@@ -327,7 +326,7 @@ def _updated_rows(kernel, variables, counts, gradient, scalars):
 
 
 def _enlarged(n):
-    """The least power of two that is not less than n; 0 for 0."""
+    """Returns the smallest power of two that is at least n; 0 for 0."""
     if isinstance(n, int):
         return 2 ** (n - 1).bit_length() if n else 0
     powers = tf.constant([2**i for i in range(31)])
@@ -341,15 +340,15 @@ def _write_rows(variables, rows, values):
 
 
 def _summed_rows(gradient, more):
-    """The rows that a sparse gradient names, each with the sum of all its values.
+    """Returns the rows that a sparse gradient names, each with the sum of its values.
 
-    An index that is repeated keeps all its places, and has the sum in each of them.
-    That keeps shapes static, as XLA needs them; and it sorts (of `tf.unique` it makes a
-    loop with a step for each index).
+    A repeated index keeps all its places, with the sum in each. That keeps shapes
+    static, as XLA needs them, and uses a sort; XLA turns `tf.unique` into a loop with
+    a step for each index.
 
     Args:
         gradient: `tf.IndexedSlices` with n indices.
-        more: Number of rows of any kind to put behind these.
+        more: Number of arbitrary rows to append.
 
     Returns:
         Tensors of shapes (n + more,) and (n + more, ...): indices in ascending order,
@@ -366,7 +365,7 @@ def _summed_rows(gradient, more):
 
 
 def _run_for_values(kernel, gradient, scalars, values):
-    """The new values by compiled programs; `None` for those that they leave."""
+    """Runs compiled programs; returns new values, `None` for unchanged ones."""
     changed = [False] * len(values)
     for program in _compiled_for_values(kernel, values, gradient, scalars):
         new = program(gradient, scalars, *values)
@@ -376,7 +375,7 @@ def _run_for_values(kernel, gradient, scalars, values):
 
 
 def _compiled(kernel, variables, gradient, scalars):
-    """The compiled programs that update variables in place."""
+    """Returns the compiled programs that update variables in place."""
     shape, dtypes = variables[0].shape, tuple(v.dtype for v in variables)
     specs = _specs(gradient, scalars)
     return _stored(
@@ -385,7 +384,7 @@ def _compiled(kernel, variables, gradient, scalars):
 
 
 def _compiled_for_values(kernel, values, gradient, scalars):
-    """The compiled programs that return new values."""
+    """Returns the compiled programs that return new values."""
     specs = _specs(gradient, scalars, *values)
     return _stored(
         kernel, ("values", *specs), lambda p: _concrete(lambda *x: p(*x), *specs)
@@ -397,7 +396,7 @@ def _specs(*tensors):
 
 
 def _stored(kernel, key, compile_program):
-    """The programs of a kernel, from a store or new."""
+    """Returns a kernel's programs, from a store or newly compiled."""
     owner, *rest = kernel.key
     compiled = owner.compiled if isinstance(owner, Store) else _COMPILED
     key = (*(rest if isinstance(owner, Store) else kernel.key), *key)
@@ -431,14 +430,14 @@ def _concrete(function, *specs):
         traced = compiled.get_concrete_function(*specs)
     if traced.captured_inputs:
         return traced
-    # XLA keeps what it has compiled for ever: the same program is compiled once.
+    # XLA never frees what it has compiled, so each program is compiled only once.
     graph = traced.graph.as_graph_def().SerializeToString(deterministic=True)
     digest = hashlib.sha256(graph).digest()
     return _PROGRAMS.setdefault((digest, str(specs)), traced)
 
 
 def _xla_serves(variables):
-    """Whether XLA can compile the update of a variable and its slots."""
+    """Returns whether XLA can compile the update of a variable and its slots."""
     device = variables[0].device
     return (
         all(v.device == device for v in variables)

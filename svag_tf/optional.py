@@ -1,7 +1,7 @@
 """Packages that may be missing: each is imported when it is first used.
 
-So every module of svag_tf can be imported without them, and what uses one says how to
-get it.
+So every module of svag_tf can be imported without them, and using a missing one raises
+an error that says how to install it.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class _Optional(ModuleType):
             self._module = importlib.import_module(name)
             return self._module
         except ModuleNotFoundError as error:
-            if error.name != name:  # It is there, but lacks something itself.
+            if error.name != name:  # Installed, but one of its own imports fails.
                 raise
             raise ImportError(
                 f"{name} is not installed. Remedy: {self._remedy}", name=name
             ) from error
 
     def __getattr__(self, attribute: str) -> Any:
-        if attribute.startswith("__"):  # What inspect and doctest look for.
+        if attribute.startswith("__"):  # inspect and doctest look for such names.
             raise AttributeError(attribute)
         module = self._load()
         try:
@@ -54,10 +54,10 @@ class _Optional(ModuleType):
 def require(*packages: ModuleType) -> None:
     """Raises an ImportError that names the remedy if a package is missing.
 
-    For long work that would find out at its end only, when it draws pictures.
+    For long work that would otherwise fail only at its end, when it draws plots.
 
     Args:
-        packages: of this module, such as `optional.matplotlib`.
+        packages: Packages of this module, such as `optional.matplotlib`.
     """
     for package in packages:
         package._load()

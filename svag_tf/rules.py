@@ -15,7 +15,7 @@ the same, corrected for that start:
 In floats 1 - rho loses all its digits for small t, so it is never formed: the two
 factors that turn v - m^2 into s and into rho s are computed directly (with expm1).
 At t = 1, and always for beta = 0, the averages hold one observation, which says
-nothing of the noise: both factors are 0 there, and every gamma is 1.
+nothing about the noise: both factors are 0 there, and every gamma is 1.
 
 A float32 square overflows above 1.8e19 and underflows below 1e-19. Squares saturate,
 and a small m^2 is scaled before it is compared with the noise, so that any finite
@@ -32,20 +32,19 @@ from keras import backend, ops
 
 
 def largest(dtype):
-    """The largest finite number of a floating-point dtype, as a Python float."""
+    """Returns the largest finite number of a floating-point dtype, as a float."""
     return float(ml_dtypes.finfo(dtype).max)
 
 
 def saturating_square(x):
-    """x^2, at most a quarter of the largest finite float of x's dtype; NaN stays NaN.
+    """Returns x^2, at most a quarter of the largest finite float; NaN stays NaN.
 
     So the sum of a squared signal and its noise is finite too (for beta >= 0.5).
     """
     return _at_most(ops.square(x), 0.25 * _largest_like(x))
 
 
-# Bounds by a choice, which leaves NaN what it is. XLA on a CPU makes slower code of
-# `clip`.
+# `where` keeps NaN, and XLA on a CPU compiles it to faster code than `clip`.
 
 
 def _at_most(x, bound):
@@ -62,15 +61,15 @@ def _largest_like(x):
 
 
 def moving_average(average, value, beta, betas=None):
-    """beta * average + (1 - beta) * value.
+    """Returns beta * average + (1 - beta) * value.
 
-    For beta from 0.5 as a correction of the average: rounding beta to float32 would
-    cost digits when it is close to 1. Neither form can overflow.
+    For beta >= 0.5 computed as a correction of the average: rounding beta to float32
+    would cost digits when it is close to 1. Neither form can overflow.
 
     Args:
         average: Tensor.
         value: Tensor like it.
-        beta: Float in [0, 1), which decides on the form.
+        beta: Float in [0, 1), which selects the form.
         betas: beta and 1 - beta as scalar tensors of the same dtype, or `None` for
             constants.
     """
@@ -83,14 +82,14 @@ def moving_average(average, value, beta, betas=None):
 
 
 def bias_correction(t, beta):
-    """1 / (1 - beta^t), what an average that starts at 0 is corrected with."""
+    """Returns 1 / (1 - beta^t), the correction of an average that starts at 0."""
     if beta == 0.0:
         return ops.ones_like(t)
     return -1.0 / ops.expm1(t * math.log(beta))
 
 
 def bias_corrected(average, correction):
-    """average / (1 - beta^t), at most the largest finite float in size.
+    """Returns average / (1 - beta^t), at most the largest finite float in size.
 
     Equation: m = m~ / (1 - beta^t), v = v~ / (1 - beta^t).
     """
@@ -99,12 +98,12 @@ def bias_corrected(average, correction):
 
 
 def has_history(t, beta):
-    """1 if the averages hold more than one observation, else 0."""
+    """Returns 1 if the averages hold more than one observation, else 0."""
     return ops.cast(t > 1.0, t.dtype) if beta > 0.0 else ops.zeros_like(t)
 
 
 def variance_factor(t, beta):
-    """1 / (1 - rho), the factor that makes v - m^2 an unbiased sigma^2; 0 at t = 1.
+    """Returns 1 / (1 - rho), which makes v - m^2 an unbiased sigma^2; 0 at t = 1.
 
     Equation: 1/(1 - rho) = (1 + beta)(1 - beta^t) / (2 (beta - beta^t)).
     """
@@ -114,7 +113,7 @@ def variance_factor(t, beta):
 
 
 def mean_variance_factor(t, beta):
-    """rho / (1 - rho), the factor that makes v - m^2 the variance of m; 0 at t = 1.
+    """Returns rho / (1 - rho), which makes v - m^2 the variance of m; 0 at t = 1.
 
     Equation: rho/(1 - rho) = (1 - beta)(1 + beta^t) / (2 (beta - beta^t)).
     """
@@ -124,7 +123,7 @@ def mean_variance_factor(t, beta):
 
 
 def mean_variance_ratio(t, beta):
-    """rho, the variance of m over that of g; 1 at t = 1.
+    """Returns rho, the variance of m over that of g; 1 at t = 1.
 
     Equation: rho = (1 - beta)(1 + beta^t) / ((1 + beta)(1 - beta^t)).
     """
@@ -135,19 +134,19 @@ def mean_variance_ratio(t, beta):
 
 
 def _over_decay(t, beta):
-    """1 / (2 (beta - beta^t)), 0 at t = 1."""
+    """Returns 1 / (2 (beta - beta^t)), 0 at t = 1."""
     decay = -ops.expm1(ops.clip(t - 1.0, 1.0, math.inf) * math.log(beta))
-    # A beta below 1e-30 averages nothing in float32, and 1/beta is no number there.
+    # A beta below 1e-30 averages nothing in float32, and 1/beta may overflow there.
     return has_history(t, beta) / (2.0 * max(beta, 1e-30) * decay)
 
 
 def excess(m, v):
-    """v - m^2, which is never negative in exact arithmetic: clipped at 0."""
+    """Returns v - m^2, clipped at 0: in exact arithmetic it is never negative."""
     return _at_least(v - saturating_square(m), ops.zeros((), m.dtype))
 
 
 def signal_and_noise(m, v, factor):
-    """m^2 and factor (v - m^2), whose quotient is eta^2, the noise-to-signal ratio.
+    """Returns m^2 and factor (v - m^2), whose quotient is the noise-to-signal ratio.
 
     Both are multiplied by the same power of two, so that m^2 is not 0 where m is not;
     both saturate.
@@ -162,7 +161,7 @@ def signal_and_noise(m, v, factor):
 
 
 def signal_and_variance(m, variance, factor):
-    """m^2 and factor times a variance, as `signal_and_noise` scales and bounds them.
+    """Returns m^2 and factor * variance, scaled and bounded as in `signal_and_noise`.
 
     Args:
         m: Average of g, corrected for its start.
@@ -182,7 +181,7 @@ def signal_and_variance(m, variance, factor):
 
 
 def gamma_gradient(signal, noise):
-    """gamma = 1 / (1 + eta^2), and 0 where m = 0.
+    """Returns gamma = 1 / (1 + eta^2), and 0 where m = 0.
 
     The factor that minimises E||gamma g - grad L||^2 (the paper's Lemma).
     """
@@ -190,12 +189,12 @@ def gamma_gradient(signal, noise):
 
 
 def gamma_sign(signal, noise):
-    """gamma = erf(1 / (sqrt(2) eta)), and 0 where m = 0.
+    """Returns gamma = erf(1 / (sqrt(2) eta)), and 0 where m = 0.
 
     The factor 2 P[sign(g) = sign(grad L)] - 1 that minimises
     E||gamma sign(g) - sign(grad L)||^2 for Gaussian noise (the paper's Lemma).
     """
-    # Above erf(6) it is 1 in float64 too, and said so: XLA's erf stops short of 1.
+    # Above erf(6) it is 1 in float64 too, but XLA's erf stops short of 1.
     certain = signal >= 72.0 * noise
     ratio = signal / ops.where(certain, 1.0, 2.0 * noise)
     gamma = ops.where(certain, 1.0, ops.erf(ops.sqrt(ratio)))
@@ -203,7 +202,7 @@ def gamma_sign(signal, noise):
 
 
 def gamma_sign_adam(signal, noise):
-    """gamma = (1 + eta^2)^(-1/2), and 0 where m = 0.
+    """Returns gamma = (1 + eta^2)^(-1/2), and 0 where m = 0.
 
     With eta^2 = (v - m^2)/m^2 it makes gamma * sign(m) = m / sqrt(v): Adam.
     """

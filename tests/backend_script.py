@@ -66,7 +66,7 @@ def check_jit():
 
 
 def check_sparse_torch():
-    """torch's sparse gradients, what nn.Embedding(sparse=True) has."""
+    """torch's sparse gradients, as nn.Embedding(sparse=True) has them."""
     import torch
 
     for variant in table.VARIANTS:

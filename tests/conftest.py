@@ -1,4 +1,4 @@
-"""What all tests share: global state as it was, and caches of compiled code cleared."""
+"""Shared by all tests: restores global state and clears caches of compiled code."""
 
 import gc
 import importlib.util
@@ -10,7 +10,7 @@ from tiers import mark_all_but_a_sample
 
 from svag_tf import kernels
 
-collect_ignore_glob = ["*_script.py"]  # For processes of their own.
+collect_ignore_glob = ["*_script.py"]  # They run in separate processes.
 # On other backends `test_backends.py` compares and trains the methods.
 ON_TENSORFLOW_ALONE = (
     "svag_tf/convert.py",
@@ -25,7 +25,7 @@ ON_TENSORFLOW_ALONE = (
 
 @pytest.hookimpl(tryfirst=True)  # Before -m looks at the marks.
 def pytest_collection_modifyitems(items):
-    """Skips what has TensorFlow in it, or float64, on other backends."""
+    """Skips tests with TensorFlow or float64 on other backends."""
     mark_all_but_a_sample(items)
     if keras.backend.backend() != "tensorflow":
         for item in items:
@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_runtest_setup(item):
-    """Skips what is marked with `needs("package", ...)` where one is missing."""
+    """Skips tests marked with `needs("package", ...)` if one is missing."""
     for mark in item.iter_markers("needs"):
         for package in mark.args:
             if importlib.util.find_spec(package) is None:
@@ -43,7 +43,7 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(autouse=True)
 def _keras_state_restored():
-    """Dtype policy and floatx are the process's: no test may leave its own behind."""
+    """Dtype policy and floatx belong to the process: restores both after each test."""
     policy, floatx = keras.config.dtype_policy(), keras.config.floatx()
     yield
     keras.config.set_dtype_policy(policy)

@@ -26,7 +26,7 @@ from svag_tf.experiments.training.train import Batches, train
 from svag_tf.noise import files as noise_files
 
 REPLICAS = 3
-ROWS = 12  # Of a batch: 4 a replica.
+ROWS = 12  # In a batch: 4 per replica.
 STEPS = 6
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(STEPS, ROWS, 3)).astype("float32")
@@ -54,7 +54,7 @@ class Training:
             self.variables = [self.kernel, self.bias]
             self.optimizer = make()
             self.optimizer.build(self.variables)
-        self.distribute_strategy = self.strategy  # As a model has them.
+        self.distribute_strategy = self.strategy  # As in a model.
         self.metrics_variables = []
         self.step = tf.function(self._step, autograph=False)
         self.gradient = gradient or self._least_squares
@@ -178,7 +178,7 @@ def check_sparse_gradients(strategy):
 
 
 def check_an_infinite_gradient_on_the_last_replica(strategy):
-    """Is left out on all replicas, as on one device, and the scale is halved."""
+    """All replicas skip the step, as on one device, and the scale is halved."""
     x = X.copy()
     x[2, ROWS - 1, 0] = np.inf
     make = COMBINATIONS["accumulation, clipnorm, dynamic scale"]
@@ -236,7 +236,7 @@ def check_kernels_are_compiled_on_each_replica(strategy):
 
 
 def reference_vote(opinions):
-    """The sign that most are for; 0 for a tie. NaN for all if one is not finite."""
+    """The sign of the majority; 0 for a tie. NaN for all if one is not finite."""
     opinions = np.array(opinions)
     if not np.isfinite(opinions).all():
         return np.full(opinions[0].shape, np.nan)
@@ -245,7 +245,7 @@ def reference_vote(opinions):
 
 
 def check_majority_vote(strategy):
-    """Against votes written out; gradients with ties and zeros, then a NaN."""
+    """Compared with votes in plain NumPy; gradients with ties and zeros, then a NaN."""
     rng = np.random.default_rng(1)
     gradients = rng.integers(-2, 3, (STEPS, REPLICAS, 3, 4)).astype("float32")
     assert (reference_vote(gradients[0]) == 0).any()
@@ -292,7 +292,7 @@ def check_majority_vote(strategy):
 
 
 def check_variance_of_replicas(strategy):
-    """M-SVAG from the variance across replicas, against the same written out."""
+    """M-SVAG from the variance across replicas, compared with the equations."""
     rng = np.random.default_rng(2)
     gradients = rng.normal(0.5, 1, (STEPS, REPLICAS, 3, 4)).astype("float32")
     beta, rate = 0.8, 0.25
@@ -362,7 +362,7 @@ def check_refusals(strategy):
         def compute_loss(self, *args, **kwargs):
             return 2 * super().compute_loss(*args, **kwargs)
 
-    fit("mse", Twice, rows=3)  # Comes out even.
+    fit("mse", Twice, rows=3)  # Splits evenly.
 
     class Normalized(keras.Sequential):
         def __init__(self, layers):
@@ -412,7 +412,7 @@ def check_fit_with_parts_that_are_uneven(strategy):
             return y
 
     def regularized():
-        pool = keras.layers.MaxPooling1D(2, 1, "same")  # Of none, TensorFlow aborts.
+        pool = keras.layers.MaxPooling1D(2, 1, "same")  # TensorFlow aborts for none.
         layers = [keras.Input((5, 3)), Regularized(2, kernel_regularizer="l2"), pool]
         model = keras.Sequential(layers)
         loss_scaling = distribution.LossScaleOptimizer

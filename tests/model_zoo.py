@@ -45,7 +45,7 @@ def subclassed():
 
 
 class Guide(Net):
-    """As "Customizing what happens in `fit()`" has it."""
+    """As in "Customizing what happens in `fit()`"."""
 
     def train_step(self, data):
         x, y = data
@@ -69,7 +69,7 @@ def guide():
 
 
 class GuideWithoutLoss(Net):
-    """Its second part: metrics of its own, and a `test_step`."""
+    """Its second part: own metrics and a `test_step`."""
 
     def __init__(self):
         super().__init__()
@@ -227,7 +227,7 @@ def vae():
 
 
 class GAN(keras.Model):
-    """As Keras' guide has it: `compile` gives `super().compile()` no optimizer."""
+    """As in Keras' guide: `compile` gives `super().compile()` no optimizer."""
 
     def __init__(self, built=True):
         super().__init__()
@@ -423,7 +423,7 @@ def of_fixed_size():
 
 
 class OfRecords(Net):
-    """A dict of everything, as tf.data makes it of files."""
+    """A dict of everything, as tf.data makes from files."""
 
     def train_step(self, data):
         return super().train_step((data["image/encoded"], data["image/label"]))

@@ -83,7 +83,7 @@ def said_of(function, *arguments, **keywords):
 
 
 def check_frozen_and_unfrozen(folder):
-    """Each layer goes on with its own state, whichever layers are trained."""
+    """Each layer continues with its own state, whichever layers are trained."""
     pairs = [((0,), ()), ((), (0,)), ((1,), (0,)), ((0, 1), (0, 2)), ((1,), (1,))]
     for n, (before, after) in enumerate(pairs):
         move, built = FILES[n % 3], n % 2
@@ -93,7 +93,7 @@ def check_frozen_and_unfrozen(folder):
         if built:
             here.optimizer.build(here.trainable_variables)
         said = said_of(move, there, here, folder)
-        # The model is known while it is loaded: nothing is left to say later.
+        # The model is known while it is loaded: no later warning is needed.
         assert len(said) == (before != after), (before, after, said)
         assert said_of(fit, here) == []
         for i in range(3):
@@ -132,7 +132,7 @@ def check_layer_removed_and_added(folder):
 
 
 def check_named_layers(folder):
-    """A name of the user's own is what a layer is known by, numbers and all."""
+    """A user's own name identifies a layer, including its numbers."""
 
     def named(*names):
         keras.utils.set_random_seed(0)
@@ -178,7 +178,7 @@ def check_lora(folder):
         assert "lora_kernel_a" in said and "dense" in said
         fit(here)
         assert counts(here) == [[4], [1, 4], [4]], counts(here)
-        # And a model with LoRA goes on with all of it.
+        # And a model with LoRA continues with all of it.
         again = net()
         again.layers[1].enable_lora(2)
         again.compile(svag_tf.MSVAG(0.01), "mse")
@@ -225,7 +225,7 @@ def check_our_state_in_another_optimizer(folder):
 
 
 def check_warning_as_an_error(folder):
-    """The optimizer is then as it was, and can be used."""
+    """The optimizer is then unchanged, and can be used."""
     there = net(frozen=(0,))
     fit(there, 2)
     for move in FILES:

@@ -109,7 +109,7 @@ def start(dtype):
 
 
 def make(variant, beta=0.9, learning_rate=LEARNING_RATE, **kwargs):
-    """The optimizer of a variant such as "msvag" or "svas_adam"."""
+    """Returns the optimizer of a variant such as "msvag" or "svas_adam"."""
     import svag_tf
 
     name, _, adaptation = variant.partition("_")
@@ -275,7 +275,7 @@ def compare(record, variant, beta, dtype="float32", sparse=False):
 
 
 def _assert_between(actual, low, high, name):
-    """Fails with the worst element; NaN lies between nothing."""
+    """Fails with the worst element; NaN is never within bounds."""
     wrong = ~((low <= actual) & (actual <= high))
     if not wrong.any():
         return

@@ -37,7 +37,7 @@ def test_agrees_with_the_oracle_and_trains(backend, tmp_path):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_does_not_need_tensorflow(backend):
-    """Nor import it: who has installed only this backend can use the package."""
+    """Nor import it: users with only this backend can use the package."""
     code = """if True:
         import sys
 

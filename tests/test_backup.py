@@ -1,4 +1,4 @@
-"""Backups: exact, and whatever fails, the last whole one is what restores."""
+"""Backups are exact, and whatever fails, the last whole one is restored."""
 
 import os
 import re
@@ -74,7 +74,7 @@ def test_goes_on_bit_for_bit(made, backups):
 
 
 def test_damaged_at_any_byte(backups):
-    """Cut there, or with a flipped bit: it is noticed."""
+    """A truncated file or a flipped bit is noticed."""
     last = backups / "epoch_2"
     assert backup._is_whole(last)
     for path in sorted(last.iterdir()):
@@ -105,7 +105,7 @@ def test_goes_on_from_the_one_before(made, backups, name):
 
 
 def test_killed_while_it_wrote(made, backups):
-    """What it left is no backup, and is cleared."""
+    """Its remains are no backup, and are cleared."""
     left = backups / ".tmp-epoch_3"
     shutil.copytree(backups / "epoch_2", left)
     (left / backup.VALUES).write_bytes(b"a part")
@@ -114,7 +114,7 @@ def test_killed_while_it_wrote(made, backups):
 
 
 def test_killed_while_it_deleted(made, backups, monkeypatch):
-    """What it left is no backup: the next `fit` goes on from the others."""
+    """Its remains are no backup: the next `fit` resumes from the others."""
 
     def killed(folder):
         (folder / backup.STATE).unlink()
@@ -155,7 +155,7 @@ def test_of_another_model(backups):
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
-    """Said before the first step."""
+    """The error comes before the first step."""
     (tmp_path / "file").write_text("")
     model = model_of()
     for path in (tmp_path / "file", tmp_path / "file" / "below"):

@@ -112,7 +112,7 @@ def test_first_step_says_nothing_of_the_noise():
 @pytest.mark.parametrize("name", [n for n in OPTIMIZERS if n != "adam"])
 @pytest.mark.parametrize("size", [1e-35, 1e-20, 3e19, 1e35])
 def test_gradients_of_any_size(name, size):
-    """A constant gradient has no noise, also where its square is no float32."""
+    """A constant gradient has no noise, even if its square does not fit in float32."""
     model = linear_model(OPTIMIZERS[name]())
     shapes = [tuple(v.shape) for v in model.trainable_variables]
     gradients = [[np.full(shape, size, "float32") for shape in shapes]] * 3
@@ -218,7 +218,7 @@ def test_layers_of_the_same_name():
 
 
 def test_what_is_not_known_is_nan():
-    """A batch size that no metric has counted; averages of what is not a number."""
+    """A batch size that no metric has counted; averages of NaN."""
     model = linear_model(svag_tf.MSVAG(0.01))
     gradients = random_gradients(model, 4)
     gradients[2] = [np.nan * g for g in gradients[2]]
@@ -443,7 +443,7 @@ def events(folder):
 
 @pytest.mark.needs("tensorboard")
 def test_tensorboard_and_going_on(tmp_path):
-    """A training that goes on keeps what was measured up to there, and no more."""
+    """A resumed training keeps the measurements up to that point, and no more."""
     model = linear_model(svag_tf.MSVAG(0.01))
     fit(model, GradientNoise(5, "full", tmp_path))
     path = tmp_path / "noise.csv"
@@ -514,7 +514,7 @@ def test_another_file_of_that_name(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, disk_of):
-    """Said before the first step, and nothing is left."""
+    """The error comes before the first step, and nothing is left behind."""
     (tmp_path / "file").write_text("")
     (tmp_path / "run" / "tensorboard").mkdir(parents=True)
     (tmp_path / "run" / "tensorboard" / "noise").write_text("")

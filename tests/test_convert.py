@@ -1,4 +1,4 @@
-"""Runs of the authors' TensorFlow 1 package go on here where they stopped."""
+"""Runs of the authors' TensorFlow 1 package continue here where they stopped."""
 
 import keras
 import numpy as np

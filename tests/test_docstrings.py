@@ -1,4 +1,4 @@
-"""What the public docstrings say: examples, and arguments that exist."""
+"""Public docstrings: their examples run, and their arguments exist."""
 
 import doctest
 import inspect

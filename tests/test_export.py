@@ -1,4 +1,4 @@
-"""SavedModels that go on training: the same weights as in Python, bit for bit."""
+"""SavedModels that continue training: the same weights as in Python, bit for bit."""
 
 import json
 import os
@@ -154,7 +154,7 @@ def model_of(case):
     keras.config.set_dtype_policy("float32")
     arguments = {"loss": sparse(), "metrics": ["accuracy"], "jit_compile": False}
     model.compile(case.optimizer(), **{**arguments, **case.compiled})
-    if case.policy:  # Starts so high that it takes more steps than here to come down.
+    if case.policy:  # Starts so high that it needs more steps to come down.
         model.optimizer.initial_scale = 128.0
     return model
 
@@ -179,7 +179,7 @@ FAST = ("no slots",)
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Some cases, exported after k steps and gone on with here and elsewhere."""
+    """Some cases, exported after k steps and continued here and elsewhere."""
     return runs_of(FAST, tmp_path_factory)
 
 
@@ -310,7 +310,7 @@ def state_of(loaded, batch):
 @pytest.mark.parametrize("kind", ["cut", "flipped"])
 @pytest.mark.parametrize("file", ["index", "data-00000-of-00001"])
 def test_damaged_checkpoint(runs, loaded, tmp_path, file, kind):
-    """At any byte: it is refused by name, or harmless; nothing changes in memory."""
+    """Damage at any byte is refused by name, or harmless; nothing changes in memory."""
     batch = runs["no slots"].batch
     good, bad = str(tmp_path / "good"), str(tmp_path / "bad")
     loaded.save(path=good)
@@ -472,7 +472,7 @@ def test_what_cannot_be_exported_is_refused(build, message, tmp_path):
 
 
 class Custom(Subclassed):
-    """A training step with something more in its loss; `bad` is what is refused."""
+    """A training step with an extra term in its loss; `bad` is what is refused."""
 
     def __init__(self, bad):
         super().__init__()
@@ -515,7 +515,7 @@ class InPython(Custom):
 
 
 class Hidden(Custom):
-    """Its optimizer is where it is not looked for."""
+    """Its optimizer is where the export does not look for it."""
 
     def __init__(self, bad):
         super().__init__(bad)
@@ -554,8 +554,8 @@ class Names(Custom):
         (Scaled, "not its own, foreign.* in train. Make them weights of the model"),
         (Random, r"not its own, .*seed_generator_state.*\(or a keras.random.SeedGen"),
         (InPython, "calls Python code .* operations of TensorFlow or keras.ops"),
-        (Hidden, "must use an optimizer of the model. Make what it uses"),
-        (Without, "must use an optimizer of the model. Make what it uses"),
+        (Hidden, "must use an optimizer of the model. Make the optimizer"),
+        (Without, "must use an optimizer of the model. Make the optimizer"),
         (Names, "'_a/b' and '_a_b' would both be '_a_b' .* Rename one of them"),
     ],
 )
@@ -704,7 +704,7 @@ def test_saved_model_cli(runs, tmp_path):
 
 @pytest.mark.slow
 def test_losses_and_states_of_layers(tmp_path):
-    """Those that Keras keeps apart: a layer's own loss, the states of an RNN."""
+    """State that Keras keeps separately: a layer's own loss, the states of an RNN."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
         [
@@ -797,7 +797,7 @@ class TrainsByItself(Subclassed):
 
 
 def test_model_that_makes_its_training_function(tmp_path):
-    """Keras' way to call it is not that of all, and it need not be a closure."""
+    """Its signature may differ from Keras', and it need not be a closure."""
     model = subclassed(TrainsByItself)
     x = np.zeros((4, 4), "float32")
     svag_tf.export_trainable(model, tmp_path / "exported", x)

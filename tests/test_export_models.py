@@ -1,4 +1,4 @@
-"""Exports and backups of models as people write them: nothing has to be said."""
+"""Exports and backups of typical user models need no further arguments."""
 
 import re
 import warnings
@@ -30,7 +30,7 @@ def make(build, built=True):
 
 
 def dataset(build):
-    """All batches of one size, as `fit` makes of arrays that come out even."""
+    """All batches of one size, as `fit` makes from arrays that split evenly."""
     data = zoo.DATA[build]
     data = data if len(data) > 1 else data[0]
     return tf.data.Dataset.from_tensor_slices(data).batch(zoo.N, drop_remainder=True)
@@ -151,7 +151,7 @@ def test_backup_goes_on_bit_for_bit(build, tmp_path):
     ),
 )
 def test_not_trained_yet(build, tmp_path):
-    """What `fit` makes at its first step, the export makes: told what data is like."""
+    """Given the data's specs, the export creates what `fit` would at its first step."""
     x, *y = zoo.DATA[build]
     model = make(build, built=False)
     with pytest.raises(ValueError, match="What the model takes is not known"):
@@ -194,7 +194,7 @@ def test_state_for_a_model_whose_layers_are_not_built(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("restore", ["export", "backup"])
 def test_states_of_other_optimizers_are_refused(restore, tmp_path):
-    """Another class, fewer optimizers, another one's variables: each is named."""
+    """Another class, fewer optimizers, another optimizer's variables: each is named."""
 
     def gan(first=svag_tf.MSVAG, second=svag_tf.MSVAS, build=zoo.GAN):
         keras.utils.set_random_seed(0)

@@ -1,4 +1,4 @@
-"""What an export takes its data to be: what the model was trained on."""
+"""An export takes data like that on which the model was trained."""
 
 import re
 
@@ -85,7 +85,7 @@ def exported(model):
 
 
 def given(model, x=None, y=None, sample_weight=None):
-    """What the export's `train` takes: dtypes and shapes by name; the form of data."""
+    """Returns dtypes and shapes of the export's `train` by name; the form of data."""
     said = exported_data.said_of(x, y, sample_weight)
     steps = exported_functions._Steps(model, said, None)
     return steps.form.parts, exported_data.shown(steps.given)
@@ -118,7 +118,7 @@ T = np.ones((N, 3, 2), "float32")
          (3, "x=float32[any, any, 2], y=float32[any, 1, 2]")),
         (of_two, [fit([X, X], LABELS), on_batch([X, X], LABELS)],
          (2, f"x=({XS!r}, {XS!r}), y={YS}")),
-        # The export makes Keras a step, of which no one has said anything.
+        # The export makes a step for Keras, for data that nobody described.
         (dense, [exported, fit(X, LABELS)], (2, f"x={XS}, y={YS}")),
         (dense, [exported, exported], (2, f"x={XS}, y=int64[any]")),
     ],
@@ -186,7 +186,7 @@ def test_with_and_without_targets():
 
 
 def test_lengths_that_differ():
-    """A subclassed model does not say what is free: several trainings do."""
+    """A subclassed model does not define its free dimensions; several trainings do."""
     model = zoo.Net()
     model.compile(svag_tf.MSVAG(0.1), "mse")
     for n in (3, 3, 5):

@@ -1,4 +1,4 @@
-"""`gradient_statistics`: against closed forms, a loop, and what it must refuse."""
+"""`gradient_statistics`: against closed forms and a loop, and its errors."""
 
 import re
 
@@ -251,7 +251,7 @@ LSTM = keras.Sequential(
         ({"model": WITHOUT_VARIABLES}, "must have trainable variables"),
         ({"loss": SUM}, "'mean' or None.*Received: reduction='sum'"),
         ({"data": (X,)}, "must hold .x, y. or .*Received: 1 parts"),
-        ({"data": (X, Y[:9])}, r"as many in each.*\(10, 4\), \(9,\)"),
+        ({"data": (X, Y[:9])}, r"equally many.*\(10, 4\), \(9,\)"),
         ({"data": (X[:0], Y[:0])}, "at least one example"),
         ({"data": []}, "at least one example"),
         ({"data": (X, Y, np.ones(9))}, r"shape \(10,\), one for each.*\(9,\)"),
@@ -260,7 +260,7 @@ LSTM = keras.Sequential(
         ({"vectorized": "yes"}, "'auto', True or False. Received: vectorized='yes'"),
         (
             {"data": tf.data.Dataset.from_tensors((X, Y)).repeat()},
-            "must end. Received: a data set that repeats",
+            "must be finite. Received: a data set that repeats",
         ),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""`import svag_tf`: what it says of an environment in which it cannot work."""
+"""`import svag_tf` in environments in which it cannot work: its errors and warnings."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ ROOT = Path(svag_tf.__file__).parents[1]
 
 
 def python(*arguments, stubs=None, **variables):
-    """Runs Python, with the package and `stubs` in front of what is installed."""
+    """Runs Python with the package and `stubs` before the installed packages."""
     path = [str(stubs)] if stubs else []
     path += [str(ROOT), os.environ.get("PYTHONPATH", "")]
     kept = {
@@ -33,7 +33,7 @@ def python(*arguments, stubs=None, **variables):
 
 
 def block(folder):
-    """Puts modules into a folder that say, like Python, that they are not there."""
+    """Puts modules into a folder that raise Python's error for missing modules."""
     for name in ("keras", "tensorflow", "jax", "torch"):
         text = f"raise ModuleNotFoundError('No module named {name}', name='{name}')"
         (folder / f"{name}.py").write_text(text)
@@ -95,7 +95,7 @@ def test_legacy_keras(value, told):
     "use", ["svag_tf.MSVAG", "from svag_tf import MSVAG", "from svag_tf import convert"]
 )
 def test_without_a_backend(tmp_path, use):
-    """Said when it is imported, and an error as soon as a name is used."""
+    """A warning when it is imported, and an error as soon as a name is used."""
     block(tmp_path)
     ran = python("-c", "import svag_tf; svag_tf.__version__", stubs=tmp_path)
     assert ran.returncode == 0

@@ -21,7 +21,7 @@ tf = pytest.importorskip("tensorflow")
 if keras.backend.backend() != "tensorflow":
     pytest.skip("kernels are TensorFlow's", allow_module_level=True)
 
-# Contraction to fused multiply-adds is all that XLA does otherwise.
+# XLA only differs by contraction to fused multiply-adds.
 SAME = {"rtol": 2e-6, "atol": 2e-7}
 
 
@@ -47,7 +47,7 @@ def values_of(optimizer, *variables):
 
 
 def gradient_specs():
-    """Of the gradients that the kernels take: the first tensors in their keys."""
+    """Yields the specs of the kernels' gradients, the first tensors in their keys."""
     for key in kernels._COMPILED:
         yield next(x for x in key if isinstance(x, tf.TensorSpec))
 
@@ -72,7 +72,7 @@ def test_compiled_and_op_by_op_give_the_same_numbers(variant, weight_decay):
 
 
 def optimized_hlo(optimizer, theta):
-    """What XLA makes of an optimizer's kernel for a variable: text of each program."""
+    """Returns the text of each program that XLA compiles for a variable's update."""
     kernels._COMPILED.clear()
     optimizer.apply([tf.ones_like(theta.value)], [theta])
     (programs,) = kernels._COMPILED.values()
@@ -139,7 +139,7 @@ class OverridesNoRule(svag_tf.MSVAG):
 
 
 class Scaled(svag_tf.MSVAG):
-    """A subclass whose rule depends on what its constructor does not tell."""
+    """A subclass whose rule depends on more than its constructor's arguments."""
 
     scale = 2.0
 
@@ -148,7 +148,7 @@ class Scaled(svag_tf.MSVAG):
 
 
 def test_kernels_of_subclasses():
-    """Shared if the rule is ours; else the instance's own, and gone with it."""
+    """Shared if the rule is ours; otherwise the instance's own, and deleted with it."""
     kernels._COMPILED.clear()
     kernels._PROGRAMS.clear()
     moved = []
@@ -164,7 +164,7 @@ def test_kernels_of_subclasses():
         np.testing.assert_allclose(move, factor * moved[0], 1e-5, 1e-6)
     assert len(kernels._COMPILED) == 1
     assert len(kernels._PROGRAMS) == 3
-    # The same program is compiled once, whoever's it is.
+    # The same program is compiled once for all optimizers.
     Scaled(0.3).apply([gradient(0)], [theta])
     assert len(kernels._PROGRAMS) == 3
     gone = weakref.ref(optimizer)
@@ -216,7 +216,7 @@ def test_a_schedule_compiles_and_traces_nothing_again():
 
 @pytest.mark.parametrize("sparse_updates", ["exact", "lazy"])
 def test_a_gradient_whose_shape_shows_in_the_run_only(sparse_updates):
-    """It takes the kernel of its variable, and another shape is not broadcast."""
+    """It uses the kernel of its variable, and another shape is not broadcast."""
     kernels._COMPILED.clear()
     optimizer, theta = svag_tf.MSVAG(sparse_updates=sparse_updates), variable()
     optimizer.build([theta])
@@ -257,7 +257,7 @@ def test_the_shape_of_a_sparse_gradient_is_checked():
         lambda case: case[0]["variant"] == "msvag",
         [
             ({"variant": "ssd"}, 4),
-            # Whether rows have counts of their own parts matrices from all others.
+            # Row counts separate matrices from all other variables.
             ({"variant": "svag", "sparse_updates": "lazy"}, 5),
             ({"variant": "msvas_gaussian", "weight_decay": 0.05}, 4),
             ({"variant": "msvag", "weight_decay": 0.05, "state_dtype": "bfloat16"}, 4),
@@ -426,7 +426,7 @@ def test_variables_on_another_device():
 
 @pytest.mark.parametrize("variant", slow_but(["msvag", "ssd"], VARIANTS))
 def test_an_exact_sparse_update_makes_no_dense_gradient(variant):
-    """Nothing of the table's size is made, but by the kernel, in place."""
+    """Nothing of the table's size is allocated: the kernel works in place."""
     optimizer, table = make(variant), variable((1000, 4))
     optimizer.build([table])
 
@@ -508,7 +508,7 @@ def rows_applied(sparse_updates, wrap):
 
 @pytest.mark.parametrize("sparse_updates", slow_but(["lazy"], ["exact", "lazy"]))
 def test_rows_are_compiled_for_powers_of_two_of_them(sparse_updates):
-    """The bits are the same, be their number known or not, in a graph or without."""
+    """The bits do not depend on whether their number is known, or on a graph."""
     kernels._COMPILED.clear()
     specs = [tf.TensorSpec([None, 3]), tf.TensorSpec([None], tf.int64)]
     known, unknown = tf.function, tf.function(input_signature=specs)

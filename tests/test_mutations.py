@@ -1,4 +1,4 @@
-"""The teeth of the table: each error that ports of the method made must fail it.
+"""The table must detect each error that ports of the method have made.
 
 Every mutation changes one rule or one method's direction; the comparison that
 `optimizers/test_table.py` makes, and nothing else, must notice.

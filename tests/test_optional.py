@@ -1,5 +1,5 @@
-"""Packages that may be missing: modules do without them, and their use says how to
-get them."""
+"""Packages that may be missing: modules import without them, and using one says how to
+install it."""
 
 import json
 import os
@@ -53,7 +53,7 @@ WITHOUT = """if True:
 
 
 def python_without(backend, blocked, code):
-    """What Python prints where some packages are missing, read as JSON."""
+    """Runs Python with some packages missing and reads its output as JSON."""
     process = subprocess.run(
         [sys.executable, "-c", f"BLOCKED = {blocked!r}\n{WITHOUT}\n{code}"],
         env={**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT)},

@@ -1,4 +1,4 @@
-"""`python -m svag_tf.report`: what the page says, and that a browser shows it."""
+"""`python -m svag_tf.report`: the content of the page, and that a browser shows it."""
 
 import json
 import math
@@ -28,7 +28,7 @@ METRICS = """epoch,step,learning_rate,train_loss,train_accuracy,test_loss,test_a
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two runs: one with all that there can be, one with noise.csv alone."""
+    """Two runs: one with all files, one with noise.csv alone."""
     folder = tmp_path_factory.mktemp("runs")
     for name, preset in (("full", "full"), ("<plain> & $little", "economy")):
         keras.utils.set_random_seed(0)
@@ -145,7 +145,7 @@ def test_noise_alone(tmp_path):
     panels = report._noise([run])
     texts = [annotation.text for annotation in panels.layout.annotations]
     assert texts.count("no signal can be told from the noise") == 2
-    # No power of ten is on it, so "2" and "5" would not tell of which.
+    # It has no power of ten, so "2" and "5" would be ambiguous.
     assert panels.layout.yaxis4.dtick is None
     (heat,) = report._heat_map(run, "eta2").data
     assert heat.z[0][0] == heat.zmax > heat.zmin
@@ -265,7 +265,7 @@ def test_bad_flags(runs, tmp_path, capsys):
         report.main([str(runs[0]), f"--output={tmp_path}/no/page.html"])
 
 
-# Put into the page before all else: tells what went wrong, what was loaded and drawn.
+# First script of the page: records errors, what was loaded and what was drawn.
 PROBE = """<script>
 const wrong = [];
 for (const name of ["error", "warn"]) {

@@ -161,7 +161,7 @@ def test_gamma_of_no_noise_is_one_and_of_no_signal_is_zero(gamma, dtype):
 @pytest.mark.parametrize("gamma", ADAPTATIONS)
 @pytest.mark.parametrize("beta", slow_but([0.9], BETAS))
 def test_gamma_is_exactly_one_at_the_first_step(gamma, beta, dtype, jit_compile):
-    """Whatever round-off has done to v - m^2, and whatever compiles the rules."""
+    """Whatever round-off does to v - m^2, and whatever compiles the rules."""
     largest = np.finfo(dtype).max
     m = np.array([1.0, -0.3, 1e-25, -1e25, 1e-10, 0.0], dtype)
     v = np.minimum(np.square(m, dtype=np.float64) * (1 + 1e-6), largest)

@@ -63,7 +63,7 @@ def test_s_and_rho_s_are_unbiased(beta, distribution):
         assert_mean(squares, rho * SIGMA**2)
         assert_mean(k * excess - squares, 0.0)  # rho s estimates var[m].
 
-        # Had the factors been left out, these very draws would show it.
+        # Without the factors, these same draws would fail.
         assert deviation(excess, SIGMA**2) < -8
         assert deviation(squares, SIGMA**2) < -8
         assert deviation(one_over * excess - squares, 0.0) > 8

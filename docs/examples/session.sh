@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The session of docs/saving.md: train here, export, go on elsewhere, come back.
+# The session of docs/saving.md: train here, export, continue elsewhere, come back.
 # Makes the folder runs/session, or the one that it is given, and writes into it.
 # PYTHON=... takes another Python than `python`.
 set -euo pipefail

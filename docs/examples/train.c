@@ -1,10 +1,10 @@
-/* Goes on training an exported model, with TensorFlow's C library alone.
+/* Continues training an exported model, with TensorFlow's C library alone.
  *
  *     ./train EXPORTED STEPS CHECKPOINT LOSS STEP
  *
  * Makes STEPS steps with a batch of 8 examples, x of shape (8, 4) and y of shape (8),
  * and saves the state to CHECKPOINT. LOSS and STEP are the names of the outputs `loss`
- * of `train` and `step` of `save`, as `saved_model_cli show` tells them.
+ * of `train` and `step` of `save`, as `saved_model_cli show` prints them.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -54,7 +54,7 @@ int main(int argc, char** argv) {
                                    graph, NULL, status);
   check("load");
 
-  /* Made up, as the example in docs/saving.md makes it up in Python. */
+  /* Made-up data, the same as in the Python example of docs/saving.md. */
   float x[N][4];
   int64_t y[N];
   for (int i = 0; i < N; ++i) {

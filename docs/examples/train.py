@@ -1,4 +1,4 @@
-"""docs/saving.md: trains a model and exports it; later takes back what it learned.
+"""docs/saving.md: trains and exports a model; later loads what it has learned.
 
 python train.py exported
 python train.py exported trained
@@ -24,7 +24,7 @@ model.compile(
     svag_tf.MSVAG(keras.optimizers.schedules.CosineDecay(0.1, 100)),
     keras.losses.SparseCategoricalCrossentropy(from_logits=True),
 )
-# The batch that train.c makes as well.
+# The same batch as in train.c.
 i, j = np.indices((8, 4))
 x = ((5 * i + 3 * j) % 8 / 8).astype("float32")
 y = np.arange(8) % 3

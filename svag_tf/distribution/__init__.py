@@ -2,10 +2,11 @@
 
 On TensorFlow the optimizers of svag_tf run under tf.distribute's `MirroredStrategy` and
 `MultiWorkerMirroredStrategy`, on JAX under `keras.distribution`; docs/distribution.md
-says how. What is here serves both:
+says how. This package serves both:
 
-- `check_replicas` and the callback `ReplicaCheck`: that all replicas are bitwise equal.
-- `LossScaleOptimizer`: Keras' dynamic loss scaling, right on several replicas.
+- `check_replicas` and the callback `ReplicaCheck`: check that all replicas are bitwise
+  equal.
+- `LossScaleOptimizer`: Keras' dynamic loss scaling, corrected for several replicas.
 - `local_state`, `set_local_state`: the averages that a majority vote keeps on each
   replica, for a checkpoint.
 """

@@ -1,4 +1,4 @@
-"""The state that each replica has of its own, for a checkpoint."""
+"""Saves and restores the state that differs between replicas."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from svag_tf.distribution.processes import (
 
 
 def local_state(model: keras.Model) -> list[np.ndarray]:
-    """What each replica's optimizer has of its own: the m~ of a majority vote.
+    """Returns the optimizer state that differs by replica: the m~ of a majority vote.
 
-    `model.save` and checkpoints hold the first replica's only. All processes of a run
-    must call it at the same time.
+    `model.save` and checkpoints hold only the first replica's. All processes of a run
+    must call this function at the same time.
 
     Args:
-        model: `keras.Model`, compiled, its optimizer built.
+        model: `keras.Model`, compiled, with its optimizer built.
 
     Returns:
         An array for each of the optimizer's `local_variables`, of the shape (replicas,
@@ -49,11 +49,11 @@ def set_local_state(model: keras.Model, states: list[np.ndarray]) -> None:
     """Gives each replica the state that `local_state` returned.
 
     Args:
-        model: `keras.Model`, compiled, its optimizer built.
-        states: What `local_state` returned, for the same number of replicas.
+        model: `keras.Model`, compiled, with its optimizer built.
+        states: The result of `local_state`, for the same number of replicas.
 
     Raises:
-        ValueError: Arrays are missing, or not of the shapes that are needed.
+        ValueError: Arrays are missing or have wrong shapes.
     """
     variables = getattr(inner_optimizer(model.optimizer), "local_variables", ())
     here = replicas_here(model)

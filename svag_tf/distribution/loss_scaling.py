@@ -1,4 +1,4 @@
-"""Keras' dynamic loss scaling, right on several replicas."""
+"""Keras' dynamic loss scaling, corrected for several replicas."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ if keras.backend.backend() == "tensorflow":
 
 @keras.saving.register_keras_serializable(package="svag_tf")
 class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
-    """Keras' dynamic loss scaling, for several replicas of tf.distribute as well.
+    """Keras' dynamic loss scaling, also for several replicas of tf.distribute.
 
     Keras' own looks for infinite gradients on the first replica only, and cannot be
     traced under `MirroredStrategy`. This one sums the gradients over the replicas
-    first; where the sum is finite it is applied and otherwise the step is left out, on
-    all replicas alike. Without several replicas it is Keras' own.
+    first; if the sum is finite it is applied, otherwise all replicas skip the step.
+    Without several replicas it does the same as Keras' own.
 
     Args:
         inner_optimizer: An optimizer of svag_tf.
-        initial_scale: Float, the loss scale at first. Defaults to `2.0**15`.
-        dynamic_growth_steps: Integer, the scale is doubled after so many finite steps.
-            Defaults to `2000`.
+        initial_scale: Float, the initial loss scale. Defaults to `2.0**15`.
+        dynamic_growth_steps: Integer, the number of finite steps after which the scale
+            is doubled. Defaults to `2000`.
         **kwargs: As for `keras.optimizers.LossScaleOptimizer`.
 
     Raises:
-        TypeError: `inner_optimizer` is none of svag_tf's, or an argument is unknown.
+        TypeError: `inner_optimizer` is not of svag_tf, or an argument is unknown.
 
     Example:
 
@@ -51,7 +51,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     Reference: P. Micikevicius et al., "Mixed Precision Training", ICLR 2018.
     """
 
-    # From old files Keras takes those of all optimizers, if they are at their defaults.
+    # Old files hold every optimizer's arguments; Keras accepts them at their defaults.
     _arguments = {
         "dynamic", *names(keras.optimizers.LossScaleOptimizer)
     } - {"learning_rate"}  # fmt: skip
@@ -69,9 +69,9 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             )
         for name in kwargs.keys() - self._arguments:
             raise TypeError(
-                f"{type(self).__name__} has no argument `{name}`. Besides "
-                "initial_scale, dynamic_growth_steps and name all are those of the "
-                f"optimizer in it: {type(inner_optimizer).__name__}({name}=...)"
+                f"{type(self).__name__} has no argument `{name}`. All arguments but "
+                "initial_scale, dynamic_growth_steps and name belong to the optimizer "
+                f"in it: {type(inner_optimizer).__name__}({name}=...)"
             )
         super().__init__(inner_optimizer, *args, **kwargs)
         inner_optimizer.scaled_by_keras = False
@@ -90,13 +90,13 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             self.load_own_variables(waiting)
 
     def load_own_variables(self, store: Any) -> None:
-        """Takes the loss scale from a store of Keras; at `build`, if not built before.
+        """Restores the loss scale from a store of Keras; at `build`, if not built yet.
 
-        The inner optimizer takes its state by itself. A file of an optimizer without
-        loss scaling has no scale, and that begins with its initial value.
+        The inner optimizer restores its own state. A file of an optimizer without loss
+        scaling has no scale, which then starts at its initial value.
 
         Args:
-            store: What `save_own_variables` has filled.
+            store: A store that `save_own_variables` has filled.
         """
         keys = store.keys()
         if RECORD in keys or "0" not in keys:
@@ -108,7 +108,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             variable.assign(store[str(i)])
 
     def scale_loss(self, loss: Any) -> Any:
-        """The scaled loss; on several replicas, weighted by the part of the batch.
+        """Scales the loss; on several replicas, weights it by the part of the batch.
 
         Args:
             loss: Scalar tensor.
@@ -118,7 +118,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         return super().scale_loss(loss)
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
-        """Makes one update, or leaves it out if a gradient is not finite.
+        """Makes one update, or skips it if a gradient is not finite.
 
         Args:
             grads: List of the scaled loss's gradients.
@@ -153,8 +153,8 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             ]
             inner.apply_reduced(unscaled, trainable_variables)
 
-        # The branches are chosen outside of the replicas: what happens in a replica may
-        # need the others, and cannot stand in a `tf.cond` of that replica.
+        # The branch is chosen outside of the replicas: code in a replica may need the
+        # others, and cannot be inside a `tf.cond` of that replica.
         def choose(strategy: Any, grads: Any, wrong: Any) -> None:
             fine = strategy.experimental_local_results(wrong)[0] == 0.0
             count = tf.convert_to_tensor(self.step_counter)

@@ -1,4 +1,4 @@
-"""Replicas of all processes: which are here, and what they tell one another."""
+"""Locates this process's replicas, and exchanges data between processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def inner_optimizer(optimizer: Any) -> Any:
 
 
 def copies_of(variable: Any) -> list:
-    """A variable's copies on the replicas of this process; one without replicas."""
+    """Returns a variable's copies on this process's replicas; one without replicas."""
     value = variable.value
     if tf is not None:
         strategy = getattr(value, "distribute_strategy", tf.distribute.get_strategy())
@@ -39,7 +39,7 @@ class Here(NamedTuple):
 
 
 def replicas_here(model: keras.Model) -> Here:
-    """Which of the replicas that train a model are this process's."""
+    """Returns which of a model's replicas are in this process."""
     if tf:
         numbers: list[int] = []
 
@@ -61,7 +61,7 @@ def replicas_here(model: keras.Model) -> Here:
 
 
 def gathered(model: keras.Model, array: np.ndarray) -> np.ndarray:
-    """Arrays (replicas here, ...) of all processes as one (all replicas, ...)."""
+    """Joins all processes' arrays (replicas here, ...) as one (all replicas, ...)."""
     here = replicas_here(model)
     if here.number == here.total:
         return array
@@ -73,7 +73,7 @@ def gathered(model: keras.Model, array: np.ndarray) -> np.ndarray:
 
 
 def broadcast(model: keras.Model, content: bytes | None) -> bytes:
-    """What the first process has, on all; the others' `content` is not looked at.
+    """Returns the first process's content on all; the others' `content` is ignored.
 
     Args:
         model: `keras.Model` that the processes train.
@@ -95,7 +95,7 @@ def _words(content: bytes) -> np.ndarray:
 
 
 def _summed(model: keras.Model, words: np.ndarray) -> np.ndarray:
-    """int32 arrays of all processes, of one shape, added up."""
+    """Adds up int32 arrays of one shape over all processes."""
     if not tf:
         from jax.experimental import multihost_utils
 

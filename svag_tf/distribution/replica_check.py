@@ -1,4 +1,4 @@
-"""That all replicas are bitwise equal."""
+"""Checks that all replicas are bitwise equal."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ class ReplicasDifferError(RuntimeError):
         shown = ", ".join(variables[:5]) + (", ..." if len(variables) > 5 else "")
         super().__init__(
             f"{len(variables)} variables differ between the replicas: {shown}. Go back "
-            "to the last checkpoint. What makes replicas differ: BatchNormalization "
-            "without synchronized=True, a variable assigned to on one replica only, a "
-            "device that computes wrongly."
+            "to the last checkpoint. Possible causes: BatchNormalization without "
+            "synchronized=True, a variable assigned to on one replica only, a device "
+            "that computes wrongly."
         )
 
 
 def check_replicas(model: keras.Model) -> int:
     """Checks that all replicas hold the same values, bit for bit.
 
-    Compared are the model's and its optimizer's variables, but for metrics and for the
+    Compares the model's and its optimizer's variables, except metrics and the
     optimizer's `local_variables`. All processes of a run must call it at the same time;
-    each sends 8 bytes a variable.
+    each sends 8 bytes per variable.
 
     Args:
         model: `keras.Model`, made under a tf.distribute strategy or a
@@ -49,7 +49,7 @@ def check_replicas(model: keras.Model) -> int:
         The number of replicas compared.
 
     Raises:
-        ReplicasDifferError: on every process, naming the variables.
+        ReplicasDifferError: on every process; names the variables.
 
     Example:
 
@@ -79,7 +79,7 @@ def check_replicas(model: keras.Model) -> int:
 
 
 class ReplicaCheck(keras.callbacks.Callback):
-    """Ends a training with an error as soon as its replicas differ.
+    """Ends training with an error as soon as replicas differ.
 
     Args:
         every: Integer >= 1 or `None`: check after so many batches, or, with `None`,
@@ -114,7 +114,7 @@ class ReplicaCheck(keras.callbacks.Callback):
 
 
 def _digests(model: keras.Model, variables: list) -> np.ndarray:
-    """Digests of all variables on all replicas: int32, (replicas, variables, 2)."""
+    """Returns digests of variables on all replicas: int32, (replicas, variables, 2)."""
     here = replicas_here(model)
     digests = np.zeros((here.number, len(variables), 2), np.int32)
     for i, variable in enumerate(variables if here.total > 1 else ()):

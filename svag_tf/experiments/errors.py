@@ -1,4 +1,4 @@
-"""The exceptions for what the user of an experiment can put right."""
+"""Exceptions for problems that the user of an experiment can fix."""
 
 import re
 import site
@@ -22,7 +22,7 @@ class DivergedError(ExperimentError):
 
 
 def place_and_reason(error: BaseException) -> str:
-    """Where the user's code raised an exception, its kind and its message: one line.
+    """Says in one line where the user's code raised an exception, its kind and message.
 
     The place is the last line that belongs neither to Python nor to a package.
     """

@@ -17,7 +17,7 @@ from svag_tf.files import TEMPORARY_PREFIX, whole_file
 
 
 def writable_folder(workdir: str | os.PathLike[str]) -> Path:
-    """The folder of the results; it is made if there is none.
+    """Returns the folder of the results, which is created if needed.
 
     Args:
         workdir: its path.
@@ -40,7 +40,7 @@ def writable_folder(workdir: str | os.PathLike[str]) -> Path:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """As `svag_tf.files.whole_file`.
+    """Does the same as `svag_tf.files.whole_file`, with an `ExperimentError`.
 
     Args:
         path: the file to write.
@@ -66,9 +66,9 @@ def write_json(path: Path, value: Any, exact: bool = False) -> None:
 
     Args:
         path: the file to write.
-        value: what it is to hold.
-        exact: write `NaN` and `Infinity`, which Python reads again and JSON does not
-            have. Defaults to `False`: numbers that are not finite become `null`.
+        value: its content.
+        exact: write `NaN` and `Infinity`, which Python can read but JSON does not have.
+            Defaults to `False`: numbers that are not finite become `null`.
 
     Raises:
         ExperimentError: if the file cannot be written.
@@ -81,7 +81,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object.
 
     Raises:
-        ExperimentError: naming the file, if it is unreadable or not a JSON object.
+        ExperimentError: if it is unreadable or not a JSON object; names the file.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -93,13 +93,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
+    """Returns the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove_temporaries(folder: Path, pattern: str) -> None:
-    """Removes what a killed process left of half-written files.
+    """Removes half-written files that a killed process left.
 
     Args:
         folder: where to look.
@@ -110,7 +110,7 @@ def remove_temporaries(folder: Path, pattern: str) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """`value` with None in place of numbers that are not finite."""
+    """Returns `value` with None in place of numbers that are not finite."""
     if isinstance(value, Mapping):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

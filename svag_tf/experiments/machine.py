@@ -1,4 +1,4 @@
-"""Where and with what an experiment was run."""
+"""Describes the machine and the software of an experiment."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ PACKAGES = (
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Returns the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def available_memory() -> int | None:
-    """Bytes of main memory that are free or can be freed, if the system tells."""
+    """Returns the bytes of memory that are free or can be freed, if known."""
     return _kilobytes("MemAvailable")
 
 
 def load() -> float | None:
-    """The load average of the last minute, if the system tells."""
+    """Returns the load average of the last minute, if known."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def description() -> dict[str, Any]:
-    """The machine, its software, the commit and the time."""
+    """Describes the machine, its software, the commit and the time."""
     return {
         "cpu": _field("/proc/cpuinfo", "model name") or platform.processor(),
         "cores": cores(),
@@ -67,7 +67,7 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """The short hash, with "+" if files differ from it; None without git."""
+    """Returns the short hash, with "+" if files differ from it; None without git."""
     git = ["git", "-C", str(Path(svag_tf.__file__).parent)]
     try:
         commit, changes = (

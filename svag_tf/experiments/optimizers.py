@@ -1,4 +1,4 @@
-"""An optimizer and its learning-rate schedule from the names in a config."""
+"""Builds an optimizer and its learning-rate schedule from the names in a config."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Method(NamedTuple):
         create: makes it.
         title: its name as the papers write it.
         direction: "gradient" or "sign": what it steps along.
-        colour: in plots, of Okabe and Ito's palette, which the colour-blind can tell
-            apart. One for each way to treat a direction: plain, averaged,
+        colour: in plots, from Okabe and Ito's palette, which is safe for the
+            colour-blind. One for each way to treat a direction: plain, averaged,
             variance-adapted, both; and one for each method outside the grid.
     """
 
@@ -38,7 +38,7 @@ class Method(NamedTuple):
 
     @property
     def is_ours(self) -> bool:
-        """Whether it is of this package, not of Keras."""
+        """Whether it belongs to this package, not to Keras."""
         return isinstance(self.create, type) and issubclass(
             self.create, MomentOptimizer
         )
@@ -66,7 +66,7 @@ DEFAULT_STEP_FACTOR = 0.1
 
 @keras.saving.register_keras_serializable(package="svag_tf")
 class LinearWarmup(LearningRateSchedule):
-    """Lets the rate rise linearly over the first steps of another schedule.
+    """Raises the rate linearly over the first steps of another schedule.
 
     At step t = 0, 1, 2, ... the rate is `schedule(t) * min(1, (t + 1) / steps)`: the
     first step is already made with a rate above 0.
@@ -98,7 +98,7 @@ class LinearWarmup(LearningRateSchedule):
 
 
 def rate_at(schedule: float | LearningRateSchedule, step: Any) -> Any:
-    """The learning rate of step 0, 1, 2, ... of a schedule, or the rate itself."""
+    """Returns a schedule's learning rate at step 0, 1, 2, ..., or the rate itself."""
     return schedule(step) if callable(schedule) else schedule
 
 
@@ -111,11 +111,11 @@ def build_optimizer(
     """Builds the optimizer that a config describes.
 
     Args:
-        optimizer: `name`, and arguments of that optimizer's class. One that is None
-            is left to the class.
+        optimizer: `name`, and arguments of that optimizer's class. None means the
+            class's default.
         schedule: see `build_schedule`. Its peak is the optimizer's learning rate.
         epochs: length of the training.
-        steps_per_epoch: batches an epoch.
+        steps_per_epoch: batches per epoch.
 
     Raises:
         ExperimentError: if an argument is given that the optimizer does not have, or
@@ -156,7 +156,7 @@ def build_schedule(
         schedule: `name`, `warmup_epochs`, `boundaries`, `factor`, `final_fraction`.
         peak: the learning rate after the warm-up.
         epochs: length of the training.
-        steps_per_epoch: batches an epoch.
+        steps_per_epoch: batches per epoch.
 
     Returns:
         `peak` itself if the rate is constant, else a schedule.

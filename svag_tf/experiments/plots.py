@@ -1,4 +1,4 @@
-"""Pictures of runs."""
+"""Plots of runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from svag_tf.experiments.files import replacing
 from svag_tf.experiments.optimizers import METHODS, TITLES
 from svag_tf.optional import matplotlib
 
-# Okabe and Ito's palette, told apart by the colour-blind.
+# Okabe and Ito's palette, safe for the colour-blind.
 TRAIN_COLOUR, TEST_COLOUR = "#0072B2", "#D55E00"
 PARTS = ("train", "test")
 
@@ -31,10 +31,10 @@ def save_curves(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     """Draws loss and accuracy over the epochs, on the training and the test set.
 
     Args:
-        rows: one dict an epoch with `epoch`, `train_loss`, `train_accuracy`,
-            `test_loss` and `test_accuracy`. If no accuracy is a number, the loss is
-            drawn alone.
-        title: of the whole figure.
+        rows: one dict per epoch with `epoch`, `train_loss`, `train_accuracy`,
+            `test_loss` and `test_accuracy`. If no accuracy is a number, only the loss
+            is drawn.
+        title: title of the whole figure.
         path: the PNG to write.
     """
     names = ["loss"]
@@ -89,14 +89,14 @@ def save_comparison(
     One row of panels for the methods that step along the gradient, one for those that
     step along its sign; each shows the others' lines in grey. A line is the mean over
     an optimizer's runs, the band around it their range. Published curves are dotted,
-    their bands mean ± standard deviation. What is not finite is left out.
+    their bands mean ± standard deviation. Values that are not finite are left out.
 
     Args:
         runs: for each optimizer's label (`name` or `name:...`), its runs: rows as for
             `save_curves`.
-        title: of the whole figure.
+        title: title of the whole figure.
         path: the PNG to write.
-        titles: of the labels. Defaults to `None`: those of the names.
+        titles: titles of the labels. Defaults to `None`: those of the names.
         published: as `baselines.published` returns it, or None.
     """
     titles = titles or {}
@@ -164,7 +164,7 @@ def save_comparison(
 
 
 def line_styles(labels: Sequence[str]) -> dict[str, tuple[str, Any]]:
-    """A colour for each optimizer, and a line style that tells its variants apart."""
+    """Returns each optimizer's colour, and a line style to tell its variants apart."""
     colours = {
         name: colour for group in DIRECTIONS.values() for name, colour in group.items()
     }
@@ -185,7 +185,7 @@ def _draw_published(
     field: str,
     epochs: int,
 ) -> None:
-    """One of DeepOBS' curves, as long as ours."""
+    """Draws one of DeepOBS' curves, as long as ours."""
     key = field.replace("accuracy", "accuracies").replace("loss", "losses")
     mean, deviation = (
         np.asarray(curve[f"{key}_{part}"][:epochs]) for part in ("mean", "std")
@@ -216,18 +216,18 @@ def save_sensitivity(
     """Draws the final test accuracy (or loss) against the learning rate.
 
     A panel for each direction, as in `save_comparison`. Filled circles are runs that
-    went through, hollow ones were stopped as hopeless (their last value), crosses at
-    the worst end diverged or failed. A star is the mean of the runs with the best
-    rate, its bar their standard deviation; stars stand a little aside of their rates
-    where they would hide each other.
+    finished, hollow ones were stopped as hopeless (their last value), crosses at the
+    worst end diverged or failed. A star is the mean of the runs with the best rate, its
+    bar their standard deviation; stars are shifted a little where they would hide each
+    other.
 
     Args:
         tried: dicts with `optimizer` (label), `learning_rate`, `ended`,
             `test_accuracy` and `test_loss`.
-        results: the same of the runs with the best rate.
-        title: of the whole figure.
+        results: the same for the runs with the best rate.
+        title: title of the whole figure.
         accurate: whether the problem has an accuracy.
-        titles: of the labels.
+        titles: titles of the labels.
         path: the PNG to write.
     """
     field = "test_accuracy" if accurate else "test_loss"
@@ -338,7 +338,7 @@ def save_sensitivity(
 def _sensitivity_marks(
     tried: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]
 ) -> list[matplotlib.lines.Line2D]:
-    """What the circles, crosses and stars say: those that are drawn."""
+    """Returns the legend of the circles, crosses and stars that are drawn."""
     ended = {row["ended"] for row in tried}
     grey = "#555555"
     marks = (
@@ -369,10 +369,10 @@ def _sensitivity_marks(
 
 
 def _spread_near_one(panels: np.ndarray) -> None:
-    """A scale of accuracy for the panels of a column that share it.
+    """Sets a common scale of accuracy for the panels of a column.
 
-    Near 1 it is the error that counts: it is spread there. The scale ends at the first
-    mark above what is drawn. If that is not above 0.9, it is an ordinary scale.
+    Near 1 the error matters, so the scale is stretched there. It ends at the first mark
+    above all values. If that is not above 0.9, it is an ordinary scale.
     """
     marks = (0, 0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 1)
     highest = max(axes.dataLim.y1 for axes in panels)
@@ -397,14 +397,14 @@ def _spread_near_one(panels: np.ndarray) -> None:
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    """Mean over the runs that have a value; NaN where none has."""
+    """Returns the mean over the runs that have a value; NaN where none has."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, of an empty mean
         return np.nanmean(values, axis=0)
 
 
 def _table(runs: Sequence[Sequence[Mapping[str, Any]]], field: str) -> np.ndarray:
-    """Values of a field, shape (runs, epochs), NaN where a run has none."""
+    """Returns a field's values, shape (runs, epochs), NaN where a run has none."""
     values = np.full((len(runs), max(map(len, runs))), np.nan)
     for i, rows in enumerate(runs):
         values[i, : len(rows)] = [row[field] for row in rows]
@@ -426,7 +426,7 @@ def _plain_grid(axes: matplotlib.axes.Axes) -> None:
 
 
 def _logarithmic(axes: matplotlib.axes.Axes) -> None:
-    if not np.isfinite(axes.dataLim.minposy):  # nothing that has a logarithm
+    if not np.isfinite(axes.dataLim.minposy):  # no positive value
         return
     axes.set(yscale="log")
     low, high = axes.get_ylim()

@@ -1,4 +1,4 @@
-"""How noisy gradients are: the exact values, a callback, its files and a page.
+"""Measures how noisy gradients are: exact values, a callback, its files and a report.
 
-Uses the optimizers and their rules; needs no Keras for the page of the files.
+Uses the optimizers and their rules; the report on the files needs no Keras.
 """

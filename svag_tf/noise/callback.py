@@ -29,9 +29,9 @@ WINDOW = 10  # measurements whose mean makes the noise scale
 class GradientNoise(keras.callbacks.Callback):
     """Measures the gradients' noise while a model trains, from the optimizer's slots.
 
-    m~ and v~, which the optimizer keeps anyway, tell of every element the averaged
-    gradient m, its noise s and the factor gamma that damps its step. Once in `every`
-    batches this callback sums them up, for each layer and for all of them ("all"):
+    m~ and v~, which the optimizer keeps anyway, give every element's averaged gradient
+    m, its noise s and the factor gamma that damps its step. Once in `every` batches
+    this callback sums them up, for each layer and for all layers together ("all"):
 
     Equation, with sums over the elements and rho s the variance of m:
 
@@ -39,7 +39,7 @@ class GradientNoise(keras.callbacks.Callback):
                                                 gradient; the numerator and the
                                                 denominator are unbiased; inf where
                                                 there is no signal
-        gamma = mean of gamma over the elements that have had a gradient
+        gamma = mean of gamma over the elements that have received a gradient
         m = sqrt(sum(m^2))                      norm of the averaged gradient
         sqrt_s = sqrt(sum(s))                   deviation of a mini-batch's gradient
         update_to_weight = |update| / |theta|   without weight decay; for SVAG, whose
@@ -50,20 +50,20 @@ class GradientNoise(keras.callbacks.Callback):
                                                 measurements: the simple noise scale
 
     The noise scale is the batch size at which noise and signal are equal, and
-    `critical_batch_size` the same in whole examples: below it, twice the batch size
+    `critical_batch_size` the same in whole examples: below it, doubling the batch size
     saves almost half of the steps; far above, almost none (McCandlish et al.).
     `noise_scale_error` is its standard error, from the scatter of those measurements,
     and NaN before the third.
 
-    What is measured goes to `logs`: after each measured batch the overall values, as
+    The results go to `logs`: after each measured batch the overall values, as
     "noise/eta2", and at the end of each epoch also those of the layers, as
     "noise/conv2d/eta2". Progress bar and `History` show them; put this callback
     before others that read `logs`, such as `CSVLogger`. An epoch with fewer than
     `every` batches is measured at its end.
 
-    The train step is left as it is: nothing is traced again. Under a strategy and on
-    every backend the slots are those of the reduced gradient; the noise is that of
-    the whole batch.
+    The training step is unchanged: nothing is retraced. Under a strategy, on every
+    backend, the slots are those of the reduced gradient, and the noise is that of the
+    whole batch.
 
     Args:
         every: Integer >= 1, batches between two measurements. Defaults to `100`.
@@ -71,20 +71,20 @@ class GradientNoise(keras.callbacks.Callback):
             together. `"business"`: also update_to_weight, and the noise scale of each
             layer. `"full"`: also histograms of gamma and of eta2 over the elements,
             in files only. Defaults to `"economy"`.
-        log_dir: Folder for `noise.csv`, one line a layer and measurement, for
+        log_dir: Folder for `noise.csv`, one line per layer and measurement, for
             `noise_histograms.csv` and for TensorBoard's event files
-            (`tensorboard/noise/`); they need TensorFlow and tensorboard. A training
-            that goes on (its optimizer has made updates) keeps the lines up to there;
-            else the files are made anew. (The mean behind the noise scale begins
-            anew in either case.) Defaults to `None`: no files.
-        batch_size: Examples in a batch. Defaults to `None`: what `fit` has counted.
+            (`tensorboard/noise/`); they need TensorFlow and tensorboard. A resumed
+            training (its optimizer has made updates) keeps the lines up to that
+            point; otherwise the files are created anew. (The mean behind the noise
+            scale always starts anew.) Defaults to `None`: no files.
+        batch_size: Examples in a batch. Defaults to `None`: as counted by `fit`.
 
     Raises:
-        ValueError: An argument is out of range; or, when the training starts, the
-            optimizer does not hold the two averages: then nothing can be measured.
+        ValueError: An argument is out of range; or, when training starts, the
+            optimizer does not hold the two averages that are needed.
         TypeError: An argument is of the wrong type.
-        OSError: When the training starts, if `log_dir` is not a folder that can be
-            written; later, naming the file, if its disk is full.
+        OSError: When training starts, if `log_dir` is not a writable folder; later, if
+            the disk is full; names the file.
 
     Example:
 
@@ -150,7 +150,7 @@ class GradientNoise(keras.callbacks.Callback):
         self._histograms = compiled_for(histograms_of_variables, shapes, kind)
         optimizer = self._slots.optimizer
         updates = int(ops.convert_to_numpy(optimizer.iterations))
-        if not self._batches:  # A training that goes on measures where it would have.
+        if not self._batches:  # So a resumed training measures at the same batches.
             self._batches = updates * (optimizer.gradient_accumulation_steps or 1)
         self._begin = time.monotonic()
         self._latest = {}
@@ -166,7 +166,7 @@ class GradientNoise(keras.callbacks.Callback):
         self._first = batch
 
     def on_train_batch_end(self, batch, logs=None):
-        """Measures, if it is time."""
+        """Measures, if this batch is due."""
         # With `steps_per_execution` several batches end at once.
         before, done = self._batches, batch - self._first + 1
         self._batches, self._in_epoch = before + done, self._in_epoch + done
@@ -241,7 +241,7 @@ class GradientNoise(keras.callbacks.Callback):
             )
 
     def _values(self, layer, sums, rate, batch_size):
-        """The quantities of a layer from the sums over its variables."""
+        """Returns a layer's quantities from the sums over its variables."""
         alive, m2, s, rho_s, gamma, step2, theta2 = sums
         signal = m2 - rho_s
         window = self._windows[layer]
@@ -266,25 +266,25 @@ class GradientNoise(keras.callbacks.Callback):
         return values
 
     def _examples(self, model):
-        """Mean number of examples in the batches of this epoch; NaN if unknown."""
+        """Returns this epoch's mean number of examples in a batch; NaN if unknown."""
         if self.batch_size is not None:
             return self.batch_size
         for metric in model.metrics:
             if metric.name == "loss" and hasattr(metric, "count"):
                 count = float(ops.convert_to_numpy(metric.count))
-                # A train step of the user's own may leave it alone.
+                # A user's own training step may not count.
                 return count / self._in_epoch if count else math.nan
         return math.nan
 
 
 def _groups(model):
-    """Indices of the variables of each layer, by the layer's path, and of all."""
+    """Returns the indices of each layer's variables by its path, and of all of them."""
     groups: dict[str, list[int]] = {}
     seen: collections.Counter = collections.Counter()
     for i, variable in enumerate(model.trainable_variables):
         path = variable.path.removeprefix(f"{model.name}/")
         layer = path.rpartition("/")[0] or path
-        if seen[path] or layer == OVERALL:  # Of another layer with this name.
+        if seen[path] or layer == OVERALL:  # Another layer has this name.
             layer = f"{layer}_{seen[path]}"
         seen[path] += 1
         groups.setdefault(layer, []).append(i)
@@ -292,7 +292,7 @@ def _groups(model):
 
 
 def _writes_files(model):
-    """Whether this process is the one of several that writes."""
+    """Returns whether this process is the one that writes files."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 

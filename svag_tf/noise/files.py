@@ -1,7 +1,4 @@
-"""The files of `svag_tf.callbacks.GradientNoise`: what is in them, how to read them.
-
-Neither needs Keras.
-"""
+"""Writes and reads the files of `svag_tf.callbacks.GradientNoise`, without Keras."""
 
 import csv
 import math
@@ -25,13 +22,13 @@ QUANTITIES = (
 COLUMNS = ("step", "epoch", "seconds", "learning_rate", "loss", "layer", *QUANTITIES)
 OVERALL = "all"
 BINS = 20
-# Bins of equal width: gamma as it is, eta^2 by its decimal logarithm, ends included.
+# Ranges of bins of equal width, ends included: gamma, the decimal logarithm of eta^2.
 RANGES = {"gamma": (0.0, 1.0), "log10_eta2": (-5.0, 5.0)}
 HISTOGRAM_COLUMNS = ("step", "layer", "quantity", *(f"bin_{i}" for i in range(BINS)))
 
 
 def _tensorboard():
-    """tf.summary and TensorBoard's histogram metadata; None, None without them.
+    """Returns tf.summary and TensorBoard's histogram metadata; None, None without them.
 
     Imported here: on other backends TensorFlow takes seconds to import.
     """
@@ -46,8 +43,8 @@ def _tensorboard():
 class Files:
     """`noise.csv`, `noise_histograms.csv` and TensorBoard's files.
 
-    Lines are appended, a measurement at a time: a killed process leaves whole lines
-    and at most one broken one, which is dropped when the training goes on.
+    Lines are appended, one measurement at a time: a killed process leaves whole lines
+    and at most one broken one, which is dropped when training resumes.
     """
 
     def __init__(self, folder, step):
@@ -90,7 +87,7 @@ class Files:
             )
 
     def write(self, about, latest):
-        """Adds the lines of a measurement, one a layer."""
+        """Adds the lines of a measurement, one per layer."""
         lines = [
             [*about, layer, *(values.get(name, "") for name in QUANTITIES)]
             for layer, values in latest.items()
@@ -158,14 +155,14 @@ def _cell(value):
 
 
 def read_table(path, columns):
-    """The whole lines of one of the callback's CSV files, as dicts of strings.
+    """Reads the whole lines of one of the callback's CSV files, as dicts of strings.
 
     Args:
         path: The file; it need not exist.
-        columns: What its first line must hold.
+        columns: Columns that its first line must have.
 
     Raises:
-        ValueError: It is another file.
+        ValueError: If it does not have them.
     """
     if not path.exists():
         return []

@@ -13,8 +13,8 @@ import numpy as np
 from keras import ops, tree
 
 LARGEST_CHUNK = 256  # examples whose activations are in memory at a time
-# For an element of an example's gradient: itself, and float64 copies of it, of its
-# difference from the mean and of that squared.
+# Besides each element of an example's gradient: float64 copies of it, of its difference
+# from the mean and of that squared.
 _FLOAT64_COPIES = 3
 
 
@@ -24,11 +24,11 @@ class GradientStatistics:
 
     Attributes:
         names: Path of every trainable variable.
-        gradient: For every variable the gradient of the mean loss over all examples,
+        gradient: For every variable, the gradient of the mean loss over all examples,
             a float64 array of the variable's shape.
-        variance: For every variable the variance over the examples, element by
-            element, of the gradient of one example's loss: a mean of squares, divided
-            by the number of examples. Likewise float64.
+        variance: For every variable, the element-wise variance over the examples of
+            the gradient of one example's loss: a mean of squares, divided by the number
+            of examples. Likewise float64.
         loss: Mean loss over all examples, regularisation included.
         examples: Number of examples.
     """
@@ -40,7 +40,7 @@ class GradientStatistics:
     examples: int
 
     def mini_batch_variance(self, batch_size, replacement=False):
-        """The element-wise variance of the gradient of a random mini-batch.
+        """Returns the element-wise variance of a random mini-batch's gradient.
 
         Equation, with the variance V of n single examples: V / b for b examples drawn
         with replacement, and V / b * (n - b) / (n - 1) for b different ones, which is
@@ -51,7 +51,7 @@ class GradientStatistics:
             replacement: Whether an example can be drawn twice. Defaults to `False`.
 
         Returns:
-            A float64 array for every variable, of the variable's shape: a tuple.
+            A tuple of float64 arrays, one for every variable, of its shape.
 
         Raises:
             ValueError: `batch_size` is out of range.
@@ -67,7 +67,7 @@ class GradientStatistics:
 
     @property
     def simple_noise_scale(self):
-        """The sum of the variances over the squared norm of the gradient: a float.
+        """Returns the sum of variances over the gradient's squared norm, a float.
 
         The batch size at which noise and signal are equal (McCandlish et al. 2018,
         "An Empirical Model of Large-Batch Training", section 2.2: B_simple).
@@ -80,30 +80,29 @@ class GradientStatistics:
 def gradient_statistics(
     model, loss, data, training=False, memory=2**30, vectorized="auto", verbose=True
 ):
-    """The exact full-batch gradient, and its exact element-wise variance.
+    """Computes the exact full-batch gradient and its exact element-wise variance.
 
     Equation, with the gradients g_1, ..., g_n of the n examples' losses:
 
         gradient = (g_1 + ... + g_n) / n
         variance = ((g_1 - gradient)^2 + ... + (g_n - gradient)^2) / n
 
-    The gradients of a chunk of examples are computed at once, each apart from the
-    others, in the model's own precision, and added up in float64: memory does not grow
-    with the number of examples. This is what the two averages of `svag_tf.MSVAG`
-    estimate while it trains: m the gradient, and s the variance of a mini-batch's
-    gradient, `mini_batch_variance(batch_size)` of the result.
+    The gradients of a chunk of examples are computed at once but separately, in the
+    model's own precision, and added up in float64: memory does not grow with the number
+    of examples. The two averages of `svag_tf.MSVAG` estimate these values while it
+    trains: m the gradient, and s the variance of a mini-batch's gradient,
+    `mini_batch_variance(batch_size)` of the result.
 
-    Each example must have a loss of its own. Not so in training mode behind
-    `BatchNormalization`, whose output depends on the other examples, and behind
-    dropout, whose output is random: such models are refused. In inference mode they
-    are fine.
+    Each example must have a loss of its own. In training mode this rules out
+    `BatchNormalization`, whose output depends on the other examples, and dropout, whose
+    output is random. In inference mode they are fine.
 
     Args:
         model: Built `keras.Model`, on any backend.
         loss: A `keras.losses.Loss`, its name, or a function of the labels and the
             model's output. `None` takes the one that the model was compiled with.
-            The mean is taken over all that it returns for an example; what layers
-            add, such as weight decay, is added.
+            All values that it returns for an example are averaged; losses that layers
+            add, such as weight decay, are included.
         data: A tuple `(x, y)` or `(x, y, sample_weight)` of arrays with the examples
             along their first axis (x and y may be dicts or lists of such arrays); or
             a `keras.utils.PyDataset`, a `tf.data.Dataset` or another iterable of such
@@ -113,8 +112,8 @@ def gradient_statistics(
             activations for at most 256 examples, and the sums (16 bytes a parameter,
             twice) come on top. Defaults to `2**30`.
         vectorized: `"auto"`, `True` or `False`: whether the gradients of a chunk are
-            computed by one vectorised pass or by a loop. `"auto"` takes the loop, with
-            a warning, where the backend cannot vectorise the model. Defaults to
+            computed in one vectorised pass or in a loop. `"auto"` falls back to the
+            loop, with a warning, if the backend cannot vectorise the model. Defaults to
             `"auto"`.
         verbose: Whether to show a progress bar. Defaults to `True`.
 
@@ -183,7 +182,7 @@ def gradient_statistics(
 
 
 class _Computation:
-    """Per-example gradients and their sums, in the manner of the backend."""
+    """Computes per-example gradients and their sums, on any backend."""
 
     def __init__(self, model, loss_of, training, vectorized):
         self._model, self._loss_of, self._training = model, loss_of, training
@@ -198,7 +197,7 @@ class _Computation:
         self._add = compiled(_add)
 
     def zeros(self):
-        """Means and sums of squared differences, before the first example."""
+        """Returns means and sums of squared differences before the first example."""
         with self._float64():
             return [
                 [ops.zeros(v.shape, "float64") for v in self._model.trainable_variables]
@@ -206,7 +205,7 @@ class _Computation:
             ]
 
     def merge(self, moments, gradients, examples):
-        """The moments of `examples` examples and of those of `gradients`."""
+        """Returns the moments of `examples` examples and those of `gradients`."""
         with self._float64():
             count = ops.convert_to_tensor(examples, "float64")
             return self._add(moments, gradients, count)
@@ -215,7 +214,7 @@ class _Computation:
         """Raises an error unless each example has a loss of its own.
 
         Args:
-            batch: The first examples, of which eight at most are looked at.
+            batch: The first examples; at most eight are used.
         """
         model = self._model
         values, state = self._values()
@@ -234,8 +233,8 @@ class _Computation:
             ]
             raise ValueError(
                 "The gradient of an example must depend on nothing but the example. "
-                "Layers that drop out at random, that normalise over the batch or that "
-                "keep a state cannot be had "
+                "Layers that drop out at random, normalise over the batch or keep a "
+                "state cannot be used "
                 + ("with training=True. " if self._training else "here. ")
                 + "Received: a state that changes when the model is called, of "
                 + (", ".join(owners) or model.name)
@@ -254,7 +253,7 @@ class _Computation:
         ):
             raise ValueError(
                 "The loss of a batch must be the mean of the losses of its examples: "
-                "layers, losses and masks that mix examples cannot be had. Received: "
+                "layers, losses and masks that mix examples cannot be used. Received: "
                 f"{whole:g} for a batch of {len(each)}, {np.mean(each):g} as the mean "
                 "of its examples"
             )
@@ -264,7 +263,7 @@ class _Computation:
         return float(ops.convert_to_numpy(loss))
 
     def gradients(self, batch):
-        """Gradients of shape (n, *variable.shape), and losses of shape (n,)."""
+        """Returns gradients of shape (n, *variable.shape) and losses of shape (n,)."""
         batch = _tensors(batch)
         if self._vectorized != "auto":
             gradients, losses = self._run(batch, self._vectorized)
@@ -308,7 +307,7 @@ class _Computation:
             signature = (dtypes, self._loss_of.dtype)
             return tf.map_fn(one, batch, fn_output_signature=signature)
 
-        # As in `compiled`: each call of gradient_statistics traces its own.
+        # As in `compiled`: each call of gradient_statistics traces a function anew.
         of_all = functools.partial(of_all)
         return tf.function(of_all, autograph=False, reduce_retracing=True)
 
@@ -359,10 +358,10 @@ class _Computation:
         return [[ops.convert_to_tensor(v.value) for v in part] for part in lists]
 
     def _call(self, values, state, x):
-        """Output, state and added losses of the model with these variables.
+        """Returns output, state and added losses of the model with these variables.
 
-        Not `stateless_call`: that goes past `__call__`, which tells layers within of
-        `training` even if the model's own `call` has no such argument.
+        Not `stateless_call`: that bypasses `__call__`, which passes `training` on to
+        inner layers even if the model's own `call` has no such argument.
         """
         model = self._model
         variables = [*model.trainable_variables, *model.non_trainable_variables]
@@ -374,7 +373,7 @@ class _Computation:
         return output, new, added
 
     def _loss(self, values, state, x, y, weight):
-        """The mean loss of a batch times `weight`, and what layers add."""
+        """Returns the mean loss of a batch times `weight`, plus layers' losses."""
         output, _, added = self._call(values, state, x)
         loss = ops.mean(self._loss_of(y, output))
         loss = loss * ops.cast(ops.squeeze(weight), loss.dtype)
@@ -382,7 +381,7 @@ class _Computation:
 
     @contextlib.contextmanager
     def _float64(self):
-        """JAX makes float32 of float64 elsewhere."""
+        """Enables float64 in JAX, which otherwise turns it into float32."""
         if self._backend != "jax":
             yield
             return
@@ -397,13 +396,13 @@ class _Computation:
 
 
 def compiled(function):
-    """`function` as one program that allocates nothing of a variable's size."""
+    """Compiles `function` so that it allocates nothing of a variable's size."""
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf
 
-        # TensorFlow warns if several functions made of the same code are traced, each
-        # for the first time; a partial has no code of its own.
+        # TensorFlow warns if several functions with the same code are traced for the
+        # first time; a partial has no code of its own.
         function = functools.partial(function)
         return tf.function(function, autograph=False, jit_compile=True)
     if backend == "jax":
@@ -416,7 +415,7 @@ def compiled(function):
 def _add(moments, gradients, examples):
     """Adds a chunk of per-example gradients to the moments of `examples` others.
 
-    With the mean so far as the origin no digits cancel. Only the first chunk's is 0.
+    Taking the mean so far as the origin avoids cancellation; it is 0 at first.
     """
     means, squares = [], []
     for mean, square, gradient in zip(*moments, gradients):
@@ -435,23 +434,23 @@ def _tensors(batch):
 
 
 def _alone(example):
-    """An example as a batch of one."""
+    """Returns an example as a batch of one."""
     return tree.map_structure(lambda part: part[None], example)
 
 
 def _size(batch):
-    """Number of examples."""
+    """Returns the number of examples."""
     return tree.flatten(batch)[0].shape[0]
 
 
 def _parts(batch, chunk):
-    """The batch in parts of at most `chunk` examples."""
+    """Splits the batch into parts of at most `chunk` examples."""
     for start in range(0, _size(batch), chunk):
         yield tree.map_structure(lambda p, i=start: p[i : i + chunk], batch)
 
 
 class _MeanOf(keras.losses.Loss):
-    """A function of labels and output as a loss."""
+    """Wraps a function of labels and output as a loss."""
 
     def __init__(self, function, dtype):
         super().__init__(dtype=dtype)
@@ -537,8 +536,8 @@ def _chunk_size(model, memory):
     )
     if memory < needed:
         raise ValueError(
-            f"Argument `memory` must be at least {needed}, what the gradient of one "
-            f"example of this model takes. Received: memory={memory}"
+            f"Argument `memory` must be at least {needed}, the size of the gradient of "
+            f"one example of this model. Received: memory={memory}"
         )
     return min(int(memory // needed), LARGEST_CHUNK)
 
@@ -548,7 +547,7 @@ def _item_size(variable):
 
 
 def _batches(data):
-    """Iterable of (x, y, weight); how long the work is, or None; the unit of that."""
+    """Returns an iterable of (x, y, weight), its length or None, and the unit of it."""
     if isinstance(data, tuple):
         batch = _checked_batch(data)
         return [batch], _size(batch), "example"
@@ -562,14 +561,15 @@ def _batches(data):
         total = data.num_batches
         if total is None:
             raise ValueError(
-                "Argument `data` must end. Received: a PyDataset without a length"
+                "Argument `data` must be finite. Received: a PyDataset without a length"
             )
         batches = (data[i] for i in range(total))
     elif hasattr(data, "cardinality"):  # a tf.data.Dataset
         cardinality = int(data.cardinality())
         if cardinality == -1:
             raise ValueError(
-                "Argument `data` must end. Received: a data set that repeats forever"
+                "Argument `data` must be finite. Received: a data set that repeats "
+                "forever"
             )
         total = None if cardinality < 0 else cardinality
     elif hasattr(data, "__len__"):
@@ -578,7 +578,7 @@ def _batches(data):
 
 
 def _checked_batch(batch):
-    """(x, y, weight) as arrays, the weight 1 where none is given."""
+    """Returns (x, y, weight) as arrays; the weight is 1 where none is given."""
     if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
         raise ValueError(
             "Argument `data` must hold (x, y) or (x, y, sample_weight). Received: "
@@ -593,8 +593,8 @@ def _checked_batch(batch):
     sizes = [np.shape(part)[:1] for part in tree.flatten((x, y))]
     if len(set(sizes)) != 1 or sizes[0] == ():
         raise ValueError(
-            "Argument `data` must hold arrays with the examples along their first "
-            "axis, as many in each. Received: the shapes "
+            "Argument `data` must hold arrays with equally many examples along their "
+            "first axis. Received: the shapes "
             + ", ".join(str(np.shape(part)) for part in tree.flatten((x, y)))
         )
     if weight is None:
@@ -609,5 +609,5 @@ def _checked_batch(batch):
 
 
 def _array(values):
-    """NumPy's own of a tensor, and of what can become an array."""
+    """Converts a tensor, or anything like an array, to NumPy."""
     return values if isinstance(values, np.ndarray) else ops.convert_to_numpy(values)

@@ -37,7 +37,7 @@ from svag_tf.noise.files import (
 )
 from svag_tf.optional import plotly
 
-# Okabe and Ito's palette, told apart by the colour-blind, without its black.
+# Okabe and Ito's palette, safe for the colour-blind, without its black.
 COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442",
 )  # fmt: skip
@@ -54,17 +54,17 @@ class NothingMeasured(ReportError):
 
 @dataclass(frozen=True)
 class Run:
-    """What is known of a run.
+    """The measurements of a run.
 
     Attributes:
-        name: for legends.
+        name: the name for legends.
         noise: for each layer, and `OVERALL`, a dict of columns: arrays over the
             measurements.
         histograms: for each layer the gamma histogram of the last measurement; empty
             unless the preset was "full".
         gamma_over_time: steps, and shape (BINS, steps): shares of all elements.
         metrics: columns of `metrics.csv`; empty without one.
-        complete: whether the training has come to its end; None if that is unknown.
+        complete: whether the training has ended; None if unknown.
     """
 
     name: str
@@ -79,12 +79,12 @@ def read_run(folder: Path, name: str) -> Run:
     """Reads the files of a run, which may still be written to.
 
     Raises:
-        ReportError: naming the file that is missing or not what it must be.
+        ReportError: if a file is missing or malformed; names it.
     """
     try:
         rows = read_table(folder / "noise.csv", COLUMNS)
         histograms = read_table(folder / "noise_histograms.csv", HISTOGRAM_COLUMNS)
-        # The line of all layers comes last: without it a measurement is not whole.
+        # The line of all layers comes last: without it a measurement is incomplete.
         steps = list(dict.fromkeys(r["step"] for r in rows if r["layer"] == OVERALL))
         if not steps:
             raise NothingMeasured(
@@ -147,7 +147,7 @@ def _complete(folder: Path, metrics: dict[str, np.ndarray]) -> bool | None:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
+    """Returns the shortest ends of paths that tell them apart."""
     parts = [folder.resolve().parts for folder in folders]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(p[-length:]) for p in parts]
@@ -157,11 +157,11 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def page(runs: Sequence[Run], refresh: int | None = None) -> str:
-    """The page as HTML.
+    """Returns the page as HTML.
 
     Args:
         runs: at least one.
-        refresh: seconds after which a browser loads the page again; None: never.
+        refresh: seconds after which a browser reloads the page; None for never.
     """
     sections = []
     figures: list[Any] = []
@@ -191,7 +191,7 @@ def page(runs: Sequence[Run], refresh: int | None = None) -> str:
 
 
 def _script_json(value: Any) -> str:
-    """JSON that cannot end the script that holds it."""
+    """Returns JSON that cannot end the script element that holds it."""
     return json.dumps(value).replace("<", "\\u003c")
 
 
@@ -259,7 +259,7 @@ def _add(
     figure: Any, at: int, run: Run, i: int, x: Any, y: Any, dash: str = "solid",
     label: str = "",
 ) -> None:  # fmt: skip
-    """A line of a run in the panel number `at`; its legend is in the first panel."""
+    """Adds a line of a run to panel number `at`; its legend is in the first panel."""
     values = _plain(y)
     figure.add_trace(
         plotly.graph_objects.Scatter(
@@ -279,7 +279,7 @@ def _add(
 
 
 def _plain(values: Any) -> list[float | None]:
-    """JSON has no NaN and no infinity: they leave gaps."""
+    """Replaces NaN and infinity, which JSON lacks, by None: gaps."""
     return [float(v) if math.isfinite(v) else None for v in values]
 
 
@@ -355,9 +355,10 @@ def _noise(runs: Sequence[Run]) -> Any:
 
 
 def _step_of_log_axis(values: np.ndarray) -> int | str | None:
-    """Whole powers of ten, at most some seven; below two of them also 2 and 5 times.
+    """Returns the ticks' step: whole powers of ten, at most about seven ticks.
 
-    `None`, Plotly's own choice, where no power of ten need be on the axis.
+    With less than two powers on the axis, also 2 and 5 times them; `None`, Plotly's own
+    choice, if there may be none.
     """
     shown = np.log10(values[np.isfinite(values) & (values > 0)])
     decades = np.ptp(shown) if shown.size else 0.0
@@ -367,7 +368,7 @@ def _step_of_log_axis(values: np.ndarray) -> int | str | None:
 
 
 def _band(columns: dict[str, np.ndarray]) -> tuple[list[Any], list[Any]]:
-    """The outline of noise scale +- error; a gap ends one and begins another."""
+    """Returns the outline of noise scale +- error; a gap splits it."""
     scale, error = columns["noise_scale"], columns["noise_scale_error"]
     fine = np.isfinite(scale) & np.isfinite(error)
     x: list[Any] = []
@@ -516,7 +517,7 @@ def _table(run: Run) -> str:
 def write_report(
     folders: Sequence[Path], output: Path, refresh: int | None = None
 ) -> list[Run]:
-    """Reads the runs in `folders` and writes the page, whole or not at all."""
+    """Reads the runs in `folders` and writes the page atomically."""
     runs = [
         read_run(folder, name)
         for folder, name in zip(folders, _names(folders), strict=True)
@@ -532,7 +533,7 @@ def write_report(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m svag_tf.report",
         description="Writes one HTML page on the gradients' noise in one or more runs.",
@@ -547,8 +548,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--watch",
         action="store_true",
-        help="write it again and again until the runs are complete, and let the "
-        "browser follow",
+        help="rewrite it until the runs are complete, and let the browser follow",
     )
     parser.add_argument(
         "--interval", type=int, default=10, help="seconds between (default: 10)"

@@ -1,4 +1,4 @@
-"""What `GradientNoise` reads of an optimizer: its averages and their factors."""
+"""Reads an optimizer's averages and their factors for `GradientNoise`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ SUPPORTED = (
 
 
 class Slots:
-    """What the callback reads of an optimizer: the averages and their factors.
+    """An optimizer's averages and their factors, for the callback.
 
     Args:
-        optimizer: Built.
-        m, v: Functions without arguments: the averages' variables.
+        optimizer: A built optimizer.
+        m, v: Functions without arguments that return the averages' variables.
         betas: Decay of m and of v.
         kind: "gradient", "sampled" (a gradient that is not averaged), "sign" or
             "adam": how gamma and the update follow from m and v.
@@ -30,9 +30,9 @@ class Slots:
         self._m, self._v, self._betas = m, v, betas
 
     def arguments(self, model):
-        """Lists of a tensor for each variable: theta, m~, v~; and its factors."""
+        """Returns for each variable theta, m~, v~ and factors, as lists of tensors."""
         optimizer, variables = self.optimizer, model.trainable_variables
-        # The optimizer may hold more: those of layers that were frozen later.
+        # The optimizer may hold more: variables of layers that were frozen later.
         at = [optimizer._get_variable_index(v) for v in variables]
         m, v = self._m(), self._v()
         lists = [variables, [m[i] for i in at], [v[i] for i in at]]
@@ -57,7 +57,7 @@ class Slots:
         return *tensors, factors
 
     def _factors(self, counts):
-        """1/(1 - beta^t) for m and v; 1/(1 - rho); rho/(1 - rho); gamma's factor."""
+        """Returns 1/(1 - beta^t) for m and v, 1/(1 - rho), rho/(1 - rho), gamma's."""
         t = ops.cast(ops.maximum(counts, 1), "float32")
         first, second = self._betas
         variance = rules.variance_factor(t, first)
@@ -71,10 +71,10 @@ class Slots:
 
 
 def slots_of(optimizer):
-    """The averages that an optimizer keeps, or an error that says that it has none."""
+    """Returns the averages that an optimizer keeps; raises an error if it has none."""
     if optimizer is None:
         raise ValueError(
-            "GradientNoise reads the slots of the model's optimizer, and the model is "
+            "GradientNoise reads the slots of the model's optimizer, but the model is "
             "not compiled. Call model.compile first."
         )
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # Loss scaling.

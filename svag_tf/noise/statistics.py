@@ -1,4 +1,4 @@
-"""The sums, histograms and quotients that `GradientNoise` reports."""
+"""Computes the sums, histograms and quotients that `GradientNoise` reports."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _GAMMA = {
 
 
 def sums_of_variables(kind, with_update, theta, m_tilde, v_tilde, factors):
-    """The sums of every variable, and the scale of their squares: shape (8,) each."""
+    """Returns each variable's sums and the scale of their squares: shape (8,) each."""
     rows = []
     for weights, first, second, f in zip(theta, m_tilde, v_tilde, factors):
         m, v, gamma = _elements(kind, first, second, f)
@@ -48,7 +48,7 @@ def sums_of_variables(kind, with_update, theta, m_tilde, v_tilde, factors):
 
 
 def histograms_of_variables(kind, theta, m_tilde, v_tilde, factors):
-    """For gamma and log10 eta^2 the counts of every variable: shape (BINS,)."""
+    """Returns counts of gamma and log10 eta^2 for every variable: shape (BINS,)."""
     counts: dict[str, list] = {name: [] for name in RANGES}
     for first, second, f in zip(m_tilde, v_tilde, factors):
         m, v, gamma = _elements(kind, first, second, f)
@@ -69,7 +69,7 @@ def histograms_of_variables(kind, theta, m_tilde, v_tilde, factors):
 
 
 def _elements(kind, m_tilde, v_tilde, factors):
-    """m, v and gamma of every element, in float32."""
+    """Returns m, v and gamma of every element, in float32."""
     first, second, _, _, factor = factors
     m = rules.bias_corrected(ops.cast(m_tilde, "float32"), first)
     v = ops.cast(v_tilde, "float32") * second
@@ -82,20 +82,20 @@ def _has_gradient(m, v):
 
 @functools.lru_cache(maxsize=16)
 def compiled_for(function, shapes, *arguments):
-    """`function` for variables of these shapes: for all models that have them."""
+    """Returns `function` for all models with variables of these shapes."""
     del shapes  # One program for each: none is traced twice.
     return compiled(functools.partial(function, *arguments))
 
 
 def noise_scale(measurements):
-    """The simple noise scale and its standard error.
+    """Returns the simple noise scale and its standard error.
 
     Equation, with the means N and D of the n measurements' noise and signal:
 
         scale = N / D            error^2 = var[noise - scale * signal] / (n D^2)
 
-    The means are taken apart, as McCandlish et al. do in appendix A.1: single signals
-    are too noisy to divide by.
+    The means are taken separately, as McCandlish et al. do in appendix A.1: single
+    signals are too noisy to divide by.
 
     Args:
         measurements: Pairs of the noise, the variance of one example's gradient, and

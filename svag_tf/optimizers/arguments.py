@@ -1,4 +1,4 @@
-"""The optimizers' arguments: checked, and explained where there are none."""
+"""Checks the optimizers' arguments, and says what to write instead of unknown ones."""
 
 import difflib
 import functools
@@ -17,24 +17,24 @@ state_dtype: Dtype of the slots: `"float16"`, `"bfloat16"`, `"float32"`,
             `"float64"`, or `None` for float32 with float16 and bfloat16 variables
             and the variable's own dtype otherwise. Slots are updated in the widest
             of float32, the variable's and the slots' dtype, then stored, and the
-            step is computed, as wide, from what is stored. Defaults to `None`.
+            step is computed from the stored values in that dtype. Defaults to `None`.
         jit_compile: `"auto"`, `True` or `False`: whether the update is compiled by XLA
             and made in place, on the TensorFlow backend (see `svag_tf.kernels`).
-            `"auto"` compiles wherever XLA serves the variable's device; `False` runs
-            the same rule op by op. Whether the training step around it is compiled is
-            the affair of `model.compile`. Without effect on other backends. Defaults
-            to `"auto"`.
-        sparse_updates: `"exact"` or `"lazy"`: what a sparse gradient does, a
-            `tf.IndexedSlices`, which is what an embedding has on the TensorFlow
-            backend. `"exact"`: the same as the dense gradient that it stands for,
-            which is 0 in the other rows: their averages decay and they move on.
-            `"lazy"`: only the rows that it touches are read and written, at a cost
-            that does not grow with the table. Each row then counts its own updates,
-            for a bias correction and a rho that are right for it. That is a different
-            algorithm: a row's averages run over the batches in which it occurs, not
-            over all. Dense gradients update all rows. Ignored where gradients are
-            made dense: on other backends, and with clipping, gradient accumulation or
-            `loss_scale_factor`. Defaults to `"exact"`.
+            `"auto"` compiles wherever XLA supports the variable's device; `False` runs
+            the same rule op by op. `model.compile` decides whether the training step
+            around it is compiled. Without effect on other backends. Defaults to
+            `"auto"`.
+        sparse_updates: `"exact"` or `"lazy"`: what a sparse gradient does, that is, a
+            `tf.IndexedSlices`, as an embedding has on the TensorFlow backend.
+            `"exact"`: the same as the dense gradient that it stands for, which is 0 in
+            the other rows: their averages decay and they keep moving. `"lazy"`: only
+            the rows that it touches are read and written, at a cost that does not grow
+            with the table. Each row then counts its own updates, so that its bias
+            correction and rho are right. That is a different algorithm: a row's
+            averages run over the batches in which it occurs, not over all. Dense
+            gradients update all rows. Ignored where gradients are made dense: on other
+            backends, and with clipping, gradient accumulation or `loss_scale_factor`.
+            Defaults to `"exact"`.
         weight_decay: Float >= 0 or `None`. Decoupled weight decay: before the
             update, theta <- theta - learning_rate * weight_decay * theta. Defaults
             to `None`.
@@ -61,8 +61,8 @@ state_dtype: Dtype of the slots: `"float16"`, `"bfloat16"`, `"float32"`,
 
 _ONE_BETA = "one beta serves both averages, which makes the estimated noise unbiased"
 _VARIABLES = (
-    "An optimizer of Keras is not given the variables: model.compile(optimizer), "
-    "optimizer.build(variables) or optimizer.apply(gradients, variables) tells it."
+    "A Keras optimizer gets its variables from model.compile(optimizer), "
+    "optimizer.build(variables) or optimizer.apply(gradients, variables)."
 )
 # What to write instead of the arguments that other optimizers have. "{}" stands for the
 # value that was given; names are in lower case and without underscores.
@@ -76,8 +76,8 @@ _INSTEAD = {
     **dict.fromkeys(
         ("epsilon", "eps"), "Leave it out: no method here divides by what can be 0."
     ),
-    "decay": "Write weight_decay={} if the weights shall decay. If the learning rate "
-    "shall, give learning_rate a schedule of keras.optimizers.schedules.",
+    "decay": "Write weight_decay={} if the weights should decay. If the learning rate "
+    "should, give learning_rate a schedule of keras.optimizers.schedules.",
     **dict.fromkeys(
         ("params", "parameters", "variables", "varlist", "model"),
         f"Leave it out. {_VARIABLES}",
@@ -98,9 +98,9 @@ _INSTEAD = {
 
 
 def explained(init):
-    """`init`, an `__init__`, whose errors say what to write instead.
+    """Wraps an `__init__` so that its errors say what to write instead.
 
-    Python's own error of an argument that `init` does not have only names it.
+    Python's own error only names the unknown argument.
     """
     parameters = inspect.signature(init).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -117,7 +117,7 @@ def explained(init):
 
 
 def _unknown(cls, unknown, learning_rate=None):
-    """The error of arguments, a dict, that a class does not have."""
+    """Returns the error for arguments, a dict, that a class does not have."""
     sentences = [
         f"{cls.__name__} has no argument `{name}`. {_instead(cls, name, value)}"
         for name, value in unknown.items()
@@ -128,7 +128,7 @@ def _unknown(cls, unknown, learning_rate=None):
 
 
 def _instead(cls, name, value):
-    """What to write in the place of an argument that the class does not have."""
+    """Says what to write instead of an argument that the class does not have."""
     known = {_plain(n): n for n in names(cls)}
     if _plain(name) in _INSTEAD:
         if isinstance(value, tuple | list) and value:  # The first of two betas.
@@ -144,7 +144,7 @@ def _plain(name):
 
 
 def names(cls):
-    """The names of a class's arguments, those that it passes on included."""
+    """Returns the names of a class's arguments, including those it passes on."""
     found: dict[str, None] = {}
     for owner in cls.__mro__:
         if "__init__" in vars(owner):
@@ -157,7 +157,7 @@ def names(cls):
 
 
 def _shown(value):
-    """A value as a user would write it, or dots where that is no help."""
+    """Returns a value as a user would write it, or dots if it is not a simple one."""
     plain = isinstance(value, str | numbers.Number | type(None))
     return repr(value) if plain else "..."
 
@@ -189,7 +189,7 @@ def check_beta(value):
 
 
 def check_learning_rate(value):
-    """Returns a number as a float, what gives one as it is, or raises."""
+    """Returns a number as a float, a schedule or callable unchanged, or raises."""
     if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
         return value
     if _holds_variables(value):
@@ -209,7 +209,7 @@ def check_learning_rate(value):
 
 
 def _holds_variables(value):
-    """Whether it is a model, a variable, or what PyTorch calls `params`."""
+    """Returns whether a value is a model, a variable, or PyTorch's `params`."""
     if isinstance(value, list | tuple | set):
         return any(_holds_variables(one) for one in value)
     if isinstance(value, dict):
@@ -227,7 +227,7 @@ def _needs_nothing(function):
         inspect.signature(function).bind()
     except TypeError:
         return False
-    except ValueError:  # It does not say.
+    except ValueError:  # It has no signature.
         return True
     return True
 

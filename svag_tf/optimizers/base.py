@@ -1,4 +1,4 @@
-"""What the seven optimizers share: arguments, slots, step count and dispatch."""
+"""The base class of the seven optimizers: arguments, slots, counts and dispatch."""
 
 import math
 import numbers
@@ -21,7 +21,7 @@ if keras.backend.backend() == "tensorflow":
 
 
 def _flat_path(variable):
-    """A variable's path as a part of a name."""
+    """Returns a variable's path as part of a name."""
     path = getattr(variable, "path", variable.name)
     return path.replace("/", "_").replace(":", "_")
 
@@ -46,7 +46,7 @@ class MomentOptimizer(ReplicatedOptimizer):
         v_tilde: The v~ of every variable, likewise.
         update_counts: The updates made to each variable, t of the last one: an integer
             `keras.Variable` of shape (number of variables,). `None` before `build`.
-            `iterations`, which places a learning rate schedule, is counted apart.
+            `iterations`, which drives a learning rate schedule, is counted separately.
         row_update_counts: With `sparse_updates="lazy"`, the same for the rows of every
             variable: a list of variables of shape (rows,), `None` for vectors.
     """
@@ -56,7 +56,7 @@ class MomentOptimizer(ReplicatedOptimizer):
     # _trainable_variables, _get_variable_index, _use_weight_decay and
     # _get_current_learning_rate.
     slots: tuple[str, ...] = ()
-    # The slot that the noise is estimated from.
+    # The slot from which the noise is estimated.
     second_slot = "v_tilde"
     # Whether the direction depends on the update count t.
     counts_updates = False
@@ -132,7 +132,7 @@ class MomentOptimizer(ReplicatedOptimizer):
         self.state_dtype = state_dtype
         self.jit_compile = jit_compile
         self.sparse_updates = sparse_updates
-        # A kernel of its own is forgotten with the optimizer.
+        # The optimizer's own kernels are freed with it.
         self._own_kernels = kernels.Store() if kernels else None
 
     @property
@@ -254,13 +254,13 @@ class MomentOptimizer(ReplicatedOptimizer):
         if not self.built:
             with keras.name_scope(self.name, caller=self):
                 self.build(trainable_variables)
-        # What counts must not run ahead of the gradients: at the end of its data, a
-        # training step begins that has no batch.
+        # Counts must not run ahead of the gradients: at the end of the data, a training
+        # step starts without a batch.
         with kernels.after_gradients(grads) if kernels else nullcontext():
             super().apply(grads, trainable_variables)
 
     def _takes_sparse_gradients(self):
-        """Whether a sparse gradient can stay sparse on its way to `update_step`."""
+        """Returns whether sparse gradients stay sparse on the way to `update_step`."""
         return kernels is not None and not (
             self.gradient_accumulation_steps
             or self.loss_scale_factor
@@ -306,7 +306,7 @@ class MomentOptimizer(ReplicatedOptimizer):
         )
 
     def _update_model_variables_moving_average(self, trainable_variables):
-        # As Keras' own, but by what each variable's average holds, not by `iterations`.
+        # Like Keras' own, but goes by each variable's `has_average`, not `iterations`.
         if not self.use_ema:
             return
         begun = ops.unstack(local(self.has_average) > 0)
@@ -326,8 +326,8 @@ class MomentOptimizer(ReplicatedOptimizer):
                 self._get_variable_index(variable)
             ]
             if average is not None:
-                # A copy: JAX takes the buffer of a variable from it in `fit`, and one
-                # of two variables can be taken once only.
+                # A copy: in `fit`, JAX donates a variable's buffer, and a buffer that
+                # two variables share can be donated only once.
                 average = ops.convert_to_tensor(local(average)) + 0
                 self.assign(local(variable), average)
 
@@ -338,14 +338,14 @@ class MomentOptimizer(ReplicatedOptimizer):
             gradient: Dense tensor of the variable's shape, or `tf.IndexedSlices`.
             variable: One of those that the optimizer was built on.
             learning_rate: Scalar tensor. A subclass that overrides this method may
-                pass on another, for a learning rate of each layer's own.
+                pass on another, for learning rates by layer.
         """
         update.update_variable(self, gradient, variable, learning_rate)
         if not update.is_of_all_variables(self):  # Called by a wrapper, not by `apply`.
             self._count_updates([variable])
 
     def _slots_rule(self, gradient, scalars, theta, *slots, dtype):
-        """The slots' new values, as they are stored."""
+        """Returns the slots' new values, as they are stored."""
         scalars = update.unpacked(self, scalars, dtype)
         averages = self.new_averages(
             ops.cast(gradient, dtype),
@@ -356,7 +356,7 @@ class MomentOptimizer(ReplicatedOptimizer):
         return [None, *stored]
 
     def _theta_rule(self, gradient, scalars, theta, *slots, dtype, decays):
-        """The variable's new value, from the slots as they are stored."""
+        """Returns the variable's new value, from the slots as they are stored."""
         scalars = update.unpacked(self, scalars, dtype)
         new = self.new_theta(
             ops.cast(theta, dtype),
@@ -370,7 +370,7 @@ class MomentOptimizer(ReplicatedOptimizer):
         return [ops.cast(new, theta.dtype), *[None] * len(slots)]
 
     def new_averages(self, g, slots, betas=None):
-        """The slots' new values as a pure function.
+        """Returns the slots' new values, as a pure function.
 
         Args:
             g: Gradient, a float32 or float64 tensor.
@@ -388,16 +388,16 @@ class MomentOptimizer(ReplicatedOptimizer):
         ]
 
     def new_theta(self, theta, g, slots, learning_rate, decay, correction, factor):
-        """The variable's new value as a pure function.
+        """Returns the variable's new value, as a pure function.
 
         Args:
             theta: Variable, a float32 or float64 tensor of any shape.
-            g: Its gradient, of the same shape and dtype, as all that follow.
+            g: Its gradient; like all that follow, of the same dtype.
             slots: List of the slots' new values, in the order of `self.slots`.
             learning_rate: Scalar.
             decay: Scalar, learning rate times weight decay, or `None`.
             correction: Scalar, 1 / (1 - beta^t) for the count t of this update.
-            factor: Scalar, what the method's `noise_factor` gives for t.
+            factor: Scalar, the method's `noise_factor` for t.
         """
         average = dict(zip(self.slots, slots))
         m, v = average.get("m_tilde"), average.get(self.second_slot)
@@ -406,28 +406,28 @@ class MomentOptimizer(ReplicatedOptimizer):
             m = rules.bias_corrected(m, correction)
             v = None if v is None else v * correction
         step = learning_rate * self.direction(g, m, v, factor)
-        # The sign of an infinite gradient is 1: say aloud that there was one.
+        # The sign of an infinite gradient is 1: NaN shows that there was one.
         step = ops.where(finite, step, math.nan)
         if decay is not None:
             theta = theta - decay * theta
         return theta - step
 
     def noise_factor(self, t):
-        """The factor that makes v - m^2 the variance that the method adapts to.
+        """Returns the factor that makes v - m^2 the variance that the method adapts to.
 
         A scalar for each update count t; 0 for methods that do not adapt.
         """
         return ops.zeros_like(t)
 
     def direction(self, g, m, v, factor):
-        """The direction of descent, before the learning rate.
+        """Returns the direction of descent, before the learning rate.
 
         Args:
             g: Gradient, a float32 or float64 tensor.
             m: Its average, corrected for its start where `counts_updates`; `None`
                 without the slot m~.
             v: The average of g^2, corrected for its start; `None` without v~.
-            factor: Scalar, what `noise_factor` gives for the count of this update.
+            factor: Scalar, `noise_factor` for the count of this update.
         """
         raise NotImplementedError(
             f"{type(self).__name__} must define direction(g, m, v, factor)."
@@ -435,12 +435,12 @@ class MomentOptimizer(ReplicatedOptimizer):
 
     @classmethod
     def own_arguments(cls):
-        """Names of a method's arguments beyond those that all methods have."""
+        """Returns the names of a method's arguments that not all methods have."""
         common = arguments.names(MomentOptimizer)
         return [name for name in arguments.names(cls) if name not in common]
 
     def get_config(self):
-        """The arguments that make an equal optimizer, for `from_config`."""
+        """Returns the arguments that make an equal optimizer, for `from_config`."""
         return {
             **super().get_config(),
             "beta": self.beta,
@@ -451,7 +451,7 @@ class MomentOptimizer(ReplicatedOptimizer):
 
 
 def saturating_cast(x, dtype):
-    """x cast to dtype, if finite at most its largest finite number."""
+    """Casts x to dtype; finite values stay finite, at most its largest number."""
     dtype = keras.backend.standardize_dtype(dtype)
     if keras.backend.standardize_dtype(x.dtype) == dtype:
         return x

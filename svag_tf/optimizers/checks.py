@@ -1,4 +1,4 @@
-"""What a gradient and a variable must be."""
+"""Checks gradients and variables."""
 
 import keras
 from keras import ops
@@ -28,13 +28,13 @@ def check_variable(variable):
     shape = variable.shape
     if getattr(shape, "rank", 0) is None or any(n is None for n in shape):
         raise ValueError(
-            "A variable must have a shape that is fully known, as its slots have the "
-            f"same. Received: the variable {path} of shape {shape}"
+            "A variable must have a fully known shape, as its slots have the same. "
+            f"Received: the variable {path} of shape {shape}"
         )
 
 
 def check_gradient(gradient, variable):
-    """Raises an error if a gradient is not of its variable's shape, as far as known."""
+    """Raises an error if a gradient is known not to have its variable's shape."""
     expected = tuple(variable.shape)
     _check_fits("a gradient", gradient, expected, variable)
     values = getattr(gradient, "values", None)
@@ -59,10 +59,10 @@ def _check_fits(what, tensor, expected, variable):
 
 
 def densified(gradient, variable):
-    """`gradient` as a dense tensor, the rows of repeated indices summed.
+    """Returns `gradient` as a dense tensor, the rows of repeated indices summed.
 
-    A sparse gradient (`tf.IndexedSlices`, what an embedding's gather has) has
-    `indices` and `values`; every other tensor is returned as it is.
+    A sparse gradient (`tf.IndexedSlices`, as an embedding has) has `indices` and
+    `values`; every other tensor is returned unchanged.
     """
     if not (hasattr(gradient, "indices") and hasattr(gradient, "values")):
         return gradient

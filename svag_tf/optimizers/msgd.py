@@ -59,5 +59,5 @@ class MSGD(MomentOptimizer):
     counts_updates = True
 
     def direction(self, g, m, v, factor):
-        """m; see the class."""
+        """Returns m; see the class."""
         return m

@@ -36,7 +36,7 @@ class MSSD(SignDescentOptimizer):
             along the sign of the sum of these votes. A vote is 0 where its value is 0,
             and where the votes are tied the step is 0. Each replica keeps the average
             of its own gradients (Signum); `m_tilde` and what is saved are the first
-            replica's, see `svag_tf.distribution.local_state`. Clipping is of each
+            replica's, see `svag_tf.distribution.local_state`. Clipping applies to each
             replica's own gradient. A value that is not finite, on any replica, makes
             the variable NaN. With one replica both are the same. Defaults to `"mean"`.
 
@@ -70,5 +70,5 @@ class MSSD(SignDescentOptimizer):
     slots = ("m_tilde",)
 
     def direction(self, g, m, v, factor):
-        """sign(m); see the class."""
+        """Returns sign(m); see the class."""
         return ops.sign(m)

@@ -40,15 +40,15 @@ class MSVAG(MomentOptimizer):
             is what makes s unbiased. With 0 there is no averaging: gamma = 1.
             Defaults to `0.9`.
         {{keras_arguments}}
-        variance: `"time"` or `"replicas"`: what the noise is estimated from, on several
-            replicas of tf.distribute. `"time"`: s, from the past of the mean gradient,
-            as on one device. `"replicas"`: the variance of that mean as its parts show
-            it, c = sum_i (g_i - g)^2 / (n (n - 1)) for the gradients g_i of n replicas
-            and their mean g, averaged with beta like g: unbiased also while the
-            gradient changes, the less noisy the more replicas, and valid from t = 1
-            on; but a step exchanges twice the bytes. Its average is the slot
-            `c_tilde`, in the place of `v_tilde`. Needs at least two replicas and
-            excludes clipping, accumulation, loss scaling and lazy updates. Defaults to
+        variance: `"time"` or `"replicas"`: how the noise is estimated on several
+            replicas of tf.distribute. `"time"`: as s, from past mean gradients, as on
+            one device. `"replicas"`: as the variance of that mean between replicas,
+            c = sum_i (g_i - g)^2 / (n (n - 1)) for the gradients g_i of n replicas and
+            their mean g, averaged with beta like g. It is unbiased even while the
+            gradient changes, less noisy with more replicas, and valid from t = 1 on;
+            but a step exchanges twice the bytes. Its average is the slot `c_tilde`,
+            which replaces `v_tilde`. Needs at least two replicas and excludes
+            clipping, accumulation, loss scaling and lazy updates. Defaults to
             `"time"`.
 
     Raises:
@@ -139,7 +139,7 @@ class MSVAG(MomentOptimizer):
         return super()._takes_sparse_gradients() and not self._uses_replica_variance
 
     def scale_loss(self, loss):
-        """The loss whose gradients `apply` is given; see the base class."""
+        """Returns the loss whose gradients `apply` is given; see the base class."""
         if (
             self._uses_replica_variance
         ):  # Parts of different size have different variances.
@@ -147,7 +147,7 @@ class MSVAG(MomentOptimizer):
         return super().scale_loss(loss)
 
     def reduced(self, grads, variables):
-        """The summed gradients; with `variance="replicas"` it notes their variances."""
+        """Sums gradients; with `variance="replicas"`, also notes their variances."""
         mean = super().reduced(grads, variables)
         if not self._uses_replica_variance:
             return mean
@@ -188,13 +188,13 @@ class MSVAG(MomentOptimizer):
         return [saturating_cast(average, c.dtype)]
 
     def new_averages(self, g, slots, betas=None):
-        """The slots' new values as a pure function; c~ has its new value already."""
+        """Returns the slots' new values; c~ already has its new value."""
         if not self._uses_replica_variance:
             return super().new_averages(g, slots, betas)
         return [rules.moving_average(slots[0], g, self.beta, betas), slots[1]]
 
     def direction(self, g, m, v, factor):
-        """gamma * m; see the class."""
+        """Returns gamma * m; see the class."""
         if self._uses_replica_variance:
             noise = rules.signal_and_variance(m, v, factor)
         else:
@@ -202,13 +202,13 @@ class MSVAG(MomentOptimizer):
         return rules.gamma_gradient(*noise) * m
 
     def noise_factor(self, t):
-        """rho / (1 - rho): v - m^2 becomes rho s, the variance of m. For c: rho."""
+        """Returns rho / (1 - rho), which makes v - m^2 rho s, or rho for c."""
         if self._uses_replica_variance:
             return rules.mean_variance_ratio(t, self.beta)
         return rules.mean_variance_factor(t, self.beta)
 
     def get_config(self):
-        """The arguments that make an equal optimizer, for `from_config`."""
+        """Returns the arguments that make an equal optimizer, for `from_config`."""
         return {**super().get_config(), "variance": self.variance}
 
 
@@ -223,7 +223,7 @@ def _refuse(**arguments):
     for name, value in arguments.items():
         if value is not None:
             raise ValueError(
-                f'Argument `{name}` cannot be used with variance="replicas", whose '
-                f"variances are those of the gradients as they come. Received: "
+                f'Argument `{name}` cannot be used with variance="replicas", which '
+                f"measures the variance of unmodified gradients. Received: "
                 f"{name}={value!r}"
             )

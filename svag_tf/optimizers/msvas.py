@@ -73,15 +73,15 @@ class MSVAS(SignAdaptedOptimizer):
     counts_updates = True
 
     def direction(self, g, m, v, factor):
-        """gamma * sign(m); see the class."""
+        """Returns gamma * sign(m); see the class."""
         gamma = self.gamma(*rules.signal_and_noise(m, v, factor))
-        # After a long run of zero gradients v~ underflows before m~ does: that is
-        # the end of an old gradient, not the certainty of a noiseless one.
+        # After a long run of zero gradients v~ underflows before m~ does: an old
+        # gradient has faded out, which does not mean that it had no noise.
         forgotten = ops.logical_and(v == 0.0, g == 0.0)
         return ops.where(forgotten, ops.zeros_like(m), gamma * ops.sign(m))
 
     def noise_factor(self, t):
-        """rho / (1 - rho): v - m^2 becomes rho s, the variance of m. With "adam" 1."""
+        """Returns rho / (1 - rho), which makes v - m^2 rho s, or 1 with "adam"."""
         if self.adaptation == "adam":
             return rules.has_history(t, self.beta)
         return rules.mean_variance_factor(t, self.beta)

@@ -1,4 +1,4 @@
-"""An optimizer on several replicas: whose gradients are summed before anything else."""
+"""An optimizer on several replicas: their gradients are summed before anything else."""
 
 from __future__ import annotations
 
@@ -14,23 +14,22 @@ _ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 
 
 def is_replicated() -> bool:
-    """Whether this is one of the replicas of a tf.distribute strategy."""
+    """Returns whether this runs on a replica of a tf.distribute strategy."""
     return _ON_TENSORFLOW and replicas.context() is not None
 
 
 def local(variable: Any) -> Any:
-    """On a replica, its own copy of a variable."""
+    """Returns this replica's copy of a variable."""
     return replicas.local(variable) if _ON_TENSORFLOW else variable
 
 
 class ReplicatedOptimizer(RestorableOptimizer):
-    """Base class: gradients of all replicas, and each replica's copies of variables."""
+    """Base class: sums gradients over replicas and updates each replica's copies."""
 
-    # What the last update has sent to other replicas; variables that are not the same
-    # on all of them.
+    # What the last update sent to other replicas; variables that differ between them.
     exchanged: Any = None
     local_variables: Any = ()
-    # Whether it is in Keras' own LossScaleOptimizer.
+    # Whether Keras' own LossScaleOptimizer wraps it.
     scaled_by_keras = False
 
     def __init__(self, **kwargs):
@@ -39,37 +38,37 @@ class ReplicatedOptimizer(RestorableOptimizer):
         super().__init__(**kwargs)
 
     def __setattr__(self, name, value):
-        # A LossScaleOptimizer takes it away from the optimizer that it is given.
+        # A LossScaleOptimizer resets it in the optimizer that it wraps.
         if name == "loss_scale_factor" and value is None and hasattr(self, name):
             self.scaled_by_keras = True
         super().__setattr__(name, value)
 
     def scale_loss(self, loss):
-        """The loss whose gradients `apply` is given, as `fit` asks for it.
+        """Returns the loss whose gradients `apply` is given; `fit` calls this.
 
         Args:
-            loss: Scalar tensor. On one of several replicas, that of its part of the
-                batch, and `fit` weights it by the size of that part.
+            loss: Scalar tensor. On one of several replicas, the loss of its part of the
+                batch, which `fit` weights by the size of that part.
         """
         if _ON_TENSORFLOW:
             loss = uneven_batches.of_whole_batch(loss)
         return super().scale_loss(loss)
 
     def reduced(self, grads, variables):
-        """What a replica's update starts from: the gradients summed over the replicas.
+        """Returns the gradients summed over the replicas, for a replica's update.
 
         Args:
             grads: List of this replica's gradients, or `None`.
             variables: List of the variables that they belong to.
         """
         self._check_replicas(variables)
-        # A variable to be overwritten has no gradient but its own new value.
+        # The "gradient" of a variable to be overwritten is its new value.
         own = [getattr(v, "overwrite_with_gradient", False) for v in variables]
         given = [
             None if o else g for g, o in zip(uneven_batches.without_empty(grads), own)
         ]
         if all(g is None for g in given):
-            return grads  # Keras warns of it, or raises an error.
+            return grads  # Keras warns about it, or raises an error.
         reduced, self.exchanged = replicas.summed(given)
         return [g if o else r for g, o, r in zip(grads, own, reduced)]
 
@@ -78,9 +77,9 @@ class ReplicatedOptimizer(RestorableOptimizer):
         if self.scaled_by_keras:
             raise ValueError(
                 "keras.optimizers.LossScaleOptimizer looks for infinite gradients on "
-                "the first replica only, and lets those of others through. Compile "
-                "with svag_tf.distribution.LossScaleOptimizer(optimizer), which "
-                "looks at all; `compile` in a mixed_float16 policy takes Keras' own."
+                "the first replica only, and misses those of others. Compile with "
+                "svag_tf.distribution.LossScaleOptimizer(optimizer), which looks at "
+                "all; with a mixed_float16 policy, `compile` adds Keras' own."
             )
 
     def _update_replica(self, grads, variables, learning_rate):

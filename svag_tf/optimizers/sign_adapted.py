@@ -53,9 +53,9 @@ class SignAdaptedOptimizer(MomentOptimizer):
         self.damping = "adam" if adaptation == "adam" else "sign"
 
     def gamma(self, signal, noise):
-        """The factor of the chosen adaptation."""
+        """Returns the factor of the chosen adaptation."""
         return _GAMMAS[self.adaptation](signal, noise)
 
     def get_config(self):
-        """The arguments that make an equal optimizer, for `from_config`."""
+        """Returns the arguments that make an equal optimizer, for `from_config`."""
         return {**super().get_config(), "adaptation": self.adaptation}

@@ -39,7 +39,7 @@ class SignDescentOptimizer(MomentOptimizer):
             raise ValueError(
                 "Argument `gradient_accumulation_steps` must be None with "
                 'aggregation="majority_vote", which has no gradient of all replicas to '
-                "accumulate: take a larger batch. Received: "
+                "accumulate: use a larger batch. Received: "
                 f"gradient_accumulation_steps={gradient_accumulation_steps!r}"
             )
         super().__init__(
@@ -67,7 +67,7 @@ class SignDescentOptimizer(MomentOptimizer):
 
     @property
     def local_variables(self):
-        """Slots that each replica has of its own: m~ under a majority vote."""
+        """The slots that differ between replicas: m~ under a majority vote."""
         return tuple(self.m_tilde) if self._votes else ()
 
     def build(self, variables):
@@ -80,9 +80,9 @@ class SignDescentOptimizer(MomentOptimizer):
         devices = getattr(distribution, "device_mesh", None)
         if self._votes and devices is not None and devices.devices.size > 1:
             raise ValueError(
-                'aggregation="majority_vote" needs a gradient of each replica, which '
-                "tf.distribute has and keras.distribution has not. Use the TensorFlow "
-                'backend, or aggregation="mean".'
+                'aggregation="majority_vote" needs the gradient of each replica, which '
+                "tf.distribute provides and keras.distribution does not. Use the "
+                'TensorFlow backend, or aggregation="mean".'
             )
         super().build(variables)
 
@@ -90,7 +90,7 @@ class SignDescentOptimizer(MomentOptimizer):
         return super()._takes_sparse_gradients() and not self._votes
 
     def reduced(self, grads, variables):
-        """With a majority vote, each replica's own gradient."""
+        """Returns the replica's own gradients, if it is a majority vote."""
         if not self._votes:
             return super().reduced(grads, variables)
         self._check_replicas(variables)
@@ -116,7 +116,7 @@ class SignDescentOptimizer(MomentOptimizer):
             run_rule(self, rule, "vote", [variable], vote, learning_rate, index)
 
     def _ballot(self, gradient, variable, learning_rate):
-        """What this replica votes with the sign of: g, or its own average m~."""
+        """Returns the tensor whose sign is this replica's vote: g, or its own m~."""
         if not self.slots:
             return gradient
         index = self._get_variable_index(variable)
@@ -128,12 +128,12 @@ class SignDescentOptimizer(MomentOptimizer):
         return ops.convert_to_tensor(replicas.local(slots[0]))
 
     def _vote_rule(self, vote, scalars, theta, dtype, decays):
-        """The variable's new value, the vote in the place of g and m."""
+        """Returns the variable's new value, with the vote in place of g and m."""
         slots = [vote] * len(self.slots)
         return self._theta_rule(
             vote, scalars, theta, *slots, dtype=dtype, decays=decays
         )[:1]
 
     def get_config(self):
-        """The arguments that make an equal optimizer, for `from_config`."""
+        """Returns the arguments that make an equal optimizer, for `from_config`."""
         return {**super().get_config(), "aggregation": self.aggregation}

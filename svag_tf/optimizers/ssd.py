@@ -26,15 +26,15 @@ class SSD(SignDescentOptimizer):
             takes no argument and returns the learning rate. Defaults to
             `0.001`: every weight moves by up to the learning rate in each step, as
             with Adam.
-        beta: Float in [0, 1). Without effect, as SSD averages nothing; here so that the
-            seven methods are called alike. Defaults to `0.9`.
+        beta: Float in [0, 1). Has no effect, as SSD averages nothing; it exists so that
+            all seven methods take the same arguments. Defaults to `0.9`.
         {{keras_arguments}}
         aggregation: `"mean"` or `"majority_vote"`: what several replicas of
             tf.distribute do with their gradients. `"mean"`: one step along the sign of
             the mean gradient. `"majority_vote"` (signSGD): each replica sends only the
             sign of its own gradient, packed to a few bits, and the step is along the
             sign of the sum of these votes. A vote is 0 where its value is 0, and where
-            the votes are tied the step is 0. Clipping is of each replica's own
+            the votes are tied the step is 0. Clipping applies to each replica's own
             gradient. A value that is not finite, on any replica, makes the variable
             NaN. With one replica both are the same. Defaults to `"mean"`.
 
@@ -66,5 +66,5 @@ class SSD(SignDescentOptimizer):
     """
 
     def direction(self, g, m, v, factor):
-        """sign(g); see the class."""
+        """Returns sign(g); see the class."""
         return ops.sign(g)

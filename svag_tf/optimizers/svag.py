@@ -65,9 +65,9 @@ class SVAG(MomentOptimizer):
     damping = "sampled"
 
     def direction(self, g, m, v, factor):
-        """gamma * g; see the class."""
+        """Returns gamma * g; see the class."""
         return rules.gamma_gradient(*rules.signal_and_noise(m, v, factor)) * g
 
     def noise_factor(self, t):
-        """1 / (1 - rho): v - m^2 becomes s, the variance of g."""
+        """Returns 1 / (1 - rho), which makes v - m^2 s, the variance of g."""
         return rules.variance_factor(t, self.beta)

@@ -71,9 +71,9 @@ class SVAS(SignAdaptedOptimizer):
     counts_updates = True
 
     def direction(self, g, m, v, factor):
-        """gamma * sign(g); see the class."""
+        """Returns gamma * sign(g); see the class."""
         return self.gamma(*rules.signal_and_noise(m, v, factor)) * ops.sign(g)
 
     def noise_factor(self, t):
-        """1 / (1 - rho): v - m^2 becomes s, the variance of g."""
+        """Returns 1 / (1 - rho), which makes v - m^2 s, the variance of g."""
         return rules.variance_factor(t, self.beta)

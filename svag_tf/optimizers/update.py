@@ -1,4 +1,4 @@
-"""How a variable is updated: the numbers that its rules need, and their kernels."""
+"""Updates variables: computes the scalars that the rules need, and runs kernels."""
 
 import contextlib
 import functools
@@ -17,13 +17,13 @@ if keras.backend.backend() == "tensorflow":
 
 
 class Scalars(NamedTuple):
-    """What the update of a variable needs besides tensors, in float32 or wider.
+    """The numbers that a variable's update needs, in float32 or wider.
 
     Attributes:
         learning_rate: Scalar.
         decay: Learning rate times weight decay.
-        beta: Scalar. With the next, no constant of a kernel, which serves all of them.
-        one_minus_beta: Scalar.
+        beta: Scalar; an input, so that one kernel serves all values.
+        one_minus_beta: Scalar, likewise.
         correction: 1 / (1 - beta^t) for the count t of this update; 1 for methods that
             do not count.
         factor: The method's `noise_factor(t)`; 0 for methods that do not count.
@@ -67,19 +67,19 @@ def of_all_variables(optimizer, learning_rate):
 
 
 def is_of_all_variables(optimizer):
-    """Whether the current update is one that `of_all_variables` surrounds."""
+    """Returns whether the current update is within `of_all_variables`."""
     return _CURRENT.optimizer is optimizer
 
 
 def _scalars_of(optimizer, index, learning_rate, dtype):
-    """The scalars of one variable: those of this update, if they have its rate."""
+    """Returns one variable's scalars, those of this update if the rate is the same."""
     if is_of_all_variables(optimizer) and _CURRENT.learning_rate is learning_rate:
         return _CURRENT.scalars[dtype][index]
     return _scalars_of_variables(optimizer, learning_rate, dtype)[index]
 
 
 def _scalars_of_variables(optimizer, learning_rate, dtype):
-    """For each variable a tensor of its `Scalars`."""
+    """Returns a tensor of `Scalars` for each variable."""
     t = ops.cast(local(optimizer.update_counts), dtype) + 1.0
     learning_rate = ops.cast(learning_rate, dtype)
     betas = [
@@ -96,19 +96,19 @@ def _scalars_of_variables(optimizer, learning_rate, dtype):
 
 
 def _scalars_of_count(optimizer, t, dtype):
-    """1 / (1 - beta^t) and `noise_factor(t)`, of t's shape."""
+    """Returns 1 / (1 - beta^t) and `noise_factor(t)`, of t's shape."""
     t = ops.cast(ops.maximum(t, 1), dtype)
     return rules.bias_correction(t, optimizer.beta), optimizer.noise_factor(t)
 
 
 def unpacked(optimizer, scalars, dtype):
-    """What a kernel gives a rule, as `Scalars`.
+    """Returns the scalars that a kernel gives a rule, as `Scalars`.
 
     Args:
-        optimizer: Whose rule it is.
-        scalars: A tensor of them, or the pair of that and the counts of the rows, each
-            of which then has a correction and a factor of its own.
-        dtype: That of the computation.
+        optimizer: The optimizer that the rule belongs to.
+        scalars: A tensor of them, or a pair of it and the counts of rows, each of which
+            then has its own correction and factor.
+        dtype: The dtype of the computation.
     """
     if not isinstance(scalars, tuple):
         return Scalars(*ops.unstack(scalars))
@@ -120,16 +120,16 @@ def unpacked(optimizer, scalars, dtype):
 
 
 def compute_dtype(optimizer, variable):
-    """The widest of float32, the variable's and its slots' dtype."""
+    """Returns the widest of float32, the variable's and its slots' dtype."""
     dtypes = [keras.backend.standardize_dtype(variable.dtype)]
     if optimizer.slots:
         dtypes.append(slot_dtype(optimizer, variable))
-    # Keras' own result_type makes float32 of float64 on some backends.
+    # Keras' own result_type turns float64 into float32 on some backends.
     return "float64" if "float64" in dtypes else "float32"
 
 
 def slot_dtype(optimizer, variable):
-    """The dtype of a variable's slots: as its own, but never half precision unasked."""
+    """Returns the slots' dtype: the variable's, but half precision only on request."""
     dtype = keras.backend.standardize_dtype(variable.dtype)
     return optimizer.state_dtype or (
         "float32" if dtype in ("float16", "bfloat16") else dtype
@@ -137,7 +137,7 @@ def slot_dtype(optimizer, variable):
 
 
 def decays(optimizer, variable):
-    """Whether weight decay applies to a variable."""
+    """Returns whether weight decay applies to a variable."""
     return bool(optimizer.weight_decay) and optimizer._use_weight_decay(variable)
 
 
@@ -167,11 +167,11 @@ def update_variable(optimizer, gradient, variable, learning_rate):
     key = (*_rule_key(optimizer), dtype, decay)
     one_program = not optimizer.slots or slot_dtype(optimizer, variable) == dtype
     kernel = kernels.Kernel(tuple(steps), key, optimizer.jit_compile, one_program)
-    # Without slots and weight decay, a row without gradient stays as it is.
+    # Without slots and weight decay, a row without a gradient does not change.
     lazy = optimizer.sparse_updates == "lazy" or not (optimizer.slots or decay)
     if lazy and len(variable.shape) >= 2:
         counts = None
-        if optimizer.counts_updates:  # Of which factors are computed in the kernel.
+        if optimizer.counts_updates:  # The kernel computes factors from them.
             counts = optimizer.row_update_counts[index]
             kernel = kernel._replace(key=(*key, optimizer.beta))
         kernels.update_lazily(kernel, stored, gradient, counts, scalars)
@@ -180,16 +180,16 @@ def update_variable(optimizer, gradient, variable, learning_rate):
 
 
 def run_rule(optimizer, rule, name, variables, gradient, learning_rate, index):
-    """Runs one rule by a kernel of its own.
+    """Runs one rule with its own kernel.
 
     Args:
         optimizer: A built `MomentOptimizer`.
         rule: Function of a gradient, scalars and the variables, for their new values.
-        name: Tells this rule from others of the optimizer.
-        variables: List of what it reads and writes.
+        name: Distinguishes this rule from the optimizer's others.
+        variables: List of the variables that it reads and writes.
         gradient: Tensor.
         learning_rate: Scalar tensor.
-        index: Of the variable that is being updated.
+        index: Index of the variable that is being updated.
     """
     variable = optimizer._trainable_variables[index]
     dtype = compute_dtype(optimizer, variable)
@@ -201,11 +201,11 @@ def run_rule(optimizer, rule, name, variables, gradient, learning_rate, index):
 
 
 def _rule_key(optimizer):
-    """What distinguishes an optimizer's rule from others: a hashable tuple.
+    """Returns a hashable tuple that identifies an optimizer's rule.
 
-    All arguments of the constructor that a rule can see, but for beta, which is data. A
-    subclass from elsewhere whose rule is its own may depend on anything: its instances
-    have kernels of their own.
+    It has all constructor arguments that a rule can see except beta, which is an input.
+    A user's subclass with a rule of its own may depend on anything, so each of its
+    instances has its own kernels.
     """
     cls = type(optimizer)
     ours = next(c for c in cls.__mro__ if c.__module__.startswith("svag_tf."))
@@ -214,13 +214,13 @@ def _rule_key(optimizer):
             return (optimizer._own_kernels,)
     own = [(n, repr(getattr(optimizer, n))) for n in _rule_arguments(ours)]
     beta = optimizer.beta
-    form = (beta == 0.0, beta < 0.5)  # Those of `rules.moving_average`.
+    form = (beta == 0.0, beta < 0.5)  # The cases of `rules.moving_average`.
     return (ours, optimizer.slots, optimizer.counts_updates, form, *own)
 
 
 @functools.cache
 def _rule_methods(cls):
-    """Names of the methods of a class that make the update of one variable."""
+    """Returns the names of a class's methods that make the update of one variable."""
     names = ("new_averages", "new_theta", "direction", "noise_factor", "gamma")
     return [n for n in dir(cls) if n in names or n.endswith("_rule")]
 

@@ -1,11 +1,11 @@
-"""TensorFlow: what an optimizer does in one of several replicas of a tf.distribute run.
+"""TensorFlow: optimizers on the replicas of a tf.distribute strategy.
 
 Under `MirroredStrategy` and `MultiWorkerMirroredStrategy` every replica has a copy of
 every variable and its own gradient, that of its part of the batch. Gradients are
 summed over the replicas before anything else is done with them: clipping,
 accumulation, averages and the update itself then see the gradient of the whole batch,
-and every replica makes the same update to its own copy. After the sum no replica needs
-another one, so that the update may stand in a `tf.cond`.
+and every replica makes the same update to its own copy. After the sum the replicas do
+not need one another, so the update may be inside a `tf.cond`.
 """
 
 from svag_tf.replicas.exchange import Payload, majority, summed, vote_digits

@@ -1,4 +1,4 @@
-"""Gradients summed over the replicas, and their votes."""
+"""Sums gradients over the replicas, and counts their votes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from svag_tf.replicas.strategy import context
 
 
 class Payload(NamedTuple):
-    """What each replica hands to the all-reduce of one step.
+    """The size of what each replica passes to the all-reduce of one step.
 
     Attributes:
         parameters: Numbers in all gradients.
-        bytes: What they take. Every replica sends and receives about
-            2 (n - 1)/n times as much in a ring of n.
+        bytes: Their size. In a ring of n, every replica sends and receives about
+            2 (n - 1)/n times as much.
     """
 
     parameters: int
@@ -23,7 +23,7 @@ class Payload(NamedTuple):
 
 
 def summed(grads: list) -> tuple[list, Payload]:
-    """The gradients summed over all replicas; `None` where there is none."""
+    """Sums gradients over all replicas; `None` stays `None`."""
     present = [g for g in grads if g is not None]
     reduced = iter(context().all_reduce(tf.distribute.ReduceOp.SUM, present))
     parameters = size = 0
@@ -40,15 +40,15 @@ def summed(grads: list) -> tuple[list, Payload]:
 
 
 def majority(values: list) -> tuple[list, Payload]:
-    """The sign that most replicas vote for, element by element.
+    """Returns the sign that most replicas vote for, element by element.
 
     Each replica votes with the sign of its value, 0 for 0. The result is the sign of
-    the sum of the votes: 0 for a tie. A variable of which some replica has a value
-    that is not finite is NaN as a whole.
+    the sum of the votes: 0 for a tie. If any value of a variable is not finite on any
+    replica, all of the variable becomes NaN.
 
     A vote + 1 is one of 0, 1, 2, and a sum of n of them at most 2n: a digit in base
     2n + 1. As many digits as fit share one int32, and the sum over the replicas adds
-    each digit by itself.
+    each digit separately.
 
     Args:
         values: List of dense float tensors of known shapes.
@@ -62,7 +62,7 @@ def majority(values: list) -> tuple[list, Payload]:
     sizes = [v.shape.num_elements() for v in values]
     finite = [tf.reduce_all(tf.math.is_finite(v)) for v in values]
     votes = [tf.reshape(tf.cast(tf.sign(v), tf.int32), [-1]) + 1 for v in values]
-    votes.append(tf.cast(tf.stack(finite), tf.int32))  # One more digit a variable.
+    votes.append(tf.cast(tf.stack(finite), tf.int32))  # One more digit per variable.
     votes = tf.concat(votes, 0)
     count = votes.shape.num_elements()
     words = math.ceil(count / digits)
@@ -81,7 +81,7 @@ def majority(values: list) -> tuple[list, Payload]:
 
 
 def vote_digits(replicas: int) -> tuple[int, int]:
-    """The base in which votes of so many replicas are written; its digits an int32."""
+    """Returns the base for votes of so many replicas, and its digits in an int32."""
     base = 2 * replicas + 1
     digits = 0
     while base ** (digits + 1) <= 2**31:

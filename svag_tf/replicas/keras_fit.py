@@ -1,4 +1,4 @@
-"""Keras' `fit` under mirrored strategies, where it fails or counts wrongly."""
+"""Repairs Keras' `fit` under mirrored strategies, where it fails or counts wrongly."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from svag_tf.replicas.strategy import has_many_workers, is_mirrored
 
 @functools.cache
 def patch_keras_fit() -> None:
-    """Lets Keras' `fit` do under mirrored strategies what it does on one device.
+    """Makes Keras' `fit` do under mirrored strategies what it does on one device.
 
     Replaces three methods of `keras.Model` in this process. An optimizer that is made
-    in the scope of such a strategy calls it.
+    in the scope of such a strategy calls this function.
 
     Under `MultiWorkerMirroredStrategy` Keras 3 fails for every optimizer: it builds the
-    model from the mean of the replicas' first batches, which that strategy cannot take,
-    and averages metrics, which are scalars, along an axis. Both are changed under that
-    strategy; the first under `MirroredStrategy` too, where it fails for parts that do
-    not come out even. With an optimizer of this package, parts of a batch count by
+    model from the mean of the replicas' first batches, which that strategy cannot
+    compute, and averages metrics, which are scalars, along an axis. Both are changed
+    under that strategy; the first under `MirroredStrategy` too, where it fails for
+    parts of unequal size. With an optimizer of this package, parts of a batch count by
     their size: see `svag_tf.replicas.uneven_batches`.
     """
     steps = getattr(keras.Model, "_make_function", None)
@@ -59,7 +59,7 @@ def patch_keras_fit() -> None:
         strategy = model.distribute_strategy
         here = strategy.experimental_local_results
         if iterator is not None and is_mirrored(strategy):
-            for *_, batches in iterator:  # Two or three, by the version of Keras.
+            for *_, batches in iterator:  # Two or three items, by the version of Keras.
                 batch, iterator = next(batches), None
                 data_batch = tf.nest.map_structure(lambda v: here(v)[0], batch)
                 break

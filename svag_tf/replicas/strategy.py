@@ -12,7 +12,7 @@ from svag_tf.optional import tensorflow as tf
 
 
 def check_strategy() -> None:
-    """Raises an error under a strategy that Keras 3 loses updates with."""
+    """Raises an error under a strategy with which Keras 3 loses updates."""
     strategy = tf.distribute.get_strategy()
     refused = (
         tf.distribute.ParameterServerStrategy,
@@ -35,7 +35,7 @@ def is_mirrored(strategy: Any) -> bool:
 
 
 def mirrored_scope() -> bool:
-    """Whether a mirrored strategy is in scope, of one replica or of several."""
+    """Returns whether a mirrored strategy is in scope, of any number of replicas."""
     return tf.distribute.has_strategy() and is_mirrored(tf.distribute.get_strategy())
 
 
@@ -47,16 +47,16 @@ def has_many_workers(strategy: Any) -> bool:
 
 
 def context() -> Any:
-    """The replica context, if this is one replica among mirrored ones, else None."""
+    """Returns the replica context if this is a mirrored replica, else None."""
     return tf.distribute.get_replica_context() if mirrored_scope() else None
 
 
 @contextlib.contextmanager
 def eager_variables() -> Iterator[None]:
-    """Creates variables at once, also while a `tf.function` is traced.
+    """Creates variables eagerly, even while a `tf.function` is traced.
 
-    TensorFlow traces a function that creates variables a second time, and keeps both
-    graphs as long as the function.
+    TensorFlow traces a function that creates variables twice, and keeps both graphs as
+    long as the function.
     """
 
     def create(next_creator, **kwargs):
@@ -71,13 +71,13 @@ def eager_variables() -> Iterator[None]:
 
 
 def local(variable: Any) -> Any:
-    """This replica's copy of a variable; outside of replicas the variable itself."""
+    """Returns this replica's copy of a variable; outside of replicas, the variable."""
     if isinstance(variable, keras.Variable):
         variable = variable.value
     here = context()
     if here is None or not isinstance(variable, tf.distribute.DistributedValues):
         return variable
-    handle = variable.handle  # In a replica, that of its own copy.
+    handle = variable.handle  # In a replica, the handle of its own copy.
     copies = here.strategy.experimental_local_results(variable)
     return next(copy for copy in copies if copy.handle is handle)
 
@@ -87,7 +87,7 @@ def check_mirrored(variables: list) -> None:
     for variable in variables:
         value = getattr(variable, "value", variable)
         if hasattr(value, "_distributed_container"):
-            continue  # A copy itself.
+            continue  # Already a copy.
         if not isinstance(value, tf.distribute.DistributedValues):
             raise ValueError(
                 f"The variable {variable.path} is not mirrored: all replicas would "

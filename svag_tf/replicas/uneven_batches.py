@@ -1,15 +1,15 @@
-"""TensorFlow: batches whose parts do not come out even on the replicas, in `fit`.
+"""TensorFlow: batches that do not split evenly over the replicas, in `fit`.
 
 Each replica's loss is the mean over its part of the batch, and Keras weights all parts
-alike, so that the examples of a small one count more. Here a part counts by the number
-of what it is a mean over: with n_r of N on replica r of R, its loss is multiplied by
+equally, so the examples of a small one count more. Here a part counts by the number of
+items in its mean: with n_r of N on replica r of R, its loss is multiplied by
 
     n_r R / N,
 
 which is 1 for parts of equal size. The sum of the gradients over the replicas, each
 divided by R, is then that of the mean over the whole batch. n_r is the number of
-examples; for a masked output that of the steps that the mask lets through, and for a
-loss with reduction "mean_with_sample_weight" the sum of the weights.
+examples; for a masked output the number of unmasked steps, and for a loss with
+reduction "mean_with_sample_weight" the sum of the weights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import keras
 from svag_tf.optional import tensorflow as tf
 
 _UNEVEN = (
-    "A batch does not come out even on the replicas, and it is not known what the "
+    "A batch does not split evenly over the replicas, and it is not known what the "
     "losses of its parts are means over: examples would count unequally. Give batches "
     "whose size is a multiple of the number of replicas, also the last one: tf.data's "
     "batch(size, drop_remainder=True), or a number of examples that is a multiple of "
@@ -45,10 +45,10 @@ class _Step(threading.local):
     """The training step that this thread runs or traces for one replica.
 
     Attributes:
-        rows: examples of this replica; None outside of a step.
-        loss: what Keras' `compute_loss` has returned in it.
+        rows: number of examples of this replica; None outside of a step.
+        loss: the value that Keras' `compute_loss` returned in the step.
         share: n_r R / N, a scalar; None for 1.
-        scaled: whether the optimizer has multiplied the loss by it.
+        scaled: whether the optimizer has multiplied the loss by `share`.
     """
 
     rows: Any = None
@@ -61,19 +61,19 @@ _step = _Step()
 
 
 def weighted_by_size(model: keras.Model, step: Callable) -> Callable:
-    """A model's training step, in which parts of a batch count by their size.
+    """Wraps a model's training step so that parts of a batch count by their size.
 
-    A replica without an example is given one of zeros that counts nothing, as some of
-    TensorFlow's operations fail, or end the process, for a batch of none.
+    A replica without examples is given one of zeros with weight 0, as some of
+    TensorFlow's operations fail, or end the process, for an empty batch.
 
     Args:
         model: compiled with an optimizer of this package.
         step: function of a replica's data, `model.train_step`.
 
     Returns:
-        A function like `step`. It raises an error for an uneven batch where the loss
-        does not come from `compute_loss` to the optimizer's `scale_loss`; and for a
-        replica without an example where that cannot have a stand-in.
+        A function like `step`. It raises an error for an uneven batch if the loss of
+        `compute_loss` is not passed to the optimizer's `scale_loss`, and for a replica
+        without examples if it cannot have a stand-in.
     """
 
     @functools.wraps(step)
@@ -82,7 +82,7 @@ def weighted_by_size(model: keras.Model, step: Callable) -> Callable:
         _step.__dict__.clear()
         _step.rows = rows = tf.shape(first)[0]
         try:
-            # What exchanges something must do so on all replicas, whatever their part.
+            # An exchange must take place on all replicas, whatever their parts.
             if not _can_stand_in(model, data):
                 outputs = step(_or_error(data, rows))
             elif first.shape[0]:
@@ -109,12 +109,12 @@ def _can_stand_in(model: keras.Model, data: Any) -> bool:
 
 
 def _with_stand_in(model: keras.Model, step: Callable, data: Any, rows: Any) -> Any:
-    """Makes a step, with an example of zeros if there is none, and without its metrics.
+    """Makes a step; if there is no example, with one of zeros and without its metrics.
 
     Args:
-        model: whose step it is.
+        model: the model to train.
         step: function of the data.
-        data: of a replica.
+        data: a replica's data.
         rows: number of its examples.
     """
     values = [value for value in tf.nest.flatten(data) if value is not None]
@@ -140,7 +140,7 @@ def _with_stand_in(model: keras.Model, step: Callable, data: Any, rows: Any) -> 
 
 
 def _or_error(data: Any, rows: Any) -> Any:
-    """The data, or an error on all replicas if one of them has no example."""
+    """Returns the data; raises an error on all replicas if one has no example."""
     none = _summed(tf.cast(rows == 0, tf.int32))
     with tf.control_dependencies([tf.debugging.Assert(none == 0, [_EMPTY])]):
         return tf.nest.map_structure(
@@ -160,10 +160,10 @@ def _summed(value: Any) -> Any:
 def record_loss(
     model: keras.Model, loss: Any, y: Any, y_pred: Any, sample_weight: Any
 ) -> Any:
-    """Takes down what a loss is a mean over; called where Keras computes it.
+    """Records the number of items in a loss's mean; called where Keras computes it.
 
     Returns:
-        The loss; 0 on a replica that has no example, where it may be NaN.
+        The loss; 0 on a replica without examples, where it may be NaN.
     """
     if _step.rows is None:
         return loss
@@ -176,7 +176,7 @@ def record_loss(
     sums = {"sum", "none", None}
     if reductions & sums:
         if reductions <= sums and not added:
-            _step.loss = loss  # A sum is one, whatever the parts.
+            _step.loss = loss  # A sum needs no weights.
         return loss
     if not isinstance(model.loss, dict):
         _check_losses(losses, tf.nest.flatten(y), outputs)
@@ -186,8 +186,8 @@ def record_loss(
     if other and (len(outputs) > 1 or len(other) > 1 or added):
         raise ValueError(
             "On several replicas a mask on the output, or sample weights with the "
-            'reduction "mean_with_sample_weight", can be used with one output and one '
-            "loss alone: what another is a mean over is not the same. Received: "
+            'reduction "mean_with_sample_weight", can only be used with one output and '
+            "one loss: a second loss would be a mean over other items. Received: "
             f"{len(outputs)} outputs, {sum(m is not None for m in masks)} with a mask"
             f"{', and losses of layers' if added else ''}"
         )
@@ -203,7 +203,7 @@ def record_loss(
 
 
 def of_whole_batch(loss: Any) -> Any:
-    """A replica's loss, weighted by its part of the batch; called by `scale_loss`."""
+    """Weights a replica's loss by its part of the batch; called by `scale_loss`."""
     if loss is not _step.loss or loss is None:
         return loss
     _step.scaled = True
@@ -211,7 +211,7 @@ def of_whole_batch(loss: Any) -> Any:
 
 
 def without_empty(grads: list) -> list:
-    """The gradients; 0 on a replica that has no example, where they may be NaN."""
+    """Returns the gradients; 0 on a replica without examples, where they may be NaN."""
     share = _step.share
     if share is None or not _step.scaled:
         return grads
@@ -236,16 +236,16 @@ def _check_losses(losses: list, ys: list, outputs: list) -> None:
             rank = function.get_concrete_function(*specs).output_shapes.rank
         if rank == 0:
             raise ValueError(
-                "On several replicas a loss must have a value for each example: one "
-                "number for the whole batch Keras takes for a sum, and updates become "
-                "too large. Received: the loss "
+                "On several replicas a loss must have a value for each example: Keras "
+                "takes a single number for the batch as a sum, and updates become too "
+                "large. Received: the loss "
                 f"{getattr(loss, '__name__', loss)}, which is a scalar for an output "
                 f"of shape {tuple(output.shape)}"
             )
 
 
 def _assert_even(rows: Any) -> None:
-    """Lets the step fail, on all replicas, if they have not the same number of rows."""
+    """Makes the step fail on all replicas unless they have the same number of rows."""
     rows = tf.cast(rows, tf.int64)
     total, squares = tf.unstack(_summed(tf.stack([rows, rows**2])))
     even = tf.equal(squares * _replicas(), total**2)

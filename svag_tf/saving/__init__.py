@@ -1,4 +1,4 @@
-"""State by the path of its variable, backups, checkpoints and exports.
+"""Saves and restores state by variable path; backups, checkpoints and exports.
 
-The optimizers hold an `OptimizerState`; what is here does not import them.
+The optimizers hold an `OptimizerState`; this package does not import them.
 """

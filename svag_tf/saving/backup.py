@@ -1,4 +1,4 @@
-"""Backups of a training that a fault cannot spoil."""
+"""Backups of a training run that survive faults."""
 
 import hashlib
 import json
@@ -21,24 +21,24 @@ from svag_tf.saving.model_state import (
 )
 from svag_tf.saving.optimizer_state import all_or_error
 
-# HDF5, in which Keras keeps weights, ends the process when the disk is full.
+# Not HDF5, as in Keras: it ends the process when the disk is full.
 VALUES, STATE, SUMS = "values.npz", "state.json", "SHA256SUMS"
 KEPT = 2  # Backups: the last, and the one before.
 
 
 class BackupAndRestore(keras.callbacks.Callback):
-    """Backs a training up after each epoch, and goes on from there in the next `fit`.
+    """Backs up training after each epoch, and resumes from there in the next `fit`.
 
-    As `keras.callbacks.BackupAndRestore`, which writes over its one file and trusts
-    what it finds in it. This one survives a full disk, a killed process, and files
-    that are cut or have flipped bits: a backup is a folder of its own, which appears
-    when it is on the disk as a whole; the one before is kept; and all files have
-    checksums (`SHA256SUMS`, as `sha256sum --check` reads it), which are compared
-    before anything is restored. It keeps the random states of dropout and its like as
-    well, so that k + k epochs are 2k, bit for bit, if the data comes in the same order.
-    (Not so with dropout on PyTorch, and with functions of `keras.random` that are given
-    no seed: they draw from a stream of the process.) It works with all of Keras'
-    optimizers, and with models that have several as attributes.
+    `keras.callbacks.BackupAndRestore` overwrites its one file and trusts what it finds
+    there. This one survives a full disk, a killed process, and files that are truncated
+    or have flipped bits: each backup is a folder of its own, which appears once all of
+    it is on the disk; the previous one is kept; and all files have checksums
+    (`SHA256SUMS`, as `sha256sum --check` reads it), which are compared before anything
+    is restored. It also keeps the random states of dropout and the like, so that k + k
+    epochs equal 2k, bit for bit, if the data comes in the same order. (Not with dropout
+    on PyTorch, or functions of `keras.random` without a seed: they draw from a stream
+    of the process.) It works with all of Keras' optimizers, and with models that have
+    several as attributes.
 
     Args:
         backup_dir: Folder for the backups, `epoch_1`, `epoch_2`, and so on.
@@ -47,13 +47,13 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     Raises:
         OSError: At the start of `fit`, if `backup_dir` is not a folder that can be
-            written; later, if a backup cannot be written. Names it; those before are
-            whole.
+            written; later, if a backup cannot be written. The message names it, and
+            earlier backups stay whole.
         ValueError: At the start of `fit`, if there are backups and none is whole, or
-            if the last whole one is that of another model or optimizer. Names it.
+            if the last whole one is of another model or optimizer; it is named.
 
     Warns:
-        UserWarning: Naming each backup that is damaged.
+        UserWarning: For each damaged backup, with its name.
 
     Example:
 
@@ -82,7 +82,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         self.delete_checkpoint = delete_checkpoint
 
     def on_train_begin(self, logs=None):
-        """Restores the last backup that is whole."""
+        """Restores the last whole backup."""
         make_writable("backup_dir", self.backup_dir)
         folders = self._folders()
         for folder in folders:
@@ -99,7 +99,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             )
 
     def on_epoch_end(self, epoch, logs=None):
-        """Makes a backup, and removes those that are older than the one before."""
+        """Makes a backup, and removes all but this one and the one before."""
         path = self.backup_dir / f"epoch_{epoch + 1}"
         shutil.rmtree(path, ignore_errors=True)  # It can only be a damaged one.
         state = {"epoch": epoch + 1, **description_of(self.model)}
@@ -112,13 +112,13 @@ class BackupAndRestore(keras.callbacks.Callback):
             _delete(old)
 
     def on_train_end(self, logs=None):
-        """Deletes the backups, if they are not to be kept."""
+        """Deletes the backups, unless they are to be kept."""
         if self.delete_checkpoint:
             for folder in self._folders():
                 _delete(folder)
 
     def _folders(self):
-        """The backups, the last first."""
+        """Returns the backups, the last first."""
         numbers = [
             int(path.name.removeprefix("epoch_"))
             for path in self.backup_dir.glob("epoch_*")
@@ -146,7 +146,7 @@ class BackupAndRestore(keras.callbacks.Callback):
 
 
 def _delete(folder):
-    """At once, so that a process that is killed here leaves no damaged backup."""
+    """Deletes a backup at once, so that a process killed here leaves no damaged one."""
     deleted = temporary_name(folder)
     if deleted.exists():
         shutil.rmtree(deleted)
@@ -155,7 +155,7 @@ def _delete(folder):
 
 
 def _bytes(variable):
-    """Its value in a form that NumPy writes: bfloat16 is not its own."""
+    """Returns a variable's value as NumPy can write it; it does not know bfloat16."""
     value = np.ascontiguousarray(keras.ops.convert_to_numpy(variable))
     return np.frombuffer(value.tobytes(), np.uint8)
 
@@ -175,12 +175,12 @@ def _is_whole(folder):
 
 
 def restore_latest(manager: Any) -> str | None:
-    """Restores the newest checkpoint in a manager's folder that is whole.
+    """Restores the newest whole checkpoint in a manager's folder.
 
     `manager.restore_or_initialize()` fails at a damaged checkpoint, perhaps after it
-    has restored a part, and begins afresh if the manager's own list is damaged. This
-    goes by the files, reads every number of a checkpoint (each has a checksum) before
-    it restores any, and takes the one before if that fails.
+    has restored a part, and starts afresh if the manager's own list is damaged. This
+    function goes by the files, reads every number of a checkpoint (each has a checksum)
+    before it restores any, and falls back to the one before if that fails.
 
     Args:
         manager: `tf.train.CheckpointManager`.
@@ -189,11 +189,11 @@ def restore_latest(manager: Any) -> str | None:
         The path of what was restored, or `None` if there are no checkpoints.
 
     Warns:
-        UserWarning: Naming each checkpoint that is damaged, and why.
+        UserWarning: For each damaged checkpoint, with its name and the error.
 
     Raises:
-        ValueError: If there are checkpoints and none is whole, or if a whole one is
-            not that of the optimizer.
+        ValueError: If there are checkpoints and none is whole, or if a whole one
+            belongs to another optimizer.
 
     Example:
 
@@ -217,7 +217,7 @@ def restore_latest(manager: Any) -> str | None:
             reader = tf.train.load_checkpoint(path)
             for name in reader.get_variable_to_shape_map():
                 reader.get_tensor(name)
-        except Exception as error:  # The reader raises many.
+        except Exception as error:  # The reader raises many kinds.
             warnings.warn(
                 f"The checkpoint {path} is damaged: {error}. Trying the one before.",
                 stacklevel=2,
@@ -232,6 +232,6 @@ def restore_latest(manager: Any) -> str | None:
 
 
 def _number(path: Path) -> int:
-    """The number at the end of a checkpoint's name."""
+    """Returns the number at the end of a checkpoint's name."""
     digits = re.search(r"(\d+)$", path.stem)
     return int(digits[1]) if digits else -1

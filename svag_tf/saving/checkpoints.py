@@ -1,9 +1,9 @@
 """TensorFlow only: an optimizer's state in `tf.train.Checkpoint`.
 
 TensorFlow restores the children of an object by their names. Those of an optimizer are
-the entries of its state ("m_tilde/3"). Which variable an entry belongs to is known when
-the record that was saved with them has been read. So all of them wait until then, or
-until the optimizer is built, as children wait in TensorFlow that do not exist yet.
+the entries of its state ("m_tilde/3"). Which variable an entry belongs to is known only
+when the record saved with them has been read. So all of them wait until then, or until
+the optimizer is built, as TensorFlow lets children wait that do not exist yet.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from svag_tf.saving.optimizer_state import (
 
 try:
     PythonState: Any = tf.train.experimental.PythonState
-except ImportError:  # Nor is there then a checkpoint of TensorFlow to guard.
+except ImportError:  # Then there are no TensorFlow checkpoints to guard either.
     PythonState = object
 
 # The child under which Keras' optimizers keep all their variables by their number.
 NUMBERED = "_variables"
-# Where they keep the step count. We have a `Guard` there.
+# Where they keep the step count. We put a `Guard` there.
 COUNT = "_iterations"
 # Part of TensorFlow's message when another optimizer reads the guard.
 GUARD = "this_is_the_state_of_an_optimizer_of_svag_tf_and_not_of_this_class"
@@ -44,7 +44,7 @@ class Record(PythonState):
         self._waiting: tuple[dict[str, Any], bool] | None = None
 
     def serialize(self) -> str:
-        """The record, with the numbers that have no variable of their own."""
+        """Returns the record, with the numbers that have no variable of their own."""
         counts = {
             name: getattr(self._optimizer, name).numpy().tolist()
             for name in COUNTS
@@ -79,7 +79,7 @@ class Record(PythonState):
         places, complete = self._state.places(record)
         for name, variable in places:
             self._restore_entry(name, variable)
-        for name in record.get("entries", ()):  # They may be of a deleted file soon.
+        for name in record.get("entries", ()):  # Their file may soon be deleted.
             self._optimizer._deferred_dependencies.pop(name, None)
         if not complete:
             self._state.begin_accumulation()
@@ -100,12 +100,12 @@ class Record(PythonState):
 class Guard(PythonState):
     """Saved as a string where other optimizers expect their step count, a number.
 
-    Without it they take what happens to have the same name, the step count, and say
-    nothing about the rest. TensorFlow refuses to read a string as a number.
+    Without it they would restore the step count, which has the same name, and silently
+    ignore the rest. TensorFlow refuses to read a string as a number.
     """
 
     def serialize(self) -> str:
-        """Nothing: it is there to be of another type."""
+        """Returns an empty string: only its type matters."""
         return ""
 
     def deserialize(self, string_value: bytes) -> None:
@@ -122,9 +122,9 @@ class Guard(PythonState):
 def children(
     state: OptimizerState, record: Record, guard: Guard, random_states: Any
 ) -> dict[str, Any]:
-    """An optimizer's children in a checkpoint by their names."""
+    """Returns an optimizer's children in a checkpoint, by name."""
     entries = {n: v for n, v in state.entries().items() if n not in COUNTS}
-    # TensorFlow's message has the first name of the guard.
+    # TensorFlow's message shows the first of the guard's names.
     own = {GUARD: guard, COUNT: guard, _RECORD: record}
     if random_states is not None:
         own[RANDOM_STATES] = random_states
@@ -132,7 +132,7 @@ def children(
 
 
 def child(name: str, present: dict[str, Any], state: OptimizerState) -> Any:
-    """The child that a checkpoint restores under a name; `None` for what waits."""
+    """Returns the child to restore under a name; `None` if it has to wait."""
     if name == NUMBERED:
         state.start_afresh(
             "The checkpoint holds the state of another class of optimizer"

@@ -1,4 +1,4 @@
-"""A trained model as a SavedModel that goes on training, with TensorFlow alone."""
+"""Exports a model as a SavedModel that can be trained further with TensorFlow alone."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def export_trainable(
     sample_weight: Any = None,
     batch_size: int | None = None,
 ) -> None:
-    """Writes a model as a SavedModel that goes on training where the model stands.
+    """Writes a model as a SavedModel that continues the model's training.
 
     `tf.saved_model.load`, `saved_model_cli` and TensorFlow's C API run it, without
     Keras and without this package. Its signatures:
@@ -60,54 +60,54 @@ def export_trainable(
     that of the model's inputs. k steps of `train` leave the same weights, bit for bit,
     as k steps of the model in Python on the same machine.
 
-    TensorFlow optimizes a training step for batches of one known size to other last
-    bits than one for batches of any size, and Keras has the one or the other,
+    TensorFlow optimizes a training step for one known batch size differently, in the
+    last bits, from one for any batch size, and Keras has the one or the other,
     depending on how it is called first. The export has those that the model has been
-    trained with since `compile`. A model that was not trained yet gets the one that
-    is exported here, for batches of any size; as after its first step, what is then
-    changed in Python, such as a layer's `trainable`, needs `compile`. See `batch_size`
-    for a model that is trained elsewhere, and docs/saving.md for what equals what.
+    trained with since `compile`. A model that has not been trained gets the exported
+    one, for any batch size; as after a first step, later changes in Python, such as of
+    a layer's `trainable`, then need `compile`. See `batch_size` for a model that is
+    trained elsewhere, and docs/saving.md for what equals what.
 
-    The state is all that training goes on from: weights, random states such as those
-    of dropout, and the variables of all optimizers that are attributes of the model or
-    of its layers (slots, step counts, averages, accumulated gradients, loss scale).
-    Metrics are left out. `save` does not overwrite a checkpoint, so that what was saved
-    before outlives a save that fails; `restore` changes nothing unless all of the state
-    can be read. `train_from` starts from the state as exported if `path` is empty.
+    The state is everything that training continues from: weights, random states such as
+    those of dropout, and the variables of all optimizers that are attributes of the
+    model or of its layers (slots, step counts, averages, accumulated gradients, loss
+    scale). Metrics are left out. `save` does not overwrite a checkpoint, so an earlier
+    one outlives a failed save; `restore` changes nothing unless all of the state can be
+    read. `train_from` starts from the exported state if `path` is empty.
 
     An input, target or output that is a dict or a list has a name for each part:
     `x_left` and `x_right`, `y_0` and `y_1`, `output_0` and `output_1`, and for the
-    outputs of a dict its keys. What is not a letter of ASCII, a digit or "_" is "_" in
-    it: `x_image_encoded`. Each signature is also a function of the loaded object, which
-    takes and returns the structures themselves: `loaded.train(x=..., y=...)`.
+    outputs of a dict its keys. Any character but an ASCII letter, a digit or "_"
+    becomes "_": `x_image_encoded`. Each signature is also a function of the loaded
+    object, which takes and returns the structures: `loaded.train(x=..., y=...)`.
 
     Args:
         model: Compiled `keras.Model` on the TensorFlow backend, with any Keras
-            optimizers. What is not built yet is built here.
+            optimizers. Parts that are not built yet are built here.
         path: Folder to write: a new one, or an empty one. It appears when it is
             complete, or not at all.
         x: What `x` is like: an array, a tensor or a `tf.TensorSpec`, or a structure of
-            them; of arrays and tensors, the first dimension is taken as free. Defaults
+            them; the first dimension of arrays and tensors is taken as free. Defaults
             to `None`: what the model has been trained on since `compile`; otherwise
             the inputs of a functional or sequential model.
-        y: What `y` is like, likewise; `False` if there is no such argument. Defaults to
-            `None`: what the model has been trained on; otherwise int64 labels without
-            the last axis for a sparse cross-entropy, or like the model's output, floats
-            being of Keras' `floatx()`; and no `y` for a model without a loss.
+        y: What `y` is like, likewise; `False` for none. Defaults to `None`: what the
+            model has been trained on; otherwise int64 labels without the last axis for
+            a sparse cross-entropy, or like the model's output, with floats of Keras'
+            `floatx()`; no `y` for a model without a loss.
         sample_weight: What `sample_weight`, a further argument of `train`, `evaluate`
-            and `train_from`, is like, likewise; `True` for one float for each example,
-            or as in training; `False` if there is no such argument. Defaults to `None`:
-            there is one if the model has been trained with it and not without.
-        batch_size: Examples of a batch, at least 1: batches of this size alone have a
+            and `train_from`, is like; `True` for one float per example, or as in
+            training; `False` for none. Defaults to `None`: there is one if the model
+            has been trained with it and not without.
+        batch_size: Examples in a batch, at least 1. Only batches of this size get a
             training step of their own, as in Python if the first batch that
-            `train_on_batch` gets has this size, or all that `fit` gets. All other
-            sizes remain possible. Defaults to `None`: the sizes for which the model
-            has a training step of its own already.
+            `train_on_batch` gets has this size, or all that `fit` gets. Other sizes
+            remain possible. Defaults to `None`: the sizes for which the model already
+            has a training step of its own.
 
     Raises:
-        ValueError: If the model cannot be exported, or an argument is not as above, or
-            what data is like is not known: the model was not trained and does not say
-            it, or was trained on data of several kinds. Nothing is written.
+        ValueError: If the model cannot be exported, an argument is not as above, or it
+            is unknown what the data is like: the model was not trained and does not
+            tell, or was trained on data of several kinds. Nothing is written.
         FileExistsError: If `path` exists and is not an empty folder.
 
     Warns:
@@ -133,8 +133,8 @@ def export_trainable(
     with whole_folder(path) as folder:
         said = said_of(x, y, sample_weight)
         module, signatures = functions_of(model, said, batch_size)
-        # TensorFlow fails to save gradients of the optimizers' sums over replicas, of
-        # which no one has use, where a model's own step is a function of TensorFlow.
+        # Where a model's own step is a tf.function, TensorFlow fails to save gradients
+        # of the optimizers' sums over replicas, which no one needs.
         options = tf.saved_model.SaveOptions(
             experimental_custom_gradients=not hasattr(
                 model.train_step, "python_function"
@@ -147,17 +147,17 @@ def export_trainable(
 
 
 def restore_trained(model: keras.Model, path: str | os.PathLike[str]) -> None:
-    """Takes back what an exported model has learned.
+    """Restores into a model what its exported copy has learned.
 
     Args:
         model: Compiled model like the one that was given to `export_trainable`, with
-            optimizers of the same classes. Its layers are built; its optimizers need
-            not be.
-        path: What `save` of the exported model was given.
+            optimizers of the same classes. Its layers must be built; its optimizers
+            need not be.
+        path: The path that the exported model's `save` was given.
 
     Raises:
-        ValueError: Naming the checkpoint, if it is damaged or not that of such a
-            model. The model is then as it was.
+        ValueError: If the checkpoint is damaged or not of such a model; names it. The
+            model is then unchanged.
 
     Example:
 
@@ -182,7 +182,7 @@ def restore_trained(model: keras.Model, path: str | os.PathLike[str]) -> None:
         found = json.loads(reader.get_tensor(DESCRIPTION))
         values = {n: np.asarray(reader.get_tensor(n)) for n in dict(found["variables"])}
         kinds = {name: shape_and_dtype(value) for name, value in values.items()}
-    except Exception as error:  # The reader raises many.
+    except Exception as error:  # The reader raises many kinds.
         raise ValueError(
             f"{path} is damaged, or not a checkpoint of an exported model: {error}"
         ) from error
@@ -201,7 +201,7 @@ def restore_trained(model: keras.Model, path: str | os.PathLike[str]) -> None:
 
 
 def _check_model(model):
-    """Raises an error if a model cannot be exported, as far as is seen at once."""
+    """Raises an error if a model evidently cannot be exported."""
     if not isinstance(model, keras.Model):
         raise ValueError(f"Argument `model` must be a keras.Model. Received: {model!r}")
     if tf is None:

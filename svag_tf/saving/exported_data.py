@@ -1,4 +1,4 @@
-"""What the data of an exported model is like: as said, trained on, or known of it."""
+"""Finds what an exported model's data is like: from the caller, training or model."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if keras.backend.backend() == "tensorflow":
     import tensorflow as tf  # type: ignore[no-redef]
 
 NAMES = ("x", "y", "sample_weight")
-MADE_HERE: Any = weakref.WeakSet()  # Training steps that exports made Keras make.
+MADE_HERE: Any = weakref.WeakSet()  # Training steps that Keras made for an export.
 
 
 def leaves(structure: Any) -> list[Any]:
-    """The tensors of a structure, which may have None in some places."""
+    """Returns the tensors of a structure, without any None."""
     return [leaf for leaf in keras.tree.flatten(structure) if leaf is not None]
 
 
 def map_leaves(function: Callable[..., Any], *structures: Any) -> Any:
-    """The structure of what a function makes of the tensors of structures."""
+    """Applies a function to the tensors of structures; None stays None."""
     return keras.tree.map_structure(
         lambda first, *more: None if first is None else function(first, *more),
         *structures,
@@ -32,7 +32,7 @@ def map_leaves(function: Callable[..., Any], *structures: Any) -> Any:
 
 
 def shown(arguments: dict[str, Any]) -> str:
-    """What arguments are like, for a message."""
+    """Describes arguments, for a message."""
 
     def leaf(spec):
         if not isinstance(spec, tf.TensorSpec):
@@ -43,19 +43,19 @@ def shown(arguments: dict[str, Any]) -> str:
 
 
 class Form(NamedTuple):
-    """How `fit` gives a training step its data: bare, or a tuple of so many parts."""
+    """How `fit` gives a training step its data: bare (0), or a tuple of some parts."""
 
     parts: int
 
     @classmethod
     def of(cls, arguments: dict[str, Any]) -> Form:
-        """That of arrays that are given to `fit`."""
+        """Returns the form of arrays that are given to `fit`."""
         if len(arguments) > 1:
             return cls(3 if "sample_weight" in arguments else 2)
         return cls(int(isinstance(arguments["x"], tuple | list)))
 
     def packed(self, arguments: dict[str, Any]) -> Any:
-        """The data of a training step."""
+        """Packs arguments as the data of a training step."""
         if not self.parts:
             return arguments["x"]
         return tuple(arguments.get(name) for name in NAMES[: self.parts])
@@ -68,11 +68,11 @@ class Kind(NamedTuple):
     """Data of one structure and of certain dtypes that a model was trained on."""
 
     form: Form
-    steps: list[dict[str, Any]]  # What each of Keras' steps for it takes, as specs.
+    steps: list[dict[str, Any]]  # Specs of what each of Keras' steps for it takes.
     made_here: bool
 
     def like(self, name: str) -> tuple[Any, ...]:
-        """What two arguments must agree in to be of one kind; None if there is none."""
+        """Returns the properties in which arguments of one kind agree."""
         return _like(self.steps[0].get(name))
 
 
@@ -84,7 +84,7 @@ def _like(specs: Any) -> tuple[Any, ...]:
 
 
 def traced_data(model: keras.Model) -> Iterator[tuple[Any, Any]]:
-    """Of each of Keras' training steps, the data that it takes, and the step."""
+    """Yields the data that each of Keras' training steps takes, and the step."""
     parts = [model.train_function]
     if inspect.isfunction(model.train_function):  # A model may have made its own.
         parts += inspect.getclosurevars(model.train_function).nonlocals.values()
@@ -96,19 +96,19 @@ def traced_data(model: keras.Model) -> Iterator[tuple[Any, Any]]:
             for concrete in traced():
                 arguments, _ = concrete.structured_input_signature
                 if arguments:
-                    # That of an iterator is what it gives.
+                    # An iterator stands for the data that it yields.
                     data = getattr(arguments[0], "_element_spec", arguments[0])
                     yield keras.tree.map_structure(_none_for_nothing, data), concrete
 
 
 def _none_for_nothing(spec):
-    """Data sets and iterators have an empty optional in the place of None."""
+    """Returns None for an empty optional, as data sets and iterators have it."""
     nothing = isinstance(spec, tf.OptionalSpec | type(tf.type_spec_from_value(None)))
     return None if nothing else spec
 
 
 def arguments_of(data: Any) -> tuple[Form, dict[str, Any]]:
-    """The data of a training step as arguments. What is not of a known form is `x`."""
+    """Splits a training step's data into arguments; data of unknown form is `x`."""
     if isinstance(data, tuple | list) and 0 < len(data) <= len(NAMES):
         form, parts = Form(len(data)), data
     else:
@@ -117,7 +117,7 @@ def arguments_of(data: Any) -> tuple[Form, dict[str, Any]]:
 
 
 def kinds(model: keras.Model) -> list[Kind]:
-    """What the model was trained on since `compile`."""
+    """Returns the kinds of data that the model was trained on since `compile`."""
     found: dict[Any, Kind] = {}
     for data, concrete in traced_data(model):
         form, arguments = arguments_of(data)
@@ -140,15 +140,15 @@ def kinds(model: keras.Model) -> list[Kind]:
 
 
 def trained_kind(model: keras.Model, said: dict[str, Any]) -> Kind | None:
-    """The kind of data that the model was trained on, if it was.
+    """Returns the kind of data that the model was trained on, if it was.
 
     Args:
         model: Compiled model.
-        said: Of the arguments that need not be found, what they are like; `False` if
-            there is no such argument, `True` if there is one.
+        said: What the caller said of arguments: specs, `False` if there is no such
+            argument, `True` if there is one.
 
     Raises:
-        ValueError: If there are several kinds. Says which.
+        ValueError: If there are several kinds; lists them.
     """
     known = kinds(model)
 
@@ -163,7 +163,7 @@ def trained_kind(model: keras.Model, said: dict[str, Any]) -> Kind | None:
     known = [kind for kind in known if agrees(kind)] or known
     unsaid = [name for name in NAMES if name not in said]
     different = {tuple(kind.like(n) for n in unsaid): kind for kind in known}
-    if "sample_weight" in unsaid:  # Not an argument unless all training had it.
+    if "sample_weight" in unsaid:  # Only an argument if all training had it.
         different = {
             key: kind
             for key, kind in different.items()
@@ -173,9 +173,9 @@ def trained_kind(model: keras.Model, said: dict[str, Any]) -> Kind | None:
     if len(different) > 1:
         raise ValueError(
             "The model was trained on data of several kinds: "
-            f"{'; '.join(shown(kind.steps[0]) for kind in different.values())}. Say "
-            "which `export_trainable` is to take with the arguments `x`, `y` and "
-            "`sample_weight`: a batch of it, a tf.TensorSpec, or False for none."
+            f"{'; '.join(shown(kind.steps[0]) for kind in different.values())}. Choose "
+            "one with the arguments `x`, `y` and `sample_weight` of "
+            "`export_trainable`: a batch of it, a tf.TensorSpec, or False for none."
         )
     kind = next(iter(different.values()), None)
     found = {} if kind is None else kind.steps[0]
@@ -183,20 +183,20 @@ def trained_kind(model: keras.Model, said: dict[str, Any]) -> Kind | None:
         if not all(isinstance(leaf, tf.TensorSpec) for leaf in leaves(found[name])):
             raise ValueError(
                 "The data of an exported model must be dense tensors. This one was "
-                f"trained on {shown(found)}. Compile and train it on data that was "
-                "made dense, tf.sparse.to_dense(x) or x.to_tensor(), or say what is "
-                f"dense with the argument `{name}`."
+                f"trained on {shown(found)}. Compile it and train it on dense data, "
+                "tf.sparse.to_dense(x) or x.to_tensor(), or give dense data in the "
+                f"argument `{name}`."
             )
     return kind
 
 
 def general(kind: Kind, name: str, known: Any) -> Any:
-    """What an argument is like for all of a kind's steps, and other batches.
+    """Returns an argument's spec for all of a kind's steps, and for other batches.
 
     Args:
         kind: What the model was trained on.
-        name: Of an argument that there is.
-        known: What the model itself says that the argument is like; `None` if nothing.
+        name: Name of an argument of that kind.
+        known: The argument's spec according to the model; `None` if it has none.
     """
 
     def spec(*traced):
@@ -220,12 +220,12 @@ def general(kind: Kind, name: str, known: Any) -> Any:
 
 
 def _as(structure, like):
-    """The same leaves; a tuple may have been a list."""
+    """Packs the leaves of a structure like another: lists may have become tuples."""
     return keras.tree.pack_sequence_as(like, keras.tree.flatten(structure))
 
 
 def known_sizes(model: keras.Model, given: dict[str, Any]) -> list[dict[str, Any]]:
-    """What data is like for which Keras has training steps: the most general first."""
+    """Returns specs for which Keras has training steps, the most general first."""
     own = leaves(given)
     found = {}
     for data, _ in traced_data(model):
@@ -247,13 +247,13 @@ def known_sizes(model: keras.Model, given: dict[str, Any]) -> list[dict[str, Any
 
 
 def of_batch_size(batch_size: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """What arguments are like in batches of one size."""
+    """Returns the specs of arguments in batches of one size."""
     x = {"x": given["x"]}
     known = {leaf.shape[0] for leaf in leaves(x) if leaf.shape.rank}
     if type(batch_size) is not int or batch_size < 1 or known - {None, batch_size}:
         raise ValueError(
-            "Argument `batch_size` must be an integer >= 1, and that of the model's "
-            f"inputs where they have one. Received: batch_size={batch_size!r}, "
+            "Argument `batch_size` must be an integer >= 1 and agree with the model's "
+            f"inputs where they fix it. Received: batch_size={batch_size!r}, "
             f"{shown(x)}"
         )
 
@@ -266,7 +266,7 @@ def of_batch_size(batch_size: Any, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def said_of(x: Any, y: Any, sample_weight: Any) -> dict[str, Any]:
-    """What the caller says of data: specs, or whether there is such an argument."""
+    """Returns specs of the arguments that the caller gave, or whether there is one."""
     said = {}
     for name, like in zip(NAMES, (x, y, sample_weight)):
         whether: dict[str, tuple[bool, ...]]
@@ -287,7 +287,7 @@ def _specs(argument, like):
 
     try:
         if isinstance(like, bool):
-            raise TypeError("That does not say what it is like.")
+            raise TypeError("A bool does not say what the data is like.")
         specs = keras.tree.map_structure(spec, like)
     except (ValueError, TypeError) as error:
         raise ValueError(
@@ -303,7 +303,7 @@ def _specs(argument, like):
 
 
 def inputs_of(model: keras.Model, said: dict[str, Any], kind: Kind | None) -> Any:
-    """What the model takes."""
+    """Returns the specs of the model's input."""
     if "x" in said:
         return said["x"]
     known = _inputs(model)
@@ -314,15 +314,14 @@ def inputs_of(model: keras.Model, said: dict[str, Any], kind: Kind | None) -> An
             "What the model takes is not known: it "
             + ("must be built, " if not model.built else "has no inputs of its own, ")
             + "and has made no training step since `compile`, or one that leaves no "
-            "record: with run_eagerly=True, or on data of unknown rank. Say what data "
-            "is like, with a batch of it or a tf.TensorSpec: export_trainable(model, "
-            "path, x=..., y=...)."
+            "record: with run_eagerly=True, or on data of unknown rank. Give a batch "
+            "or a tf.TensorSpec: export_trainable(model, path, x=..., y=...)."
         )
     return known
 
 
 def _inputs(model):
-    """What the model's inputs are like, where it knows them."""
+    """Returns the specs of the model's inputs, if it knows them."""
     if not getattr(model, "inputs", None):
         return None
     inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
@@ -330,8 +329,8 @@ def _inputs(model):
         if getattr(leaf, "sparse", False) or getattr(leaf, "ragged", False):
             raise ValueError(
                 "The model's inputs must be dense. Received: the sparse or ragged "
-                f"input {leaf.name}. Make it dense, keras.Input(...) without `sparse` "
-                "or `ragged`, and the data that the model is given."
+                f"input {leaf.name}. Make it dense: use keras.Input(...) without "
+                "`sparse` or `ragged`, and give the model dense data."
             )
     return keras.tree.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), inputs)
 
@@ -343,14 +342,14 @@ def arguments_for(
     x: Any,
     outputs: Callable[[], Any],
 ) -> dict[str, Any]:
-    """What all arguments of a training step are like.
+    """Returns the specs of all arguments of a training step.
 
     Args:
         model: Compiled model.
-        said: By the caller.
+        said: What the caller said of them.
         kind: What the model was trained on, if it was.
-        x: What it takes.
-        outputs: Gives what it makes of that, or raises a `ValueError`.
+        x: Specs of its input.
+        outputs: Returns its output for that, or raises a `ValueError`.
     """
     trained = {} if kind is None else kind.steps[0]
     y = said.get("y", "y" in trained or (kind is None and model.loss is not None))
@@ -366,18 +365,18 @@ def arguments_for(
 
 
 def _trained_targets(model, kind, outputs):
-    """What targets of training were like; None if there were none."""
+    """Returns the specs of the targets in training; None if there were none."""
     if kind is None or "y" not in kind.steps[0]:
         return None
     known = None
     if model.loss is not None:
-        with contextlib.suppress(ValueError):  # What there was counts.
+        with contextlib.suppress(ValueError):  # The targets in training suffice.
             known = targets(model, outputs())
     return general(kind, "y", known)
 
 
 def form_for(kind: Kind | None, given: dict[str, Any]) -> Form:
-    """As `fit` gave the model such data, or would give it arrays."""
+    """Returns the form in which `fit` gives the model such data."""
 
     def paths(arguments):
         return [path for path, _ in keras.tree.flatten_with_path(arguments)]
@@ -388,7 +387,7 @@ def form_for(kind: Kind | None, given: dict[str, Any]) -> Form:
 
 
 def targets(model: keras.Model, outputs: Any) -> Any:
-    """What targets the model's losses take: a structure like its outputs."""
+    """Returns specs of the targets for the model's losses, nested like its outputs."""
     loss = model.loss
     if not keras.tree.is_nested(outputs):
         (loss,) = keras.tree.flatten(loss)
@@ -412,7 +411,7 @@ def _target(loss, output):
         loss = keras.losses.get(loss)
     except ValueError as error:
         raise ValueError(
-            f"What targets go with the loss {loss!r} must be said: "
+            f"The targets for the loss {loss!r} are not known and must be said: "
             "export_trainable(model, path, y=a batch of them, or a tf.TensorSpec)."
         ) from error
     sparse = keras.losses.SparseCategoricalCrossentropy

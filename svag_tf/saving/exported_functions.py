@@ -46,22 +46,21 @@ _PYTHON_OPS = ("EagerPyFunc", "PyFunc", "PyFuncStateless")
 
 
 def functions_of(model, said, batch_size):
-    """A `tf.Module` of all functions, and the signatures: ready to be saved."""
+    """Returns a `tf.Module` of all functions, and the signatures, ready to save."""
     steps = _Steps(model, said, batch_size)
     given, known = steps.given, steps.known
     if not model.trainable_variables:
         raise ValueError(
             "The model must have trainable variables. It has none. Set `trainable` of "
-            "what is to be trained, and compile the model again."
+            "the layers to train, and compile the model again."
         )
     state, like = state_and_description(model, steps.are_unseeded())
     description = json.dumps(like)
     optimizers = [o for o in optimizers_of(model).values() if o.built]
     if not optimizers:
         raise ValueError(
-            "The model's training step must use an optimizer of the model. Make what "
-            "it uses an attribute of the model or of a layer; lists and dicts of "
-            "optimizers will do."
+            "The model's training step must use an optimizer of the model. Make the "
+            "optimizer an attribute of the model or of a layer, also in a list or dict."
         )
 
     def train(**arguments):
@@ -124,15 +123,15 @@ def functions_of(model, said, batch_size):
 
 
 class _Steps:
-    """A model's steps as functions of what their data is like.
+    """A model's steps as functions for certain specs of data.
 
-    Tracing them lets the model make what it makes when it first sees data: layers,
+    Tracing them makes the model create what it creates when it first sees data: layers,
     metrics, the variables of optimizers.
 
     Attributes:
-        given: What the arguments of a training step are like.
-        known: The sizes for which it has a step of its own.
-        missing: Those of the names "infer" and "evaluate" that the model cannot do.
+        given: The specs of a training step's arguments.
+        known: Specs of the sizes for which it has a step of its own.
+        missing: Which of "infer" and "evaluate" the model cannot do.
     """
 
     def __init__(self, model, said, batch_size):
@@ -171,9 +170,9 @@ class _Steps:
         return dict(self._test_step(self.form.packed(arguments)))
 
     def are_unseeded(self):
-        """Whether one of them draws random numbers without a seed of its own."""
+        """Returns whether one of them draws random numbers without its own seed."""
         used = [v for graph in self._graphs for v in graph.variables]
-        # Not asked for in vain: Keras makes it when it is first used.
+        # `shared_seed` is called only if needed: Keras creates it on first use.
         maybe = any("seed_generator_state" in v.name for v in used)
         return maybe and id(shared_seed()) in map(id, used)
 
@@ -199,7 +198,7 @@ class _Steps:
                 )
 
     def _has(self, name):
-        """Whether a model means to do this, so that it is an error if it does not."""
+        """Returns whether a model is meant to do this, so that failing is an error."""
         own, step = type(self.model), {"infer": "predict_step", "evaluate": "test_step"}
         if getattr(own, step[name]) is not getattr(keras.Model, step[name]):
             return True
@@ -208,7 +207,7 @@ class _Steps:
 
 
 def _let_keras_use_it(model, given):
-    """Keras, if it has no step yet, gets the same: for batches of any size."""
+    """Makes Keras, if it has no step yet, use the same one, for any batch size."""
     if (
         type(model).make_train_function is not keras.Model.make_train_function
         or model.run_eagerly
@@ -221,14 +220,14 @@ def _let_keras_use_it(model, given):
     def train(**arguments):
         return own_step(iter([TRAIN_ON_BATCH.packed(arguments)]))
 
-    # A step of the model's own may take what `fit` gives it and nothing else.
+    # A model's own step may accept only what `fit` gives it.
     with contextlib.suppress(ValueError):
         _trace("train", tf.function(train, autograph=False), given)
     MADE_HERE.update(step for _, step in traced_data(model))
 
 
 def _are_like(tensors, specs):
-    """Whether tensors have the shapes of specs: a boolean tensor."""
+    """Returns whether tensors have the shapes of specs, as a boolean tensor."""
     return tf.reduce_all(
         [
             tf.shape(tensor)[axis] == n
@@ -240,13 +239,13 @@ def _are_like(tensors, specs):
 
 
 def _of_known_shape(tensor, spec):
-    """The tensor, of whose shape TensorFlow knows what it does in Python, not more.
+    """Returns the tensor with the shape that TensorFlow knows in Python, and no more.
 
-    Its optimizer takes shapes from wherever in a graph they are known: from the caller
-    (a loaded function is traced anew for the shapes that it is called with), or from
-    the other branch of a condition. It does not see through an optional.
+    TensorFlow's optimizer takes shapes from wherever in a graph they are known: from
+    the caller (a loaded function is retraced for the shapes that it is called with), or
+    from the other branch of a condition. It does not see through an optional.
     """
-    return tf.raw_ops.OptionalGetValue(  # Raises an error if the shape is another.
+    return tf.raw_ops.OptionalGetValue(  # Raises an error if the shape differs.
         optional=tf.raw_ops.OptionalFromValue(components=[tensor]),
         output_types=[spec.dtype],
         output_shapes=[spec.shape],
@@ -259,15 +258,15 @@ def _trace(name, function, arguments):
     except Exception as error:  # Whatever a model's own code raises.
         raise ValueError(
             f"The model cannot be exported: {name}({shown(arguments)}) fails. If its "
-            "data is not like that, tell `export_trainable` what it is like with the "
-            f"arguments `x`, `y` and `sample_weight`. The error was: {error}"
+            "data is different, describe it with the arguments `x`, `y` and "
+            f"`sample_weight` of `export_trainable`. The error was: {error}"
         ) from error
 
 
 def _signature(name, concrete, arguments):
-    """The same as `concrete`, with a name for each tensor that goes in or out."""
+    """Returns `concrete` with a name for each of its input and output tensors."""
     specs: dict[str, Any] = {}
-    for argument in sorted(arguments):  # As `keras.tree` goes through a dict.
+    for argument in sorted(arguments):  # The order of `keras.tree` in a dict.
         specs |= _named(argument, arguments[argument])
     outputs = concrete.structured_outputs
     output = "" if isinstance(outputs, dict) else "output"
@@ -283,7 +282,7 @@ def _signature(name, concrete, arguments):
 
 
 def _named(prefix, structure):
-    """The tensors of a structure by names made of where they are in it."""
+    """Returns the tensors of a structure by names made from their paths in it."""
     named: dict[str, Any] = {}
     paths: dict[str, str] = {}
     for path, leaf in keras.tree.flatten_with_path(structure):
@@ -303,7 +302,7 @@ def _named(prefix, structure):
 
 
 def _check_traced(signatures, known):
-    """Raises an error if functions need what a SavedModel cannot hold."""
+    """Raises an error if functions need something that a SavedModel cannot hold."""
     known = {id(v) for v in known}
     for name, function in signatures.items():
         graph = function.graph.as_graph_def()
@@ -313,7 +312,7 @@ def _check_traced(signatures, known):
                     raise ValueError(
                         "The model cannot be exported: it calls Python code (a "
                         f"tf.py_function or tf.numpy_function, {node.name} in {name}), "
-                        "and a SavedModel has none. Write it with operations of "
+                        "which a SavedModel cannot hold. Write it with operations of "
                         "TensorFlow or keras.ops."
                     )
         unknown = [v.name for v in function.graph.variables if id(v) not in known]

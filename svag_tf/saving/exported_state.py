@@ -27,10 +27,10 @@ def tf_variable(variable):
 def state_and_description(
     model: keras.Model, unseeded: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What training goes on from, by the names of a checkpoint, and what it is like.
+    """Returns the state of training by its names in a checkpoint, and a description.
 
     Args:
-        model: Compiled, and all of it built.
+        model: Compiled and completely built.
         unseeded: Whether the model draws random numbers without a seed of its own.
     """
     state = {name: tf_variable(v) for name, v in state_of(model).items()}
@@ -42,9 +42,9 @@ def state_and_description(
 
 
 def shared_seed() -> Any:
-    """The state of the generator that `keras.random` has for all who give no seed.
+    """Returns the state of the generator that `keras.random` uses without a seed.
 
-    Keras has no public name for it. Tracing a function draws nothing.
+    Keras has no public name for it. Tracing a function draws no numbers.
     """
     draw = tf.function(lambda: keras.random.uniform(()))
     (state,) = draw.get_concrete_function().graph.variables
@@ -52,7 +52,7 @@ def shared_seed() -> Any:
 
 
 def write_checkpoint(path, variables, description):
-    """The operations that write variables to a checkpoint of TensorFlow's format."""
+    """Returns the operations that write variables to a TensorFlow checkpoint."""
     index = tf.data.Dataset.from_tensors(tf.strings.join([path, ".index"]))
     there = index.map(tf.io.read_file).ignore_errors()
     taken = there.reduce(False, lambda *_: True)
@@ -75,7 +75,7 @@ def write_checkpoint(path, variables, description):
 
 
 def read_checkpoint(path, variables, description):
-    """The operations that give variables their values in a checkpoint."""
+    """Returns the operations that assign variables their values in a checkpoint."""
     dtypes = [v.dtype for v in variables.values()]
     found = _reading(path, [DESCRIPTION], [tf.string])
     readable = tf.debugging.Assert(found != "", [path, _UNREADABLE])
@@ -94,7 +94,7 @@ def read_checkpoint(path, variables, description):
         tf.ensure_shape(value, variable.shape)
         for value, variable in zip(values, variables.values())
     ]
-    with tf.control_dependencies(values):  # All of them are there, or none is assigned.
+    with tf.control_dependencies(values):  # All are read, or none is assigned.
         return [
             variable.assign(value, read_value=False)
             for value, variable in zip(values, variables.values())
@@ -102,10 +102,10 @@ def read_checkpoint(path, variables, description):
 
 
 def _reading(path, names, dtypes):
-    """The first of the named strings and tensors of a checkpoint, "" if one fails.
+    """Reads strings and tensors of a checkpoint; returns the first, "" if one fails.
 
-    An error can be caught in a data set only, and must be: TensorFlow's own messages
-    do not always name the file.
+    Errors are caught because TensorFlow's own messages do not always name the file, and
+    only a data set can catch them.
     """
     read = tf.data.Dataset.from_tensors(path).map(
         lambda path: _restored(path, names, dtypes)[0]

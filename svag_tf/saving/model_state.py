@@ -1,4 +1,4 @@
-"""What is written beside saved numbers, so that they are not read for others."""
+"""Names and describes saved state, so that it is not restored into another model."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import keras
 
 
 def class_of(optimizer: keras.optimizers.Optimizer) -> str:
-    """The name of an optimizer's class, of the inner one as well."""
+    """Returns the name of an optimizer's class, with that of an inner optimizer."""
     name = keras.saving.get_registered_name(type(optimizer))
     inner = getattr(optimizer, "inner_optimizer", None)
     return name if inner is None else f"{name}({class_of(inner)})"
 
 
 def stable_paths(variables: Iterable[Any]) -> list[str]:
-    """The paths of variables, without what depends on what else a process has made."""
+    """Returns paths of variables that do not depend on the process's other models."""
     return renumbered([path_of(v) for v in variables])
 
 
 def renumbered(
     paths: Iterable[str], automatic: Container[str] | None = None
 ) -> list[str]:
-    """Paths in which automatic numbers are counted anew.
+    """Returns paths with their automatic numbers counted anew.
 
     Keras numbers the names that it gives: the layers `dense_4` and `dense_5` of one
     process are `dense` and `dense_1` in the next. Here the lowest number of a name is
@@ -32,8 +32,8 @@ def renumbered(
 
     Args:
         paths: Paths of variables.
-        automatic: Names of classes, in lower case and without "_", whose names and
-            numbers are Keras'. Defaults to `None`: all names that end with a number.
+        automatic: Names of classes, in lower case and without "_", that Keras uses as
+            numbered names. Defaults to `None`: all names that end with a number.
     """
     split = [
         [_base_and_number(part, automatic) for part in re.split("[/:]", path)]
@@ -56,20 +56,20 @@ def renumbered(
 
 
 def path_of(variable: Any) -> str:
-    """A variable's path, or its name where it has none (`tf.Variable`)."""
+    """Returns a variable's path, or its name if it has none (`tf.Variable`)."""
     return getattr(variable, "path", None) or variable.name
 
 
 def shape_and_dtype(variable: Any) -> list[Any]:
-    """In a form that JSON keeps."""
+    """Returns a variable's shape and dtype in a form that JSON preserves."""
     return [list(variable.shape), keras.backend.standardize_dtype(variable.dtype)]
 
 
 def state_of(model: keras.Model) -> dict[str, Any]:
-    """All variables that training goes on from, by names: of model and optimizers.
+    """Returns all variables of the model and its optimizers to resume from, by name.
 
-    An optimizer that is not built has not been used, and is left out, unless it wraps
-    others that are.
+    An optimizer that is not built has not been used, and is left out unless it wraps
+    others that are built.
     """
     own = _own_state(model)
     for path, variables in _optimizer_variables(model).items():
@@ -78,7 +78,7 @@ def state_of(model: keras.Model) -> dict[str, Any]:
 
 
 def _own_state(model: keras.Model) -> dict[str, Any]:
-    """The part of the state that is not the optimizers'."""
+    """Returns the part of the state that does not belong to optimizers."""
     metrics = {id(v) for v in model.metrics_variables}
     own = [v for v in model.variables if id(v) not in metrics] + _rnn_states(model)
     names = [f"model/{i}/{path}" for i, path in enumerate(stable_paths(own))]
@@ -86,7 +86,7 @@ def _own_state(model: keras.Model) -> dict[str, Any]:
 
 
 def optimizers_of(model: keras.Model) -> dict[str, Any]:
-    """All optimizers that a model trains with, by names.
+    """Returns all optimizers that a model trains with, by name.
 
     `optimizer` is the one that the model was compiled with. The others are attributes
     of it or of its layers, also in lists and dicts: `optimizer/d_optimizer`.
@@ -101,10 +101,10 @@ def optimizers_of(model: keras.Model) -> dict[str, Any]:
 
 
 def parts_of(whole: Any, kind: type) -> dict[str, Any]:
-    """The objects of a class that a model or an optimizer holds, by where they are.
+    """Returns the objects of a class that a model or an optimizer holds, by their path.
 
-    Those are looked for among its attributes and those of its layers and optimizers, in
-    lists and dicts as well. It may be one itself.
+    Searches its attributes and those of its layers and optimizers, also in lists and
+    dicts. It may be such an object itself.
     """
     found: dict[str, Any] = {}
     seen: set[int] = set()
@@ -124,7 +124,7 @@ def parts_of(whole: Any, kind: type) -> dict[str, Any]:
         else:
             return
         by_name = {str(name): child for name, child in children.items()}
-        # What a user has named comes first: Keras' own lists hold the same again.
+        # User-named attributes come first: Keras' own lists repeat the same objects.
         for name in sorted(by_name, key=lambda name: (name.startswith("_"), name)):
             visit((*path, name), by_name[name])
 
@@ -133,7 +133,7 @@ def parts_of(whole: Any, kind: type) -> dict[str, Any]:
 
 
 def _optimizer_variables(model: keras.Model) -> dict[str, list[Any]]:
-    """The variables of the optimizers that are used, each of them once.
+    """Returns the variables of the optimizers in use, each variable once.
 
     An optimizer that wraps others may have their variables too, and need not be built.
     """
@@ -152,7 +152,7 @@ def _optimizer_variables(model: keras.Model) -> dict[str, list[Any]]:
 
 
 def _rnn_states(model: keras.Model) -> list[Any]:
-    """The states of stateful layers, which Keras does not count among variables."""
+    """Returns the states of stateful layers, which Keras does not list as variables."""
     return [
         state
         for layer in model._flatten_layers()
@@ -162,9 +162,9 @@ def _rnn_states(model: keras.Model) -> list[Any]:
 
 
 def description_of(model: keras.Model) -> dict[str, Any]:
-    """What two states must agree in, as plain JSON.
+    """Describes, as plain JSON, what must agree for a state to be restored.
 
-    Of each optimizer its class and what it is built on; names, shapes, dtypes.
+    Each optimizer's class and the variables it is built on; names, shapes, dtypes.
     """
     names = {id(v): name for name, v in _own_state(model).items()}
     optimizers = optimizers_of(model)
@@ -172,7 +172,7 @@ def description_of(model: keras.Model) -> dict[str, Any]:
         "optimizers": {
             path: {
                 "class": class_of(optimizers[path]),
-                # Keras has no public name for what an optimizer is built on.
+                # Keras has no public name for an optimizer's variables to train.
                 "variables": [
                     names.get(id(v), path_of(v))
                     for v in optimizers[path]._trainable_variables
@@ -185,10 +185,10 @@ def description_of(model: keras.Model) -> dict[str, Any]:
 
 
 def build_optimizers(model: keras.Model, description: dict[str, Any]) -> None:
-    """Builds the model's optimizers as those were whose state is to be restored.
+    """Builds the model's optimizers like those whose state is to be restored.
 
     Args:
-        model: Compiled, and its layers built.
+        model: Compiled, with its layers built.
         description: `description_of` the model that was saved.
     """
     own = _own_state(model)
@@ -204,7 +204,7 @@ def build_optimizers(model: keras.Model, description: dict[str, Any]) -> None:
 
 
 def first_difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
-    """In what two descriptions differ, for a message."""
+    """Says where two descriptions differ, for a message."""
     if "optimizers" not in found:
         return "It was written by an earlier version of svag_tf."
     said = "Expected {}: {}. Found: {}".format(*_difference(found, expected))
@@ -221,7 +221,7 @@ def first_difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
 
 
 def _difference(found, expected):
-    """What differs, and what it is in either."""
+    """Returns what differs, and its value in either."""
     a, b = (
         {path: one["class"] for path, one in description["optimizers"].items()}
         for description in (expected, found)
@@ -249,17 +249,17 @@ def _base_and_number(part: str, automatic: Container[str] | None) -> tuple[str, 
 
 
 def keep_random_state(model: keras.Model) -> None:
-    """Lets the model's optimizer save the random states of dropout and its like.
+    """Makes the model's optimizer save the random states of dropout and the like.
 
-    Keras saves them nowhere, so that a model with dropout does not go on from a file or
-    checkpoint as it would have without. After this call they are saved with the
+    Keras does not save them, so a model with dropout would not continue from a file or
+    checkpoint as it would have without it. After this call they are saved with the
     optimizer, in `.keras` and `.weights.h5` files and in `tf.train.Checkpoint`, and
     restored with it. Call it before saving, and for a new model before restoring; after
-    `keras.models.load_model`, call it with what that returns.
+    `keras.models.load_model`, call it with the loaded model.
 
     Args:
-        model: Compiled and built, with one of the optimizers of this package, or with
-            one in a `LossScaleOptimizer`.
+        model: Compiled and built, with an optimizer of this package, also within a
+            `LossScaleOptimizer`.
 
     Raises:
         ValueError: If it has another optimizer.
@@ -283,6 +283,6 @@ def keep_random_state(model: keras.Model) -> None:
 
 
 def random_states(model: keras.Model) -> list[Any]:
-    """The variables of the model's random generators."""
+    """Returns the variables of the model's random generators."""
     others = {id(v) for v in (*model.weights, *model.metrics_variables)}
     return [v for v in model.variables if id(v) not in others]

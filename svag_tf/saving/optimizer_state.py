@@ -1,13 +1,13 @@
-"""The state of one optimizer: what is saved of it, and to which variable it belongs.
+"""Saves and restores an optimizer's state by the variables that it belongs to.
 
-State belongs to variables. Slots, averages and counts are saved with the path and the
-shape of the model's variable that they belong to, and are restored by path and shape:
-what file and model both have goes on exactly, a variable that the file does not know
-starts afresh at t = 1, and what the model no longer has is dropped. Keras' own
-optimizers go by position.
+Slots, averages and counts are saved with the path and the shape of the model's variable
+that they belong to, and are restored by path and shape: variables in both file and
+model continue exactly, a variable that is not in the file starts afresh at t = 1, and
+state of variables that the model no longer has is dropped. Keras' own optimizers go by
+position.
 
-Loading never fails for want of a match: one `OptimizerStateWarning` says what was not
-restored. Within `all_or_error`, for resuming, that is an error. Damage always is one.
+Loading never fails for lack of a match: one `OptimizerStateWarning` says what was not
+restored. Within `all_or_error`, for resuming, that is an error. Damage is always one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from keras import ops
 
 from svag_tf.saving.model_state import class_of, path_of, renumbered
 
-# What a store of Keras holds besides the variables "0", "1", ...
+# The key of our record in a store of Keras, beside the variables "0", "1", ...
 RECORD = "svag_tf"
 # The version of the record.
 _FORMAT = 2
@@ -41,10 +41,10 @@ _TITLES = {
     "average": "the averages of the weights (use_ema)",
     "accumulated_gradient": "half-accumulated gradients",
 }
-# What Keras names and numbers by itself, as `renumbered` takes it.
+# Names that Keras gives and numbers, in the form that `renumbered` takes.
 _LAYERS = {"variable", *(name.lower() for name in dir(keras.layers))}
 _LAYERS |= {"functional", "sequential"}
-# Says in a record which process made it.
+# Tells in a record which process made it.
 _PROCESS = uuid.uuid4().hex
 _all_or_error = contextvars.ContextVar("all_or_error", default=False)
 
@@ -52,8 +52,8 @@ _all_or_error = contextvars.ContextVar("all_or_error", default=False)
 class OptimizerStateWarning(UserWarning):
     """An optimizer's saved state could not be restored, or not all of it.
 
-    The message says what was restored, what starts afresh, and why. As for all
-    warnings, a filter makes it an error; the optimizer is then as it was.
+    The message says what was restored, what starts afresh, and why. As with all
+    warnings, a filter can make it an error; the optimizer is then unchanged.
 
     Example:
 
@@ -66,13 +66,13 @@ class OptimizerStateWarning(UserWarning):
 
 
 def resuming() -> bool:
-    """Whether this is within `all_or_error`."""
+    """Returns whether this is within `all_or_error`."""
     return _all_or_error.get()
 
 
 @contextlib.contextmanager
 def all_or_error() -> Iterator[None]:
-    """Within it, state that cannot be restored as a whole is a `ValueError`."""
+    """Raises a `ValueError` for any state within it that is not restored as a whole."""
     token = _all_or_error.set(True)
     try:
         yield
@@ -81,13 +81,13 @@ def all_or_error() -> Iterator[None]:
 
 
 class Identity(NamedTuple):
-    """What a variable is known by in another model or process.
+    """Identifies a variable in another model or process.
 
     Attributes:
-        path: Its path, as Keras gives it.
+        path: Its path in Keras.
         in_model: The same with automatic numbers counted anew among all variables of
             the model, also those of frozen layers; `None` if the model is not known.
-        below_model: The same without the name of the model in front.
+        below_model: The same without the model's name at the start.
         shape: List of integers.
     """
 
@@ -98,10 +98,10 @@ class Identity(NamedTuple):
 
 
 class Match(NamedTuple):
-    """Which of a file's variables are which of an optimizer's.
+    """Matches a file's variables with an optimizer's.
 
     Attributes:
-        sources: For the index of a variable here, its index in the file.
+        sources: Maps the index of a variable here to its index in the file.
         message: What is not restored, and why; empty if everything is.
     """
 
@@ -126,9 +126,9 @@ class OptimizerState:
         self._waiting_random_states: list[list[Any]] = []
 
     def entries(self) -> dict[str, Any]:
-        """The optimizer's variables by name, in Keras' order.
+        """Returns the optimizer's variables by name, in Keras' order.
 
-        The name of one that belongs to the model's variable i ends with "/i".
+        The names of those that belong to the model's variable i end with "/i".
         """
         optimizer = self._optimizer
         kinds = {name: getattr(optimizer, name) for name in optimizer.slots}
@@ -145,13 +145,13 @@ class OptimizerState:
         names[id(optimizer._iterations)] = "iterations"
         names[id(optimizer._learning_rate)] = "learning_rate"
         names |= {id(getattr(optimizer, name)): name for name in COUNTS}
-        others = iter(range(len(optimizer.variables)))  # What a subclass has added.
+        others = iter(range(len(optimizer.variables)))  # Added by a subclass.
         return {
             names.get(id(v)) or f"other_{next(others)}": v for v in optimizer.variables
         }
 
     def record(self) -> dict[str, Any]:
-        """What saved numbers are the numbers of: plain JSON."""
+        """Returns a description of the saved numbers, as plain JSON."""
         optimizer = self._optimizer
         return {
             "format": _FORMAT,
@@ -168,7 +168,7 @@ class OptimizerState:
             record = self.record()
             arrays = {name: _to_numpy(v) for name, v in self.entries().items()}
             record["random_states"] = [_to_json(v) for v in self._random_states]
-        else:  # Loaded, and not built since.
+        else:  # Loaded, but not built yet.
             record, arrays = self._waiting
             record = {k: v for k, v in record.items() if k != "crc32"}
         record["crc32"] = _crc32(record, arrays.values())
@@ -177,7 +177,7 @@ class OptimizerState:
         store[RECORD] = np.frombuffer(json.dumps(record).encode(), np.uint8)
 
     def load(self, store: Any) -> None:
-        """Takes the state from a store of Keras; at `build`, if not built before."""
+        """Restores the state from a store of Keras; at `build`, if not built yet."""
         store = _entry_with_record(store)
         keys = list(store.keys())
         if RECORD not in keys:
@@ -209,7 +209,7 @@ class OptimizerState:
         self._said = ""
 
     def keep_random_states(self, variables: Sequence[Any]) -> None:
-        """Saves these variables as well; gives them what was loaded for them."""
+        """Saves these variables too, and restores what was loaded for them."""
         waiting, self._waiting_random_states = self._waiting_random_states, []
         if waiting and len(waiting) != len(variables):
             raise ValueError(
@@ -223,14 +223,14 @@ class OptimizerState:
     # For checkpoints of TensorFlow, which reads the numbers itself.
 
     def announce(self, record: dict[str, Any]) -> None:
-        """Says what will not be restored at `build`, if the model is known by now."""
+        """Warns of what `build` will not restore, if the model is already known."""
         model = _model_being_loaded(self._optimizer)
         if model is not None and model.built:
             identities = identities_of(model.trainable_variables, model)
             self._say(self._match(record, identities).message)
 
     def early_places(self, record: dict[str, Any]) -> list[tuple[str, Any]]:
-        """The same for an optimizer that is not built: of its scalars."""
+        """Returns places as `places` does, of the scalars of an unbuilt optimizer."""
         here = self.entries()
         fits = record.get("class") == class_of(self._optimizer)
         return [
@@ -240,11 +240,11 @@ class OptimizerState:
         ]
 
     def places(self, record: dict[str, Any]) -> tuple[list[tuple[str, Any]], bool]:
-        """Where the entries of a record belong; whatever is not in it starts afresh.
+        """Finds where a record's entries belong; all variables not in it start afresh.
 
         Returns:
-            Pairs of the name of an entry and one of the optimizer's variables, which
-            is to have its value; and whether that is all of both.
+            Pairs of the name of an entry and the optimizer's variable for its value,
+            and whether these are all entries and all variables.
         """
         if not self._fits(record):
             return [], False
@@ -253,7 +253,7 @@ class OptimizerState:
         return self._place(match, record), not match.message
 
     def _read(self, store: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """A record and its arrays, or an error if they are damaged."""
+        """Reads a record and its arrays; raises an error if they are damaged."""
         name = self._optimizer.name
         try:
             record = dict(json.loads(np.asarray(store[RECORD]).tobytes()))
@@ -276,7 +276,7 @@ class OptimizerState:
         return record, arrays
 
     def _fits(self, record: dict[str, Any]) -> bool:
-        """Whether a record is one of this class and version; says if it is not."""
+        """Returns whether a record is of this class and version; warns if not."""
         if record.get("format") != _FORMAT:
             self.start_afresh("What was loaded is of another version of svag_tf")
             return False
@@ -290,7 +290,7 @@ class OptimizerState:
         return True
 
     def start_afresh(self, why: str) -> None:
-        """Says why nothing is restored, and drops the state of the old weights."""
+        """Warns why nothing is restored, and drops the state of the old weights."""
         self._say(
             f"{why}: the state of the optimizer {self._optimizer.name} was not "
             "restored, and it starts afresh."
@@ -310,7 +310,7 @@ class OptimizerState:
             self.begin_accumulation()
 
     def begin_accumulation(self) -> None:
-        """Begins to accumulate anew: a gradient in part is not to be told apart."""
+        """Restarts accumulation: how much of a gradient was accumulated is unknown."""
         optimizer = self._optimizer
         steps = optimizer.gradient_accumulation_steps
         if steps:
@@ -321,7 +321,7 @@ class OptimizerState:
                     accumulated.assign(ops.zeros_like(accumulated))
 
     def _place(self, match: Match, record: dict[str, Any]) -> list[tuple[str, Any]]:
-        """See `places`. The counts, which are vectors, are restored here."""
+        """Returns pairs as `places` does; restores the counts, which are vectors."""
         length = len(self._optimizer._trainable_variables)
         counts = {name: np.zeros(length, "int64") for name in COUNTS}
         for name in COUNTS:
@@ -336,7 +336,7 @@ class OptimizerState:
             if kind in COUNTS:
                 variable.assign(counts[kind])
             elif kind.startswith("other") and match.message:
-                continue  # It is not known what it depends on.
+                continue  # What it depends on is unknown.
             elif source in record["entries"]:
                 placed.append((source, variable))
             elif kind == "row_update_counts":
@@ -347,7 +347,7 @@ class OptimizerState:
         return placed
 
     def _match(self, record: dict[str, Any], here: list[Identity]) -> Match:
-        """Which variables of a record are which of these, and what is missing."""
+        """Matches a record's variables with these, and says what is missing."""
         optimizer = self._optimizer
         if record["variables"] is None:
             if self._is_new():
@@ -396,7 +396,7 @@ class OptimizerState:
         return Match(sources, " ".join(p for p, w in zip(parts, wanted) if w))
 
     def _expected_entries(self) -> Iterable[str]:
-        """Names of entries as `entries` has them, or will have after `build`."""
+        """Returns the names that `entries` has, or will have after `build`."""
         optimizer = self._optimizer
         names = list(self.entries())
         if not optimizer.built:
@@ -407,7 +407,7 @@ class OptimizerState:
         return names
 
     def _known_identities(self) -> list[Identity]:
-        """Those of the optimizer's variables, from a moment when the model is known."""
+        """Returns its variables' identities, noted while the model was known."""
         known = self._identities
         if known is None or any(each.in_model is None for each in known):
             variables = self._optimizer._trainable_variables
@@ -416,7 +416,7 @@ class OptimizerState:
         return known
 
     def note_variables(self, variables: Sequence[Any]) -> None:
-        """Notes at `build` what the optimizer's variables are known by."""
+        """Notes at `build` the identities of the optimizer's variables."""
         self._identities = identities_of(variables, _model_of(variables))
 
     def _is_new(self) -> bool:
@@ -428,7 +428,7 @@ class OptimizerState:
             return
         if resuming():
             raise ValueError(
-                f"{message} To go on from a part of it, load the model's weights or "
+                f"{message} To resume from part of it, load the model's weights or "
                 "restore a tf.train.Checkpoint without assert_consumed()."
             )
         warnings.warn(message, OptimizerStateWarning, stacklevel=2)
@@ -438,7 +438,7 @@ class OptimizerState:
 def identities_of(
     variables: Sequence[Any], model: keras.Model | None
 ) -> list[Identity]:
-    """What variables are known by, of a model or, with `None`, of an unknown one."""
+    """Returns the identities of a model's variables; `None` is an unknown model."""
     paths = [path_of(v) for v in variables]
     stable: dict[str, str] = {}
     name = ""
@@ -461,17 +461,17 @@ def identities_of(
 def matched(
     there: list[Identity], here: list[Identity], same_process: bool = False
 ) -> dict[int, int]:
-    """For the index of a variable here, that of the same variable there.
+    """Maps the index of each variable here to that of the same variable there.
 
-    In one process paths are unique: what has the same path is the same variable. Else
-    variables are the same if their paths in their models are, and their shapes. If a
-    model is not known, automatic numbers say little: then the paths of one side must be
-    those of the other as a whole, numbered anew, or else be the same to the letter.
+    In one process paths are unique: the same path means the same variable. Otherwise
+    variables are the same if their paths in their models and their shapes are. If a
+    model is not known, automatic numbers say little: then all paths of one side must
+    equal those of the other, numbered anew, or else single ones must be identical.
     """
     sources: dict[int, int] = {}
 
     def join(theirs: Sequence[str | None], ours: Sequence[str | None]) -> bool:
-        """Joins what has the same key and shape; returns whether that is all."""
+        """Joins variables of the same key and shape; returns whether that is all."""
         places: list[dict[Any, list[int]]] = []
         for keys, side, taken in (
             (theirs, there, set(sources.values())),
@@ -509,17 +509,17 @@ def matched(
 
 
 def _below_model(paths: list[str]) -> list[str]:
-    """Paths without the name in front that all of them have, that of the model."""
+    """Returns paths without the name that all of them start with, the model's."""
     below = [path.partition("/")[2] for path in paths]
     one = len({path.partition("/")[0] for path in paths}) == 1
     return below if one and all(below) else paths
 
 
-# Keras tells an optimizer neither of which model it is nor what the frozen variables
-# are, without which the automatic names of layers (dense_4) mean nothing in another
-# model. But what builds, saves and loads an optimizer is mostly a method of its model:
-# the model is in a function of Keras that is on the call stack. Other functions are
-# left alone, as up to Python 3.12 to look at their variables keeps those alive.
+# Keras tells an optimizer neither its model nor the frozen variables, and without them
+# the automatic names of layers (dense_4) mean nothing in another model. But methods of
+# the model usually build, save and load its optimizer, so the model is in a Keras
+# function on the call stack. Other functions are left alone: up to Python 3.12, looking
+# at their variables keeps these alive.
 
 
 def _models_on_stack() -> Iterator[keras.Model]:
@@ -535,14 +535,14 @@ def _models_on_stack() -> Iterator[keras.Model]:
 
 
 def _model_of(variables: Sequence[Any]) -> keras.Model | None:
-    """The largest model at work that has all these variables, if there is one."""
+    """Returns the largest model on the stack that has all these variables, if any."""
     ids = {id(v) for v in variables}
     models = [m for m in _models_on_stack() if ids <= {id(v) for v in m.variables}]
     return max(models, key=lambda m: len(m.variables), default=None)
 
 
 def _model_being_loaded(optimizer: Any) -> keras.Model | None:
-    """The model at work that is compiled with an optimizer, if there is one."""
+    """Returns the model on the stack that is compiled with an optimizer, if any."""
     for model in _models_on_stack():
         own = getattr(model, "optimizer", None)
         if optimizer in (own, getattr(own, "inner_optimizer", None)):
@@ -551,10 +551,10 @@ def _model_being_loaded(optimizer: Any) -> keras.Model | None:
 
 
 def _entry_with_record(store: Any) -> Any:
-    """A store of Keras; that of the inner or outer optimizer, if that has our record.
+    """Returns a store, or the inner or outer optimizer's if that has our record.
 
-    A file may have been made with a `LossScaleOptimizer` around, and be loaded without,
-    or the other way round. Keras' class for HDF5 files can give other entries.
+    A file may have been saved with a `LossScaleOptimizer` and be loaded without one, or
+    the other way round. Keras' class for HDF5 files gives access to other entries.
     """
     path = getattr(store, "_h5_entry_path", None)
     if path is None or RECORD in store:
@@ -582,7 +582,7 @@ def _to_json(variable: Any) -> list[Any]:
 
 
 def _crc32(record: dict[str, Any], arrays: Iterable[np.ndarray]) -> int:
-    """A checksum of a record and of arrays: of values, not of where they lie."""
+    """Returns a checksum of a record and of the values of arrays."""
     checksum = zlib.crc32(json.dumps(record, sort_keys=True).encode())
     for array in arrays:
         checksum = zlib.crc32(np.ascontiguousarray(array).tobytes(), checksum)

@@ -28,40 +28,40 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
             self._guard = checkpoints.Guard()
 
     def _restore_waiting(self):
-        """Gives variables that have just been created what was loaded before."""
-        # In the graph of a training step it would be loaded at every step.
+        """Restores into newly created variables what was loaded before."""
+        # In the graph of a training step this would run at every step.
         with checkpoints.tf.init_scope() if checkpoints else nullcontext():
             self._state.restore_waiting()
             if self._record is not None:
                 self._record.restore_waiting()
 
     def save_own_variables(self, store):
-        """Puts the state into a store of Keras, with a record of whose state it is.
+        """Puts the state into a store of Keras, with a record of what it belongs to.
 
         Args:
-            store: What Keras' `model.save` gives, or a dict.
+            store: The store that Keras' `model.save` passes, or a dict.
         """
         self._state.save(store)
 
     def load_own_variables(self, store):
-        """Takes the state from a store of Keras; at `build`, if not built before.
+        """Restores the state from a store of Keras; at `build`, if not built yet.
 
         State goes to the variables that it belongs to, by their paths and shapes. A
         variable whose state is not there starts afresh, at t = 1.
 
         Args:
-            store: What `save_own_variables` has filled.
+            store: A store that `save_own_variables` has filled.
 
         Warns:
             OptimizerStateWarning: If not everything was restored.
 
         Raises:
-            ValueError: If what was saved is damaged. The optimizer is as it was.
+            ValueError: If the saved state is damaged. The optimizer is then unchanged.
         """
         self._state.load(store)
 
     def keep_random_states(self, variables):
-        """Saves these variables with its own; see `svag_tf.keep_random_state`."""
+        """Saves these variables along with its own; see `svag_tf.keep_random_state`."""
         self._state.keep_random_states(variables)
         if checkpoints:  # TensorFlow saves and restores what is in this list.
             self._random_states = [v.value for v in variables]

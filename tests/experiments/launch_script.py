@@ -25,7 +25,7 @@ from svag_tf.experiments.training.launch import environments, launch
 TRAIN = Path(__file__).resolve().parents[2] / "scripts" / "train.py"
 FORK = multiprocessing.get_context("fork")
 JAX = keras.backend.backend() == "jax"
-WITHIN = 600  # Seconds, of which all needs a few, to tell a hang from a busy machine.
+WITHIN = 600  # Seconds; a few suffice, but a busy machine is not a hang.
 FIELDS = {
     "epochs": 3,
     "train_examples": 64,
@@ -43,7 +43,7 @@ def flags(workdir, distribution_name):
 
 
 def train(arguments):
-    """What `python scripts/train.py` does."""
+    """Does what `python scripts/train.py` does."""
     sys.argv = [str(TRAIN), *arguments]
     sys.path.insert(0, str(TRAIN.parent))
     try:
@@ -51,7 +51,7 @@ def train(arguments):
     except SystemExit as end:
         if end.code:
             raise
-    if JAX:  # What an interpreter does at its end, and a fork does not.
+    if JAX:  # An interpreter does this at its end, a fork does not.
         import jax
 
         jax.distributed.shutdown()
@@ -66,7 +66,7 @@ def work(variables, log, target, arguments):
 
 
 def start(folder, target, arguments, workers=2):
-    """Workers as a cluster's scheduler starts them: nothing watches over them."""
+    """Workers as a cluster's scheduler starts them, without supervision."""
     processes = []
     for index, variables in enumerate(environments(workers)):
         order = (variables, folder / f"{index}.log", target, arguments)
@@ -94,7 +94,7 @@ def finished_epochs(workdir):
 
 
 def train_until(epoch, victim, arguments):
-    """`train`, but one worker stands still after an epoch and waits to be killed."""
+    """`train`, but one worker stops after an epoch and waits to be killed."""
     if os.environ["KERAS_DISTRIBUTION_PROCESS_ID"] == str(victim):
         shuffle = training.Batches.shuffle
 
@@ -132,7 +132,7 @@ def kill_after(epoch, victim, arguments, workdir, folder):
 
 
 def check_killed_workers_go_on(folder):
-    """The chief after epoch 0, the other one after epoch 1: as if nothing had been."""
+    """The chief after epoch 0, the other one after epoch 1: the result is unchanged."""
     whole, broken = folder / "whole", folder / "broken"
     if JAX:
         finish(folder, train, flags(whole, "jax"))  # As launch does, but forked.
@@ -146,7 +146,7 @@ def check_killed_workers_go_on(folder):
 
 
 def fit(folder):
-    """A program of the user's own, without a word on how `fit` is to be done."""
+    """A user's own program, with no special code for `fit`."""
     import tensorflow as tf
 
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
@@ -183,14 +183,14 @@ def fitted():
 
 
 def main(folder):
-    # The workers are to compile fast: what they run is small.
+    # Makes workers compile fast: they run little.
     os.environ["XLA_FLAGS"] = (
         "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     )
     check_killed_workers_go_on(folder)
     if not JAX:
         finish(folder, fit, folder)
-    # From here on this process computes, and must not be forked any more.
+    # From here on this process computes, and must not be forked again.
     assert outcome(folder / "broken") == outcome(folder / "whole")
     if JAX:
         one, two = (

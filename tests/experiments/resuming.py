@@ -1,4 +1,4 @@
-"""Ends runs at a chosen moment, and says what must be the same afterwards."""
+"""Ends runs at a chosen moment, and collects what must be the same afterwards."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def kill_at_replacement(monkeypatch, number, after):
 
 
 def outcome(folder):
-    """What must be the same however often a run was interrupted."""
+    """Returns what must be the same however often a run was interrupted."""
     state = json.loads((folder / "state.json").read_text())
     model = keras.models.load_model(folder / "model.keras", compile=False)
     return (

@@ -32,7 +32,7 @@ def test_a_published_problem(problem):
 
 
 def test_the_final_accuracies_of_the_publication():
-    """Of its figures, to their last digit."""
+    """The published figures, to the last digit."""
     for problem, name, mean, deviation in (
         ("fmnist_2c2d", "sgd", 0.9227, 0.0017),
         ("cifar10_3c3d", "momentum", 0.8441, 0.0060),

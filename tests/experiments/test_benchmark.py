@@ -1,4 +1,4 @@
-"""The benchmark on small sizes: that it measures what it says, not how fast."""
+"""The benchmark on small sizes: it measures what it claims to measure."""
 
 import itertools
 import json
@@ -143,7 +143,7 @@ def test_a_missing_or_old_package_is_told():
     )
 
 
-# What is asked for wrongly is refused before anything is measured.
+# Wrong requests are refused before anything is measured.
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_a_row_that_fails_is_an_error_when_all_is_written(tmp_path):
 def test_rows_that_do_not_fit_take_turns_in_batches(tmp_path):
     names = ["msvag", "svag", "msvas", "keras-adam"]
     # Two of the four fit: 12 bytes a parameter each, 4 for the gradients, 8 that Adam
-    # takes for itself, and the libraries.
+    # needs temporarily, and the libraries.
     fits = 0.8 + (2 * 12 + 4 + 8) * 2 * 4096**2 / 2**30
     results = benchmark(
         Options(tmp_path, cases=["matrices"], rows=names, rounds=2, fresh=False,
@@ -434,7 +434,7 @@ def test_the_progress_reaches_its_end(tmp_path, monkeypatch):
 
 
 def results_with(**ratios):
-    """Results in which M-SVAG takes 2 s and the named rows so many times as much."""
+    """Results in which M-SVAG takes 2 s and the named rows a multiple of it."""
     rows = {"msvag": {"median": 2.0, "first_step": 3.0, "extra_memory": 2**20}}
     rows |= {name.replace("_", "-"): {"median": 2.0 * r} for name, r in ratios.items()}
     case = {"rows": rows, "largest_variable": 4 * 2**20}
@@ -466,7 +466,7 @@ def test_numbers_as_people_read_them():
 
 
 def test_a_bar_is_as_long_as_the_table_says():
-    """The ratio within a batch, of a row that did not fit beside all others."""
+    """The ratio within a batch, for a row that did not fit with all others."""
     row = {"median": 6.0, "to_limit": 2.5}
     case = {"rows": {"limit": {"median": 2.0}, "msvag": row}}
     assert plots._bar(case, row, "limit") == 2.5
@@ -534,7 +534,7 @@ def test_the_command(tmp_path):
 
 
 def check_replicas(results):
-    """Two processes send what is reckoned."""
+    """Two processes send as many bytes as computed."""
     rows = {(r["kind"], r["aggregation"]): r for r in results["measured"]}
     assert [(*k, r["replicas"]) for k, r in rows.items()] == [
         (kind, aggregation, n)

@@ -215,7 +215,7 @@ RATES = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 @pytest.fixture
 def made_up(monkeypatch):
-    """Trainings that are only played. Gives the list of those that were made."""
+    """Replaces trainings by fake ones; yields the list of those that were made."""
     budget = replace(tuning.BUDGETS["quick"], stride=5, seeds=2)
     monkeypatch.setitem(tuning.BUDGETS, "quick", budget)
     made = []
@@ -256,7 +256,7 @@ def test_tuning(make_config, tmp_path, made_up, capsys):
     config = make_config(epochs=4)
     names = ["ssd", "mssd", "msvag", "sgd:learning_rate=0.01"]
     results = compare(config, names, tmp_path, budget="quick", target=0.3, command="me")
-    # Of equal accuracies the lower loss wins, and it is 1.0 that has it. SSD has
+    # Of equal accuracies the lower loss wins, which 1.0 has. SSD has
     # the same accuracy as M-SVAG, but a run of it diverges.
     assert [(r["rank"], r["optimizer"]) for r in results[::2]] == [
         (1, "msvag"), (2, "mssd"), (3, "sgd:learning_rate=0.01"), (4, "ssd"),
@@ -316,7 +316,7 @@ def test_interrupted_tuning_goes_on(make_config, tmp_path, made_up, monkeypatch)
     (again,) = [run for run in set(made_up) if made_up.count(run) == 2]
     assert again == ("msvag", 1.0, 0)
 
-    # What failed is made again if that is asked for, what diverged is not.
+    # Failed runs are repeated on request, diverged ones are not.
     before = len(made_up)
     compare(config, ["msvag"], tmp_path, budget="quick", retry_failed=True)
     assert made_up[before:] == [("msvag", 100.0, 0)]
@@ -379,7 +379,7 @@ def test_the_documented_problem_of_ones_own(tmp_path, monkeypatch):
     path = tmp_path / "my_problem.py"
     path.write_text(text.partition("```python\n")[2].partition("```")[0])
     monkeypatch.chdir(root)
-    monkeypatch.setitem(PROBLEMS, "mine", None)  # and away with it in the end
+    monkeypatch.setitem(PROBLEMS, "mine", None)  # removed in the end
     config = runpy.run_path(str(path))["get_config"]()
     config.epochs = 2
     (row,) = compare(config, ["msvag"], tmp_path / "compared", seeds=[0])

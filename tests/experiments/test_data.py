@@ -1,4 +1,4 @@
-"""Data sets are read right, or refused with the file's name."""
+"""Data sets are read correctly, or refused with the file's name."""
 
 import gzip
 import struct

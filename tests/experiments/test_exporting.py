@@ -15,7 +15,7 @@ tf = pytest.importorskip("tensorflow")
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A run of scripts/train.py that has exported itself as it goes on training."""
+    """A run of scripts/train.py that has exported a trainable model."""
     folder = tmp_path_factory.mktemp("run")
     flags = (*TINY, "--config.epochs=1", "--config.optimizer.use_ema=True")
     code, output, errors = run(
@@ -65,7 +65,7 @@ def test_tflite(workdir, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("select", [False, True], ids=["built-in", "select"])
 def test_why_there_is_no_training_with_tflite(workdir, select):
-    """When this fails, docs/saving.md and the formats can have more."""
+    """When this fails, docs/saving.md and the formats can be extended."""
     converter = tf.lite.TFLiteConverter.from_saved_model(
         str(workdir / "export" / "trainable"), signature_keys=["train"]
     )
@@ -90,7 +90,7 @@ def test_a_wrong_export_is_found_and_not_kept(workdir, tmp_path, monkeypatch):
 
     def damaged(model):
         content = bytearray(lite(model))
-        array = np.asarray(model.layers[-1].kernel).T.tobytes()  # As the file has it.
+        array = np.asarray(model.layers[-1].kernel).T.tobytes()  # As in the file.
         start = content.index(array)
         content[start : start + len(array)] = bytes(len(array))
         return bytes(content)

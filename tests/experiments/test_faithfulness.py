@@ -1,4 +1,4 @@
-"""Keras' optimizers beside the published curves: which are run, and what is said."""
+"""Keras' optimizers and the published curves: which are run, and the report."""
 
 import math
 
@@ -20,7 +20,7 @@ FIELDS = {
 
 
 def rows(name, epochs, deviations, problem=PROBLEM):
-    """Rows so many published deviations away from the published means."""
+    """Rows a number of published deviations away from the published means."""
     curve = published(problem)[name]
     return [
         {

@@ -133,7 +133,7 @@ def test_the_same_seed_gives_the_same_numbers(tmp_path):
 
 def test_findings_that_do_not_hold_are_told(tmp_path):
     # After few short steps even gradient methods follow a large majority, and Adam
-    # with a large epsilon is no sign method.
+    # with a large epsilon is not a sign method.
     config = make_config(
         majority=0.9, steps=3, exact_steps=3, gradient_rate=1e-3, epsilon=1.0
     )

@@ -1,4 +1,4 @@
-"""Trainings in real processes on this machine: started, killed and gone on with."""
+"""Trainings in real processes on this machine: started, killed and resumed."""
 
 import os
 import signal
@@ -46,7 +46,7 @@ def test_workers_that_are_killed_go_on_bit_for_bit(backend, tmp_path):
 
 @pytest.mark.needs("tensorflow")
 def test_a_worker_does_not_wait_for_ever_for_the_others():
-    """TensorFlow would, in a call that holds Python's lock."""
+    """TensorFlow would wait, in a call that holds Python's lock."""
     code = (
         "from svag_tf.experiments import distributed as d\n"
         "d.MEET_WITHIN = 1.0\n"

@@ -1,4 +1,4 @@
-"""A problem of one's own: checked before anything runs, and known when it changes."""
+"""A user's own problem: checked before anything runs; changes are noticed."""
 
 import json
 import re
@@ -166,7 +166,7 @@ ONE = dense()
 def test_models_and_losses_that_cannot_be_used(
     run_of, tmp_path, build, others, message
 ):
-    if message is None:  # These can.
+    if message is None:  # These arguments are valid.
         run_of(build=build, **others)
         return
     with pytest.raises(ExperimentError, match=re.escape(message)) as raised:
@@ -213,7 +213,7 @@ def test_the_trial_leaves_the_model_as_it_was(make_config):
 
 
 class Own(keras.Model):
-    """Its get_config tells nothing."""
+    """A layer whose get_config is empty."""
 
     scale = 1.0
 
@@ -317,7 +317,7 @@ def test_an_earlier_run_that_does_not_say(run_of, tmp_path):
 
 @pytest.mark.slow
 def test_numbers_in_names_do_not_matter(run_of):
-    """Keras numbers the names that it gives. One's own are those of the weights."""
+    """Keras numbers its automatic names; the user's own are kept."""
     for build in (dense, branches, own):
         run_of(build=build, folder=build.__name__)
         [dense() for _ in range(3)]
@@ -400,7 +400,7 @@ def test_a_study_of_something_else_is_refused(compare_of, tmp_path):
             compare_of(**change)
     assert (tmp_path / "c" / "results.csv").read_bytes() == results
     fresh = compare_of(load=OTHER, fresh=True)
-    assert compare_of(load=OTHER) == fresh  # And goes on with that.
+    assert compare_of(load=OTHER) == fresh  # And it resumes with that.
     assert fresh[0]["test_loss"] != first["test_loss"]
     names = optuna.get_all_study_names(f"sqlite:///{tmp_path / 'c' / 'study.db'}")
     assert len(names) == 2
@@ -408,7 +408,7 @@ def test_a_study_of_something_else_is_refused(compare_of, tmp_path):
 
 @pytest.mark.slow
 def test_a_shared_study_of_something_else_is_refused(compare_of, tmp_path):
-    """Another workdir, as on another machine, whose data is another."""
+    """Another workdir, as on another machine with other data."""
     storage = str(tmp_path / "shared.db")
     compare_of(storage=storage)
     with pytest.raises(ExperimentError, match=r"shared.db holds a study of other data"):

@@ -191,7 +191,7 @@ def test_killed_at_any_moment(
 def test_noise_is_measured_where_it_would_have_been_after_a_kill(
     make_config, tmp_path, monkeypatch
 ):
-    """Every four of the six batches an epoch, none of them twice or never."""
+    """Of six batches an epoch every fourth is measured, in a resumed run as well."""
     config = make_config(**{"noise.preset": "economy", "noise.every": 4})
     plain = train(make_config(), tmp_path / "plain", lambda row: None)
     whole = train(config, tmp_path / "whole", lambda row: None)
@@ -346,10 +346,10 @@ def test_goes_on_from_the_epoch_before_what_is_corrupt(
     with pytest.warns(UserWarning, match=f"{os.path.basename(name)}.* epoch before, 1"):
         train(make_config(), folder)
     assert outcome(folder) == outcome(whole)
-    train(make_config(), folder)  # There is nothing left to warn of.
+    train(make_config(), folder)  # No warning is left.
 
 
-@pytest.mark.filterwarnings("ignore:.* Going on from the epoch before")
+@pytest.mark.filterwarnings("ignore:.* Resuming from the epoch before")
 def test_damaged_at_any_byte(make_config, tmp_path, monkeypatch):
     """The epoch before, or the same if the byte says nothing."""
     after_epoch_2(make_config(), tmp_path, monkeypatch)

@@ -1,4 +1,4 @@
-"""Budgets and what they may be called; runs that processes share."""
+"""Budgets and their names; runs that processes share."""
 
 import sqlite3
 
@@ -52,7 +52,7 @@ def test_the_budgets():
     assert (standard["epochs"], standard["train_examples"]) == (20, 60_000)
     assert (full["epochs"], full["train_examples"]) == (100, 60_000)
     assert len(full["seeds"]) == 10 and full["learning_rates"] == list(GRID)
-    # What is smaller than a budget is taken whole.
+    # Data smaller than a budget is used completely.
     config = budgeted(P1 | {"epochs": 3}, BUDGETS["quick"], (1437, 360))
     assert config["epochs"] == 3
     assert config["train_examples"] is None and config["test_examples"] is None

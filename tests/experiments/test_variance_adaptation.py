@@ -112,7 +112,7 @@ def test_equal_minima_have_no_standard_error(tmp_path):
 
 @pytest.mark.parametrize("offset", [0.0, 1e-15, -3e-16])
 def test_round_off_is_no_standard_error(offset):
-    """The fit's own differs from one instruction set to the next."""
+    """The fit's round-off differs between instruction sets."""
     errors = np.stack([(GAMMAS - 1.0) ** 2, (GAMMAS - (1.0 + offset)) ** 2])
     row = variance_adaptation._result("sign", 0.1, errors)
     assert row["standard_error"] == 0.0 and row["standard_errors_off"] is None

@@ -8,7 +8,7 @@ FAST = ("ssd", "msvag", "msvas_gaussian")
 
 
 def pytest_collection_modifyitems(items):
-    """Of tests that go over the methods, all but those of a few methods are slow."""
+    """Marks tests over all methods as slow, except for a few methods."""
     for item in items:
         parameters = getattr(item, "callspec", None)
         if parameters is None or item.path.parent.name != "optimizers":

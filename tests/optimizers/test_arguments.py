@@ -1,4 +1,4 @@
-"""Arguments: what is accepted, and what the error says about what is not."""
+"""Arguments: valid ones are accepted, and errors explain invalid ones."""
 
 import copy
 import inspect
@@ -129,7 +129,7 @@ def test_wrong_adaptation(cls, value, error):
     assert f"Received: adaptation={value!r}" in message
 
 
-# Keras checks these itself, and says it in its own words.
+# Keras checks these itself, with its own messages.
 @pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.parametrize(
     "arguments",
@@ -162,7 +162,7 @@ OF_OTHERS = [
     ({"amsgrad": False}, "`amsgrad`. Leave it out:"),
     ({"fused": True}, "`fused`. Leave it out:"),
     ({"decay": 1e-4}, "`decay`. Write weight_decay=0.0001 if the weights"),
-    ({"params": [1]}, "`params`. Leave it out. An optimizer of Keras is not given"),
+    ({"params": [1]}, "`params`. Leave it out. A Keras optimizer gets its variables"),
     ({"dtype": "float32"}, "`dtype`. Write state_dtype='float32'."),
     # Misspelt ones.
     ({"learningrate": 0.3}, "`learningrate`. Did you mean learning_rate=0.3?"),
@@ -272,7 +272,7 @@ def variables():
     ],
 )
 def test_variables_in_the_place_of_the_learning_rate(cls, params):
-    """As PyTorch's optimizers are called."""
+    """Arguments as for PyTorch's optimizers."""
     message = "`learning_rate`, the first one, must be.*model.compile.optimizer"
     with pytest.raises(TypeError, match=message):
         cls(params())
@@ -284,7 +284,7 @@ def test_variables_in_the_place_of_the_learning_rate(cls, params):
     "rate", [keras.optimizers.schedules.CosineDecay, lambda step: 0.1]
 )
 def test_callables_that_give_no_learning_rate(rate):
-    """A class that was not called, and a function of the step."""
+    """A class instead of an instance, and a function of the step."""
     with pytest.raises(TypeError, match="a callable without arguments is accepted"):
         svag_tf.MSVAG(rate)
 

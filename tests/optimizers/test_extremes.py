@@ -13,7 +13,7 @@ tf = pytest.importorskip("tensorflow")
 
 GRADIENT_METHODS = ("msgd", "svag", "msvag")
 SIGN_METHODS = tuple(v for v in table.VARIANTS if v not in GRADIENT_METHODS)
-# What each damped method is without its gamma. SVAG's is SGD, which is not here.
+# Each damped method without its gamma. SVAG's would be SGD, which is not here.
 PLAIN = {
     "msvag": "msgd",
     "svas_gaussian": "ssd",
@@ -25,7 +25,7 @@ MODES = ("eager", "xla", "op by op")
 
 
 def stepper(variant, size, mode="eager", beta=0.9, dtype="float32", learning_rate=1.0):
-    """theta, and a function of the gradient that resets theta to 0 and steps."""
+    """Returns theta, and a function that resets theta to 0 and makes a step."""
     theta = keras.Variable(np.zeros(size), dtype=dtype)
     optimizer = table.make(
         variant,
@@ -106,7 +106,7 @@ def test_one_huge_gradient_does_not_freeze_a_weight(variant, beta):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("variant", table.VARIANTS)
 def test_gradient_that_is_not_finite_reaches_the_weight(variant, mode):
-    """As NaN, at once and in every dtype, and the weights beside it go on."""
+    """As NaN, at once and in every dtype; the other weights are updated as usual."""
     thetas = [keras.Variable(np.zeros(4), dtype=dtype) for dtype in table.DTYPES]
     optimizer = table.make(variant, jit_compile=False if mode == "op by op" else "auto")
     optimizer.build(thetas)
@@ -205,7 +205,7 @@ FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
     beta=st.sampled_from([0.0, 1e-3, 0.5, 0.9, 0.999]),
 )
 def test_any_finite_gradient_makes_a_finite_update(variant, gradients, beta):
-    """And one no larger than without the damping: gamma is in [0, 1]."""
+    """The step is no larger than without damping: gamma is in [0, 1]."""
     # A weight of 1e38 is finite, minus an update of 3e38 it is not: a small rate.
     rate = 2.0**-10
     _, _, step = stepper(variant, (8,), beta=beta, learning_rate=rate)
@@ -230,7 +230,7 @@ def test_the_largest_gradients_of_both_signs(variant, beta, mode):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("variant", table.VARIANTS)
 def test_float64_keeps_its_range(variant, mode):
-    """Also where a constant of the rule has no float32."""
+    """Even if a constant of the rule does not fit in float32."""
     sizes = np.array([0, 1, 1e-90, 1e-200, 1e200])
     _, _, step = stepper(variant, (5,), mode, dtype="float64")
     signed = "svas" in variant or variant in ("ssd", "mssd")

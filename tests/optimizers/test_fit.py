@@ -118,7 +118,7 @@ def test_mixed_precision(variant, policy, jit_compile):
 
 @pytest.mark.parametrize("variant", table.VARIANTS)
 def test_loss_scaling_skips_what_overflows(variant):
-    """A step whose scaled gradient is not finite is left out, weights untouched."""
+    """A step whose scaled gradient is not finite is skipped, the weights unchanged."""
     theta = keras.Variable(np.zeros(2, np.float32))
     optimizer = keras.optimizers.LossScaleOptimizer(
         table.make(variant), initial_scale=8.0
@@ -222,7 +222,7 @@ def batches(number):
     ),
 )
 def test_a_step_without_a_batch_is_none(steps_per_execution, jit_compile, options):
-    """At the end of data of unknown length a training step begins, and has no batch."""
+    """At the end of data of unknown length, a training step begins without a batch."""
     optimizers, weights = [], []
     for known in (False, True):
         keras.utils.set_random_seed(0)

@@ -17,7 +17,7 @@ def noisy(seed=0, steps=STEPS, size=50):
 
 
 def updates(optimizer, gradients, dtype="float32"):
-    """What each step subtracts from theta, which is put back to 0 before each."""
+    """Returns what each step subtracts from theta, which is reset to 0 before it."""
     theta = keras.Variable(np.zeros(gradients.shape[1:]), dtype=dtype)
     optimizer.build([theta])
 

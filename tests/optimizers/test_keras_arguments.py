@@ -111,7 +111,7 @@ class Written:
 def assert_equal_to_written(
     variant, mode, written=None, rate=RATE, grads=None, **arguments
 ):
-    """Every step of the optimizer with these arguments against the written one."""
+    """Compares every step of the optimizer with these arguments with `Written`."""
     written = written or Written(variant, **arguments)
     optimizer = table.make(variant, BETA, rate, **arguments)
     variables = [
@@ -169,7 +169,7 @@ def test_argument_in_other_modes(name, mode):
 
 @pytest.mark.parametrize("name", [n for n in ARGUMENTS if n != "none"])
 def test_argument_matters(name):
-    """The gradients are such that each argument changes the result: it is tested."""
+    """Each argument changes the result for these gradients, so the tests can fail."""
     ends = []
     for arguments in ({}, ARGUMENTS[name]):
         written = Written("msvag", **arguments)
@@ -242,7 +242,7 @@ def test_schedule_and_accumulation(variant):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("arguments", [{"clipnorm": 300.0}, {"global_clipnorm": 300.0}])
 def test_norms_above_256_in_half_precision(dtype, arguments):
-    """Their sum of squares is no float16 number."""
+    """Their sum of squares overflows in float16."""
     theta = keras.Variable(np.zeros(4), dtype=dtype)
     optimizer = table.make("msgd", 0.0, 1.0, **arguments)
     optimizer.apply([tf.constant([600.0, 0.0, -800.0, 0.0], dtype)], [theta])

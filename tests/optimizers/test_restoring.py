@@ -1,4 +1,4 @@
-"""State goes to the variables it belongs to; what is not restored is said."""
+"""State goes to the variables it belongs to; a warning says what is not restored."""
 
 import copy
 import pickle
@@ -33,7 +33,7 @@ def gradient(step, name, shape):
 
 
 def step(optimizer, build_on, number):
-    """A step with gradients that depend on the variable's name and the step alone."""
+    """Makes a step whose gradients depend only on the variable's name and the step."""
     optimizer.apply(
         [keras.ops.array(gradient(number, v.name, v.shape)) for v in build_on], build_on
     )
@@ -78,7 +78,7 @@ def numbers(optimizer):
 
 
 def state_of(optimizer, name):
-    """What an optimizer has for the variable of a name."""
+    """Returns an optimizer's state for the variable of a name."""
     path = next(v.name for v in optimizer._trainable_variables if v.name == name)
     i = [v.name for v in optimizer._trainable_variables].index(path)
     kinds = {kind: getattr(optimizer, kind)[i].numpy() for kind in optimizer.slots}
@@ -118,7 +118,7 @@ def saved(original, tmp_path):
     ids="-".join,
 )
 def test_restored_by_path(way, names, cls, tmp_path):
-    """In any order, and what the model no longer has is left out."""
+    """In any order; variables that the model no longer has are left out."""
     original = make(variables(), cls, steps=2)
     optimizer, here = make(cls=cls), variables(*names)
     said = Saved(original, tmp_path).restore(way, optimizer, here)
@@ -178,7 +178,7 @@ def test_what_starts_afresh_forgets_what_it_was(way, original, tmp_path):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_same_variables_of_a_later_process(way, tmp_path):
-    """Keras numbers names that it gives itself: that makes no difference."""
+    """The numbers in Keras' automatic names make no difference."""
 
     def unnamed():
         return [keras.Variable(np.ones(shape, "float32")) for shape in SHAPES.values()]
@@ -221,12 +221,12 @@ LATER_A, LATER_B = ("dense_7", "dense"), ("dense_8", "dense_1")
         # In one process a path is one variable.
         (identities(B, C), identities(A, C), True, {1: 1}),
         (identities(B), identities(LATER_A, LATER_B), True, {1: 0}),
-        # Without, all the same or to the letter.
+        # If not, all paths must agree, or single ones be identical.
         (identities(A, B, known=False), identities(LATER_A, LATER_B), False,
          {0: 0, 1: 1}),
         (identities(B, known=False), identities(LATER_A, LATER_B), False, {}),
         (identities(A, B, C, known=False), identities(B, C), False, {0: 1, 1: 2}),
-        # As many of one name there as here are in their order.
+        # Equally many of one name are matched in order.
         (identities(A, A), identities(A, A), False, {0: 0, 1: 1}),
         (identities(A, A), identities(A), False, {}),
     ],
@@ -266,7 +266,7 @@ def test_other_kinds_of_state(there, here, message, way, tmp_path):
     if optimizer.counts_rows:
         assert optimizer.row_update_counts[0].numpy().tolist() == [3, 3, 3]
     steps = here.get("gradient_accumulation_steps")
-    if steps:  # Of a window none is left that has only a part of its gradients.
+    if steps:  # No partially accumulated gradient is left.
         assert int(optimizer._iterations) % steps == 0
         for accumulated in optimizer._accumulated_gradients:
             assert not accumulated.numpy().any()
@@ -334,7 +334,7 @@ def test_resuming_is_all_or_an_error(saved, way, arguments, names):
     ids=str,
 )
 def test_assert_consumed(saved, names, consumed, built):
-    """TensorFlow's own way to say that a checkpoint must be restored as a whole."""
+    """TensorFlow's own check that a checkpoint is restored as a whole."""
     optimizer, here = make(), variables(*names)
     if built:
         optimizer.build(here)
@@ -353,7 +353,7 @@ def test_assert_consumed(saved, names, consumed, built):
 @pytest.mark.parametrize("built", [False, True])
 @pytest.mark.parametrize("other", ["Adam", "SGD", "LossScaleOptimizer"])
 def test_another_optimizer_refuses_our_checkpoint(saved, other, built):
-    """It would take the step count for its own, and say nothing about the slots."""
+    """It would restore the step count as its own, and silently ignore the slots."""
     if other == "LossScaleOptimizer":
         optimizer = keras.optimizers.LossScaleOptimizer(make())
     else:
@@ -367,7 +367,7 @@ def test_another_optimizer_refuses_our_checkpoint(saved, other, built):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_saved_before_it_was_built(way, tmp_path):
-    """As is one that has made no updates; another starts afresh."""
+    """So is one that has made no updates; another starts afresh."""
     saved = Saved(make(), tmp_path)
     optimizer = svag_tf.MSVAG(0.3)
     assert saved.restore(way, optimizer, variables()) == []
@@ -392,7 +392,7 @@ def test_schedule_in_place_of_a_number(saved, original, way):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_scalars_are_restored_at_once(saved, way):
-    """Who reads them before `build` gets what was saved."""
+    """Reading them before `build` returns the saved values."""
     optimizer = svag_tf.MSVAG(0.3)
     if way.startswith("checkpoint"):
         tf.train.Checkpoint(optimizer=optimizer).restore(saved.checkpoint)
@@ -469,7 +469,7 @@ def model_of(optimizer):
 
 @pytest.mark.parametrize("steps", [0, 2])
 def test_built_by_its_first_step(steps, tmp_path):
-    """Which is in a graph, and must not load the state at every step."""
+    """The build is in a graph, and must not load the state at every step."""
     x, y = np.ones((4, 3), "float32"), np.ones((4, 2), "float32")
     model, other = model_of(svag_tf.MSVAG()), model_of(svag_tf.MSVAG())
     for _ in range(steps):
@@ -517,7 +517,7 @@ def test_loss_scale_optimizer_around_another_class(module, tmp_path):
 @LOSS_SCALING
 @pytest.mark.parametrize("way", ["weights.h5", "checkpoint"])
 def test_loss_scale_optimizer_that_is_not_built(way, module, tmp_path):
-    """Keras' own leaves its scale out, and says so; ours takes it at `build`."""
+    """Keras' own skips its scale with a warning; ours restores it at `build`."""
     model = trained(scaled_model(module))
     other = scaled_model(module)
     if way == "checkpoint":

@@ -77,7 +77,7 @@ def fit(model, epochs=K, callbacks=None):
 
 
 def state(model):
-    """Everything that training goes on from, by name."""
+    """Returns all state that training continues from, by name."""
     optimizer = model.optimizer
     arrays = {f"weight {i}": w for i, w in enumerate(model.get_weights())}
     (random_state,) = random_states(model)
@@ -201,7 +201,7 @@ def test_config(variant, arguments):
 
 
 def test_config_holds_every_argument():
-    """None is lost on the way: each has a value that is not its default."""
+    """No argument is lost: each has a value that is not its default."""
     arguments = {
         "learning_rate": 0.25,
         "beta": 0.5,

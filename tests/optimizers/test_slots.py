@@ -82,7 +82,7 @@ def test_default_dtype(variant, dtype, expected):
 @pytest.mark.parametrize("state_dtype", table.DTYPES)
 @pytest.mark.parametrize("dtype", table.DTYPES)
 def test_state_dtype(variant, dtype, state_dtype):
-    """Slots have the dtype asked for, and are rounded to it in each step, no more."""
+    """Slots have the requested dtype, and are only rounded to it in each step."""
     optimizer, variables = built(
         variant, dtype, state_dtype=state_dtype, learning_rate=0.5
     )
@@ -121,7 +121,7 @@ def test_state_dtype_of_all_kinds(value):
 
 
 def test_slots_of_half_precision_saturate():
-    """g^2 = 1e6 is no float16 number; the slot holds the largest, not inf."""
+    """g^2 = 1e6 overflows in float16; the slot holds the largest number, not inf."""
     optimizer, variables = built("msvag", state_dtype="float16", beta=0.0)
     optimizer.apply([ops.full(v.shape, 1e3) for v in variables], variables)
     np.testing.assert_array_equal(table.to_numpy(optimizer.v_tilde[1]), 65504.0)

@@ -1,4 +1,4 @@
-"""Embedding gradients: `tf.IndexedSlices` do what the same gradient made dense does."""
+"""Embedding gradients: `tf.IndexedSlices` have the same effect as dense gradients."""
 
 import keras
 import numpy as np
@@ -22,7 +22,7 @@ INDICES = (
 
 
 def slices(t, inner=(WIDTH,), dtype="float32", index_dtype="int32", seed=0):
-    """The gradient of step t, and the same made dense, in float64."""
+    """Returns the gradient of step t, and its dense form, in float64."""
     indices = INDICES[t % len(INDICES)]
     rng = np.random.default_rng([seed, t])
     values = (0.5 + rng.normal(size=(len(indices), *inner))).astype(dtype)
@@ -167,7 +167,7 @@ def test_lazy_with_dense_gradients_is_exact(variant):
     for t in range(6):
         for apply in (lazy_apply, exact_apply):
             apply(tf.constant(slices(t)[1], tf.float32))
-    # Up to the last bit of a theta of 1: the counts' factors are compiled in one only.
+    # Up to the last bit of a theta of 1: only one compiles the counts' factors.
     np.testing.assert_allclose(lazy.numpy(), exact.numpy(), 1e-6, 2e-7)
 
 

@@ -46,7 +46,7 @@ def test_shapes(variant, mode):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("variant", table.VARIANTS)
 def test_variable_without_gradient_counts_its_own_updates(variant, mode):
-    """It stays as it is, slots and all, and its t is the count of its own updates."""
+    """It and its slots do not change, and its t counts its own updates."""
     variables = [keras.Variable(np.zeros(3, np.float32)) for _ in range(2)]
     optimizer = table.make(variant, 0.9, 0.5)
     optimizer.build(variables)
@@ -69,7 +69,7 @@ def test_variable_without_gradient_counts_its_own_updates(variant, mode):
 
 @pytest.mark.filterwarnings("ignore:Gradients do not exist:UserWarning")
 def test_variable_without_gradient_under_accumulation():
-    """What it misses is updates, not steps."""
+    """It misses updates, not steps."""
     variables = [keras.Variable(np.zeros(3, np.float32)) for _ in range(2)]
     optimizer = table.make("msvag", 0.9, 0.5, gradient_accumulation_steps=2)
     optimizer.build(variables)
@@ -171,7 +171,7 @@ def test_apply_gradients_and_tf_variables(variant):
 @pytest.mark.parametrize("before", [0, 200])
 @pytest.mark.parametrize("n", [0, 1000, 2**31 - 3, 2**62])
 def test_iterations_place_a_schedule_and_nothing_else(variant, before, n):
-    """Steps of a constant gradient stay what they are."""
+    """Steps of a constant gradient do not change."""
     theta = keras.Variable(np.zeros(1, np.float32))
     optimizer = table.make(variant, beta=0.9, learning_rate=1.0)
     if n == 1000:

@@ -12,18 +12,18 @@ ALL = OURS, KERAS, PEERS, LIMIT = "ours", "Keras", "peers", "limit"
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured.
+    """A set of variables to update, or a model to fit.
 
     Attributes:
-        name: for flags and files.
-        title: for tables and pictures.
-        shapes: of the variables; empty where a model is fitted.
-        indices: rows that the sparse gradient of the one variable touches; 0: dense.
-        model: "cnn" or "transformer" where whole steps of `fit` are measured, "noise"
-            where GradientNoise is, beside such steps.
-        fresh: groups of rows whose first step and memory are measured, in a process
-            for each row.
-        quick: whether this is the shrunken case of a trial.
+        name: name for flags and files.
+        title: title for tables and plots.
+        shapes: shapes of the variables; empty if a model is fitted.
+        indices: rows that the sparse gradient of the one variable touches; 0 if dense.
+        model: "cnn" or "transformer" to measure whole steps of `fit`, "noise" to
+            measure GradientNoise beside such steps.
+        fresh: groups of rows whose first step and memory are measured, each row in its
+            own process.
+        quick: whether this is the reduced case of a trial.
     """
 
     name: str
@@ -36,9 +36,9 @@ class Case:
 
     @property
     def fit_steps(self) -> int:
-        """Steps of the short epoch that is timed where a model is fitted.
+        """The steps of the short epoch that is timed if a model is fitted.
 
-        Those between two measurements of GradientNoise, where that is timed.
+        If GradientNoise is timed, the steps between two of its measurements.
         """
         if self.quick:
             return 2
@@ -50,15 +50,15 @@ class Case:
 
     @property
     def largest(self) -> int:
-        """Parameters of the largest variable."""
+        """The number of parameters of the largest variable."""
         return max((math.prod(shape) for shape in self.shapes), default=0)
 
 
 def resnet50_shapes(divide: int = 1) -> tuple[Shape, ...]:
-    """The trainable variables of `keras.applications.ResNet50`, in their order.
+    """Returns shapes of the variables of `keras.applications.ResNet50`, in order.
 
     Args:
-        divide: all widths are divided by it.
+        divide: divisor of all widths.
     """
     shapes: list[Shape] = []
 
@@ -91,10 +91,10 @@ def resnet50_shapes(divide: int = 1) -> tuple[Shape, ...]:
 
 
 def efficientnet_b0_shapes(divide: int = 1) -> tuple[Shape, ...]:
-    """The trainable variables of `keras.applications.EfficientNetB0`, in their order.
+    """Returns shapes of the variables of `keras.applications.EfficientNetB0`, in order.
 
     Args:
-        divide: all widths are divided by it.
+        divide: divisor of all widths.
     """
     shapes: list[Shape] = []
 
@@ -129,10 +129,10 @@ def efficientnet_b0_shapes(divide: int = 1) -> tuple[Shape, ...]:
 
 
 def bert_base_shapes(divide: int = 1) -> tuple[Shape, ...]:
-    """The variables of BERT-base, uncased, with its pooler.
+    """Returns shapes of the variables of BERT-base, uncased, with its pooler.
 
     Args:
-        divide: width, vocabulary and depth are divided by it.
+        divide: divisor of width, vocabulary and depth.
     """
     width, vocabulary, layers = 768 // divide, 30522 // divide, max(12 // divide, 1)
 
@@ -153,7 +153,7 @@ TINY_SHAPES: tuple[Shape, ...] = ((16, 16), (16,)) * 30
 
 
 def all_cases(quick: bool = False) -> dict[str, Case]:
-    """The cases by name; `quick` shrinks them to a trial of a few seconds."""
+    """Returns the cases by name; `quick` reduces them to a trial of a few seconds."""
     matrix = (64, 64) if quick else (4096, 4096)
     table, indices = ((1000, 8), 16) if quick else ((1_000_000, 64), 1024)
     cases = (
@@ -184,18 +184,18 @@ SCALING = "scaling-"
 
 
 def scaling_case(parameters: int) -> Case:
-    """One variable with so many parameters."""
+    """Returns the case of one variable with so many parameters."""
     return Case(f"{SCALING}{parameters}", f"{parameters:.0e}", ((parameters,),))
 
 
 def scaling_sizes(quick: bool = False) -> list[int]:
-    """From 1e4 to 3e8, half a decade each; `quick`: two small ones."""
+    """Returns sizes from 1e4 to 3e8, half a decade apart; `quick`: two small ones."""
     decades = range(3, 4) if quick else range(4, 9)
     return [digit * 10**decade for decade in decades for digit in (1, 3)]
 
 
 def case_named(name: str, quick: bool) -> Case:
-    """The case of a name that `all_cases` or `scaling_case` gave."""
+    """Returns the case of a name from `all_cases` or `scaling_case`."""
     if name.startswith(SCALING):
         return scaling_case(int(name.removeprefix(SCALING)))
     return all_cases(quick)[name]

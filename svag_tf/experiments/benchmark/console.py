@@ -1,4 +1,4 @@
-"""The benchmark on a terminal: its progress, and where the results are."""
+"""Shows the benchmark's progress and results on a terminal."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from svag_tf.experiments.errors import ExperimentError
 
 
 def benchmark_with_progress(options: Options) -> dict[str, Any]:
-    """`benchmark` with a progress bar; at its end the targets and the files.
+    """Runs `benchmark` with a progress bar; then prints the targets and the files.
 
     Raises:
-        ExperimentError: as `benchmark`; and, when all is written, for rows that failed.
+        ExperimentError: as `benchmark`; and, after all is written, for failed rows.
     """
     console = Console()
     progress = Progress(
@@ -66,5 +66,5 @@ def benchmark_with_progress(options: Options) -> dict[str, Any]:
         if "error" in row or "fresh_error" in row
     ]
     if failed:
-        raise ExperimentError(f"Not measured, see there why: {', '.join(failed)}")
+        raise ExperimentError(f"Not measured (see there): {', '.join(failed)}")
     return results

@@ -12,7 +12,7 @@ from svag_tf.optional import jax, optax
 
 
 def jax_meter() -> Callable[[], int | None]:
-    """See `serving.Meter`. On the CPU memory goes back to the system."""
+    """Returns a `serving.Meter`. On the CPU memory goes back to the system."""
     return lambda: 0 if jax.default_backend() == "cpu" else None
 
 
@@ -44,9 +44,9 @@ class JaxRows:
         return jitted(jax.jit(apply, donate_argnums=0), state, gradients)
 
     def _limit(self) -> Step:
-        """Adds 1 to a vector in place: 4 bytes read and 4 written for each element.
+        """Adds 1 to a vector in place: 4 bytes read and 4 written per element.
 
-        With 3.5 elements a parameter it moves M-SVAG's 28 bytes a parameter.
+        With 3.5 elements per parameter it moves M-SVAG's 28 bytes per parameter.
         """
         x = jax.numpy.zeros(7 * self.case.parameters // 2, jax.numpy.float32)
         return jitted(jax.jit(lambda x, _: x + 1, donate_argnums=0), x, None)
@@ -59,10 +59,10 @@ class _MSVAGState(NamedTuple):
 
 
 def optax_msvag(learning_rate: float, beta: float = 0.9) -> Any:
-    """M-SVAG as a gradient transformation in optax's style."""
+    """Returns M-SVAG as a gradient transformation in optax's style."""
 
     def init(parameters: Any) -> _MSVAGState:
-        # Buffers of their own, or they could not be donated.
+        # Separate buffers, so that they can be donated.
         m, v = (jax.tree.map(jax.numpy.zeros_like, parameters) for _ in range(2))
         return _MSVAGState(jax.numpy.zeros((), jax.numpy.int32), m, v)
 

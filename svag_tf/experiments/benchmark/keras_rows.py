@@ -27,7 +27,7 @@ _RATE = 1e-3
 
 
 def optimizer_of(name: str) -> keras.optimizers.Optimizer:
-    """The optimizer of a row."""
+    """Returns the optimizer of a row."""
     name = "msvag" if name.startswith(NOISE) else name.removesuffix(COMPILED)
     if name in _OURS:
         return _OURS[name](learning_rate=_RATE)
@@ -53,13 +53,13 @@ def optimizer_of(name: str) -> keras.optimizers.Optimizer:
 class UpdateRows:
     """Steps that update a case's variables, given their gradients.
 
-    A row's variables and slots are its own; the gradients are shared by all.
+    Each row has its own variables and slots; the gradients are shared by all.
     """
 
     def __init__(self, case: Case):
         self.case = case
         generator = keras.random.SeedGenerator(0)
-        # Variables, as a gradient that is a constant would be folded.
+        # Variables, as constant gradients would be folded.
         self.gradients = [
             keras.Variable(
                 keras.random.normal(shape, stddev=0.01, seed=generator),
@@ -98,7 +98,7 @@ class UpdateRows:
             gradients = self.gradients
         indices = tf.constant(self.indices) if sparse else None
 
-        # What `fit` runs on the TensorFlow backend, less the gradients' computation.
+        # What `fit` runs on the TensorFlow backend, without computing gradients.
         @tf.function(jit_compile=True if name.endswith(COMPILED) else None)
         def apply() -> None:
             if sparse:
@@ -128,23 +128,23 @@ class UpdateRows:
 
 
 def jitted(apply: Callable[[Any, Any], Any], state: Any, gradients: Any) -> Step:
-    """Steps of a jitted function on a state that is handed on, its buffers donated."""
+    """Returns a step of a jitted function that passes on its state, buffers donated."""
     import jax
 
     held = [state]
     del state
 
     def step() -> None:
-        # Nothing else may hold what is donated.
+        # Nothing else may hold donated buffers.
         held.append(jax.block_until_ready(apply(held.pop(), gradients)))
 
     return timed(step)
 
 
 def tensorflow_meter() -> Callable[[], int]:
-    """What the allocator of TensorFlow's CPU gives out: see `serving.Meter`.
+    """Returns the memory of TensorFlow's CPU allocator: see `serving.Meter`.
 
-    With oneDNN it has a pool and counts; without, memory goes back to the system.
+    With oneDNN it has a pool and counts; without it, memory goes back to the system.
     """
     import tensorflow as tf
 
@@ -161,7 +161,7 @@ class FitRows:
     """Whole steps of `fit`: forward, backward, update, metrics, all that Keras does.
 
     A step is the mean over a short epoch, from its first batch to its end. With
-    GradientNoise it is what all callbacks take in an epoch with one measurement.
+    GradientNoise it is the time of all callbacks in an epoch with one measurement.
     """
 
     def __init__(self, case: Case):
@@ -214,9 +214,9 @@ class FitRows:
 
 
 class _Clock(keras.callbacks.Callback):
-    """Time from the first batch of an epoch to its end.
+    """Measures the time from the first batch of an epoch to its end.
 
-    There the logs are numbers: the device is done.
+    There the logs are numbers, so the device is done.
     """
 
     seconds = 0.0
@@ -232,8 +232,8 @@ class _Clock(keras.callbacks.Callback):
 
 
 class _TimedCallbacks(keras.callbacks.CallbackList):
-    """Time that `fit` spends on callbacks in an epoch: its logs become numbers, all
-    callbacks are called for every batch, and the epoch's logs go to `History`."""
+    """Measures the time of callbacks in an epoch: logs become numbers, all callbacks
+    are called for every batch, and the epoch's logs go to `History`."""
 
     seconds = 0.0
 
@@ -261,7 +261,7 @@ VOCABULARY, LENGTH, WIDTH = 10_000, 64, 128
 
 
 def _transformer() -> keras.Model:
-    """Two encoder blocks that label every token."""
+    """Builds two encoder blocks that label every token."""
     tokens = keras.Input((LENGTH,), dtype="int32")
     x = layers.Embedding(VOCABULARY, WIDTH)(tokens)
     for _ in range(2):

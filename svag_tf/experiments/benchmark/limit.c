@@ -34,7 +34,7 @@ static void update(void) {
   const float power = powf(beta, ++t), correction = 1 / (1 - power);
   const float k = (1 - beta) * (1 + power) / (2 * (beta - power));
   /* Locals that do not alias, or the compiler does not vectorize. Without a gradient
-     the loop takes a constant: m~, which it has at hand, times 0, plus `rest`. */
+     the loop takes a constant: m~, which is loaded anyway, times 0, plus `rest`. */
   float *restrict x = theta, *restrict a = m, *restrict b = v;
   const float *gradient = with_gradient ? g : m;
   const float weight = with_gradient ? 1 : 0, rest = with_gradient ? 0 : 5e-2f;

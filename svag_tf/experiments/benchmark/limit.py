@@ -12,7 +12,7 @@ FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-m
 
 
 def compiler() -> list[str]:
-    """The C compiler: the environment's CC, or cc."""
+    """Returns the C compiler: the environment's CC, or cc."""
     return shlex.split(os.environ.get("CC", "")) or ["cc"]
 
 
@@ -20,7 +20,7 @@ def build_limit(folder: Path) -> tuple[Path | None, str | None, str | None]:
     """Compiles the program into a folder.
 
     Returns:
-        The program and the compiler's command, or None; and, in that case, why.
+        The program and the compiler's command, or None with the reason.
     """
     program = folder / "limit"
     command = [*compiler(), *FLAGS, str(SOURCE), "-o", str(program), "-lm"]

@@ -1,4 +1,4 @@
-"""Measures: all rows of a case in turns, and each one alone in a new process."""
+"""Measures all rows of a case in turns, and each one alone in a new process."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Options:
         cases: names; empty for all.
         rows: names; empty for all.
         rounds: turns of every row, at least 1.
-        memory_limit: GiB that all rows at once may take; None for 3/4 of what is
-            available.
+        memory_limit: GiB that all rows together may take; None for 3/4 of the
+            available memory.
         fresh: whether to measure first step and memory, in new processes.
         scaling: whether to measure time against parameters and, on the TensorFlow
             backend, against devices and processes.
@@ -80,7 +80,7 @@ def benchmark(
 
     Args:
         options: what to measure.
-        report: told of the progress: work done, all work, and what comes next.
+        report: called with the progress: work done, all work, and what comes next.
 
     Returns:
         The results, as in `benchmark.json`.
@@ -122,7 +122,7 @@ def benchmark(
                 if options.backend == "tensorflow":
                     benchmarker.replicas()
                     results["replicas"] = True
-        finally:  # also what was measured before an interruption
+        finally:  # also after an interruption
             results["machine"]["load_at_end"] = machine.load()
             write_report(results, workdir)
     return results
@@ -154,7 +154,7 @@ def _chosen(options: Options) -> tuple[list[Case], list[Row], dict[str, str]]:
     scaling = options.scaling and any(row.name in SCALING_ROWS for row in measured)
     if not scaling and not any(row.serves(case) for case in wanted for row in measured):
         raise ExperimentError(
-            "Nothing to measure: none of the rows has one of the cases. Received: "
+            "Nothing to measure: none of the rows has any of the cases. Received: "
             f"cases {', '.join(case.name for case in wanted)}; rows "
             + ", ".join(
                 row.name + (f" ({skipped[row.name]})" if row.name in skipped else "")
@@ -259,7 +259,7 @@ class _Benchmarker:
     def _interleaved(
         self, case: Case, rows: list[Row], errors: dict[str, str]
     ) -> dict[str, list[float]]:
-        """Seconds of the steps of rows that take turns; why, of those that fail."""
+        """Returns the seconds of rows' steps, in turns, and errors of failed rows."""
         servers: dict[str, Server] = {}
         alive: dict[str, Server] = {}
         times: dict[str, list[float]] = {}
@@ -293,7 +293,7 @@ class _Benchmarker:
         return times
 
     def _fresh(self, case: Case, row: Row) -> dict[str, Any]:
-        """First step (median) and extra memory (least), each in a new process."""
+        """Measures first step (median) and extra memory (least), in new processes."""
         first: list[float] = []
         memory: list[int] = []
         for _ in range(row.processes(case)):
@@ -320,7 +320,7 @@ class _Benchmarker:
             "OMP_NUM_THREADS": str(self.threads),
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         }
-        if self.options.backend == "tensorflow":  # the limit is that of the CPU
+        if self.options.backend == "tensorflow":  # the limit is for the CPU
             environment |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
         if host == "c":
             gradient = "0" if case.indices else "1"
@@ -331,7 +331,7 @@ class _Benchmarker:
             command = [sys.executable, "-m", module, *arguments]
         return Server(command, environment)
 
-    # Seconds that things are expected to take, for the progress.
+    # Expected seconds, for the progress.
 
     def _case_work(self, case: Case, rows: list[Row]) -> float:
         rows = [row for row in rows if row.serves(case)]

@@ -1,4 +1,4 @@
-"""Which rows of a case fit in memory at once."""
+"""Finds which rows of a case fit in memory at once."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from svag_tf.experiments.benchmark.rows import Row
 from svag_tf.experiments.machine import cores
 
 GIB = 2**30
-# What ratios refer to; measured in every batch, if it has room.
+# The references of ratios; measured in every batch with room for them.
 REFERENCES = ("limit", "keras-adam")
-# Of a process for its libraries, and of a model that is fitted.
+# Memory of a process's libraries, and of a fitted model.
 LIBRARIES, MODEL = 0.8 * GIB, 0.25 * GIB
-# Bytes for each parameter of the variables in work that a step takes for itself, as
-# the column "extra MiB" shows; other rows take next to none.
+# Temporary bytes of a step per parameter of the variables being updated, from the
+# column "extra MiB"; other rows need almost none.
 TEMPORARIES = {
     "msvag-portable": 28,
     "plain": 12,
@@ -34,13 +34,13 @@ def batches(
     """Puts rows into batches, each of which fits in memory at once.
 
     Args:
-        case: what they update.
+        case: the case that they update.
         rows: in the order in which they are to be measured.
         limit: bytes.
 
     Returns:
-        The batches, each with the references if those fit beside another row; and,
-        by name, why a row is in none.
+        The batches, each with the references if those fit beside another row; and, by
+        name, why a row is in no batch.
     """
     references = [row for row in rows if row.name in REFERENCES]
     if references and footprint(case, references) > limit:
@@ -69,7 +69,7 @@ def batches(
 
 
 def footprint(case: Case, rows: Sequence[Row]) -> float:
-    """Bytes that rows of a case are expected to take at once."""
+    """Returns the bytes that rows of a case are expected to take at once."""
     hosts = {row.host for row in rows} - {"c"}
     if case.model:
         return LIBRARIES * len(hosts) + MODEL * len(rows)
@@ -88,7 +88,7 @@ def footprint(case: Case, rows: Sequence[Row]) -> float:
 
 
 def _in_work(case: Case, row: Row) -> int:
-    """Parameters of the variables that are updated at the same time."""
+    """Returns the parameters of the variables that are updated at the same time."""
     if row.host == "torch":  # foreach: all
         return case.parameters
     return sum(heapq.nlargest(cores(), map(math.prod, case.shapes)))

@@ -1,4 +1,4 @@
-"""M-SVAG as one writes it down in keras.ops, for comparison."""
+"""M-SVAG written plainly in keras.ops, for comparison."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ class PlainMSVAG(keras.optimizers.Optimizer):
         g = ops.cast(gradient, variable.dtype)
         t = ops.cast(self.iterations + 1, variable.dtype)
         power = ops.power(ops.cast(beta, variable.dtype), t)
-        # In functions, not operators: those take the sparse gradient of an embedding.
+        # Functions, as operators do not accept the sparse gradient of an embedding.
         self.assign_add(m_tilde, ops.multiply(ops.subtract(g, m_tilde), 1 - beta))
         self.assign_add(
             v_tilde, ops.multiply(ops.subtract(ops.square(g), v_tilde), 1 - beta)

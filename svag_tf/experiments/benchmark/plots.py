@@ -1,4 +1,4 @@
-"""Pictures of the benchmark."""
+"""Plots of the benchmark."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from svag_tf.experiments.benchmark.texts import number, seconds
 from svag_tf.experiments.files import replacing
 from svag_tf.optional import matplotlib, scipy
 
-# Okabe and Ito's palette, told apart by the colour-blind.
+# Okabe and Ito's palette, safe for the colour-blind.
 COLOURS = {OURS: "#0072B2", KERAS: "#D55E00", PEERS: "#8c8c8c", LIMIT: "#000000"}
 LABELS = {OURS: "svag_tf", KERAS: "Keras", PEERS: "others"}
 COLUMNS = 2
@@ -22,7 +22,7 @@ BAR, MARGIN = 0.235, 1.15  # inches
 
 
 def save_bars(cases: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws bars, for each case one picture: time a step over the limit's.
+    """Draws a bar chart for each case: time per step relative to the limit's.
 
     Args:
         cases: entries of "cases" in the results, with at least one measured row.
@@ -53,7 +53,7 @@ def save_bars(cases: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def _bars(case: dict[str, Any]) -> list[dict[str, Any]]:
-    """The measured rows, the slowest first; the limit is a line."""
+    """Returns the measured rows, the slowest first; the limit is a line."""
     rows = [
         row
         for row in case["rows"].values()
@@ -63,9 +63,9 @@ def _bars(case: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _bar(case: dict[str, Any], row: dict[str, Any], reference: str) -> float:
-    """The length of a bar: the ratio to the reference, as the tables have it.
+    """Returns the length of a bar: the ratio to the reference, as in the tables.
 
-    That is the ratio within a batch, if not all rows were measured at once.
+    If not all rows were measured at once, it is the ratio within a batch.
     """
     if not reference:
         return row["median"]
@@ -99,7 +99,7 @@ def _draw_bars(axes: matplotlib.axes.Axes, case: dict[str, Any]) -> None:
     )
     # A few slow steps must not squeeze all bars.
     right = min(highs.max(), 1.5 * medians.max())
-    gap, width = 0.012 * right, 0.24 * right  # Of a label, at most.
+    gap, width = 0.012 * right, 0.24 * right  # The largest of a label.
     for place, row, high, median in zip(places, rows, highs, medians):
         left = min(max(high, median), right) + gap
         if reference and left - gap < 1.0 < left + width:
@@ -127,7 +127,7 @@ def _draw_bars(axes: matplotlib.axes.Axes, case: dict[str, Any]) -> None:
 def fixed_and_slope(
     parameters: npt.ArrayLike, times: npt.ArrayLike
 ) -> tuple[float, float]:
-    """a, b >= 0 for which a + b n is closest to the times, in the logarithm.
+    """Fits a, b >= 0 so that a + b n is closest to the times, in the logarithm.
 
     Args:
         parameters: n, at least one.
@@ -148,7 +148,7 @@ def fixed_and_slope(
 
 
 def save_scaling(curves: dict[str, Any], path: Path) -> None:
-    """Draws time a step against parameters, both logarithmic.
+    """Draws time per step against parameters, both logarithmic.
 
     Args:
         curves: "scaling" of the results: for each row its title, `parameters` and
@@ -191,15 +191,15 @@ def save_scaling(curves: dict[str, Any], path: Path) -> None:
         figure.savefig(temporary)
 
 
-# Of the mean gradient and the majority vote.
+# Colours of the mean gradient and the majority vote.
 EXCHANGES = {"mean": "#D55E00", "majority_vote": "#0072B2"}
 
 
 def save_replicas(results: dict[str, Any], path: Path) -> None:
-    """Draws what several replicas cost, measured, and what a model says of a cluster.
+    """Draws the measured cost of several replicas, and a model's for a cluster.
 
     Args:
-        results: what `replicas.benchmark_replicas` returns.
+        results: the result of `replicas.benchmark_replicas`.
         path: the PNG to write.
     """
     figure = matplotlib.figure.Figure(figsize=(11, 7), layout="constrained", dpi=130)

@@ -1,14 +1,14 @@
-"""Step time and bytes exchanged on several replicas, and what a cluster would do.
+"""Measures step time and bytes exchanged on several replicas, and models a cluster.
 
-Measured are trainings of one multilayer perceptron on 1, 2 and 4 logical CPUs and in
-2 processes of this machine, which share its cores: they show what the exchange costs,
-not what more machines bring. What 8, 64 and 512 GPUs would do is computed from a model:
+A multilayer perceptron is trained on 1, 2 and 4 logical CPUs and in 2 processes of this
+machine, which share its cores: this shows the cost of the exchange, not the gain from
+more machines. For 8, 64 and 512 GPUs, a model gives the time:
 
     T(n) = compute + exchange(n)
     exchange(n) = 2 (n - 1) latency + 2 (n - 1)/n bytes / bandwidth
 
-(a ring: n - 1 steps that add, n - 1 that hand round, each of 1/n of the bytes; nothing
-is overlapped with the computation, and every GPU keeps its own batch).
+(a ring: n - 1 steps that add, n - 1 that distribute, each of 1/n of the bytes; nothing
+overlaps with the computation, and every GPU keeps its own batch).
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ GPUS = (8, 64, 512)
 
 
 def setups(quick: bool) -> tuple[tuple[str, int], ...]:
-    """Which replicas are measured: their kind and number."""
+    """Returns the replicas to measure: their kind and number."""
     return QUICK_SETUPS if quick else SETUPS
 
 
 def exchanged_bytes(parameters: int, n: int, aggregation: str) -> int:
-    """What each of n replicas gives into the all-reduce of a step.
+    """Returns the bytes that each of n replicas puts into the all-reduce of a step.
 
     Args:
         parameters: numbers in all gradients.
@@ -68,26 +68,26 @@ def exchanged_bytes(parameters: int, n: int, aggregation: str) -> int:
 
 
 def wire_bytes(payload: float, n: int) -> float:
-    """What each of n replicas sends in a ring, for a payload of so many bytes."""
+    """Returns the bytes that each of n replicas sends in a ring, for a payload."""
     return 2 * (n - 1) / n * payload
 
 
 def exchange_seconds(
     payload: float, n: int, bandwidth: float, latency: float = LATENCY_SECONDS
 ) -> float:
-    """Time of an all-reduce among n replicas in a ring.
+    """Returns the time of an all-reduce among n replicas in a ring.
 
     Args:
         payload: bytes of each replica.
         n: replicas.
-        bandwidth: bytes a second that a replica can send while it receives.
-        latency: seconds, of one message.
+        bandwidth: bytes per second that a replica can send while it receives.
+        latency: seconds of one message.
     """
     return 2 * (n - 1) * latency + wire_bytes(payload, n) / bandwidth
 
 
 def extrapolated() -> list[dict[str, Any]]:
-    """The model's step time, bytes and efficiency for `GPUS` on `NETWORKS`."""
+    """Returns the model's step time, bytes and efficiency for `GPUS` on `NETWORKS`."""
     rows = []
     for network, bandwidth in NETWORKS.items():
         for n in GPUS:
@@ -120,10 +120,10 @@ def benchmark_replicas(
         workdir: folder for the results.
         quick: a small network and few steps, to try the command.
         command: the command line, for the report.
-        report: told what has been measured.
+        report: called with each measurement.
 
     Returns:
-        What `replicas.json` holds.
+        The content of `replicas.json`.
 
     Raises:
         ExperimentError: if a process fails.
@@ -171,7 +171,7 @@ def _replicas(row: dict[str, Any]) -> str:
 
 
 def _measured(kind: str, n: int, width: int, steps: int) -> list[dict[str, Any]]:
-    """Runs the worker in new processes; what the first of them has measured."""
+    """Runs the worker in new processes; returns the first one's measurements."""
     order = [kind, str(n), str(width), str(steps)]
     variables = environments(n) if kind == "processes" else [{}]
     processes = [
@@ -262,7 +262,7 @@ def _trained(strategy: Any, aggregation: str, width: int, steps: int) -> dict[st
 
 
 def _loopback_bytes() -> int:
-    """Bytes that this machine has sent to itself, by all processes; 0 if unknown."""
+    """Returns the bytes that this machine has sent to itself; 0 if unknown."""
     try:
         for line in Path("/proc/net/dev").read_text().splitlines():
             name, _, numbers = line.partition(":")
@@ -274,7 +274,7 @@ def _loopback_bytes() -> int:
 
 
 def report_of(results: dict[str, Any]) -> str:
-    """The results as Markdown."""
+    """Formats the results as Markdown."""
     about, model = results["machine"], results["model"]
     network = results["network"]
     lines = [
@@ -294,7 +294,7 @@ def report_of(results: dict[str, Any]) -> str:
         f"{network['batch']} in all, median of {network['steps']} steps. All replicas "
         "share the cores of one machine, and one replica uses them all: efficiency "
         "(time of one / (n times the time of n)) falls as 1/n even if the exchange "
-        "were free. Payload is what each replica gives into the all-reduce; sent is "
+        "were free. Payload is what each replica puts into the all-reduce; sent is "
         "that times 2 (n - 1)/n, and the last column what each process really sent, "
         "counted on the loopback interface (with TCP's headers and whatever else the "
         "machine sends itself).",
@@ -343,7 +343,7 @@ def _words(aggregation: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """One measurement, in a process of its own: prints a line of JSON."""
+    """Makes one measurement in this process and prints a line of JSON."""
     kind, n, width, steps = arguments
     print(json.dumps(_work(kind, int(n), int(width), int(steps))))
 

@@ -1,4 +1,4 @@
-"""Writes what was measured: JSON, a page of Markdown and pictures."""
+"""Writes the results: JSON, a page of Markdown and plots."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Step time, bytes exchanged and efficiency, and a model of 8, 64 and 512 GPUs:
 
 
 def write_report(results: Results, workdir: Path) -> None:
-    """Writes benchmark.json, benchmark.md and the pictures into a folder."""
+    """Writes benchmark.json, benchmark.md and the plots into a folder."""
     if results["backend"] == "tensorflow":
         results["targets"] = judged(results)
     write_json(workdir / "benchmark.json", results)
@@ -46,7 +46,7 @@ def write_report(results: Results, workdir: Path) -> None:
 
 
 def page(results: Results) -> str:
-    """The results as a page of Markdown, with the pictures beside it."""
+    """Returns the results as a page of Markdown that shows the plots."""
     parts = ["# Benchmark\n", _provenance(results)]
     if results["quick"]:
         parts.append("**A quick trial with small sizes: the numbers mean nothing.**\n")
@@ -100,7 +100,7 @@ def _provenance(results: Results) -> str:
 
 
 def _overview(results: Results) -> str:
-    """Rows x cases: the median, and how many times the limit (or Adam) it is."""
+    """Returns a table, rows x cases: median, and its ratio to the limit (or Adam)."""
     cases = [case for case in results["cases"].values() if case["rows"]]
     lines = []
     for name, row in all_rows(results["backend"]).items():
@@ -197,7 +197,7 @@ def _scaling(results: Results) -> str:
 
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table of Markdown, its columns right-aligned but for the first."""
+    """Formats a Markdown table, right-aligned except for the first column."""
     header = list(header)
     rule = ["---", *("--:" for _ in header[1:])]
     return "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *rows])

@@ -1,4 +1,4 @@
-"""The rows: the methods that are measured, and in which process each one runs."""
+"""The rows: the methods to measure, and the process in which each one runs."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Row:
     """A method.
 
     Attributes:
-        name: for flags and files.
-        title: for tables and pictures.
+        name: name for flags and files.
+        title: title for tables and plots.
         group: `OURS`, `KERAS`, `PEERS` or `LIMIT`.
         host: the kind of process: "tensorflow", "jax", "torch" or "c".
-        state: bytes of its state for each parameter, all read and written.
+        state: bytes of its state per parameter, all read and written.
         needs: packages that may be missing.
         kinds: cases that it has: "update", "sparse" (an embedding), or a model.
         sparse: "exact", "lazy" (touches only the rows of the batch) or "dense" (is
@@ -47,19 +47,19 @@ class Row:
     fresh: int = 0
 
     def serves(self, case: Case) -> bool:
-        """Whether the row has this case."""
+        """Returns whether the row has this case."""
         kind = case.model or ("sparse" if case.indices else "update")
         return kind in self.kinds
 
     def processes(self, case: Case) -> int:
-        """How many new processes measure its first step and memory in a case."""
+        """Returns how many processes measure its first step and memory in a case."""
         return self.fresh if self.group in case.fresh else 0
 
     def moved_bytes(self, case: Case) -> int | None:
-        """Bytes that a step must read and write, however it is done.
+        """Returns the bytes that any implementation of a step must read and write.
 
-        The variable is read and written, so is the state, and the gradient is read.
-        None where a model is fitted.
+        The variable and the state are read and written, and the gradient is read. None
+        if a model is fitted.
         """
         if case.model:
             return None
@@ -68,14 +68,14 @@ class Row:
         touched = case.parameters
         if case.indices:
             touched = case.indices * case.shapes[0][1]
-        # Without averages a row that has no gradient stays as it is.
+        # Without averages, a row without a gradient does not change.
         few = self.sparse == "lazy" or (self.sparse == "exact" and self.state == 0)
         updated = touched if few else case.parameters
         gradient = case.parameters if self.sparse == "dense" else touched
         return updated * (8 + 2 * self.state) + 4 * gradient
 
     def missing(self) -> str | None:
-        """What is not installed that this row needs, or None."""
+        """Returns a package that this row needs and that is not installed, or None."""
         for package, oldest in self.needs:
             wanted = package + (f" {'.'.join(map(str, oldest))}" if oldest else "")
             if importlib.util.find_spec(package) is None:
@@ -118,7 +118,7 @@ def _optax_rows() -> list[Row]:
 
 
 def _tensorflow_rows() -> list[Row]:
-    """The rows of the run on the TensorFlow backend: all on the CPU."""
+    """Returns the rows of the run on the TensorFlow backend: all on the CPU."""
 
     def ours(name: str, title: str, state: int, **fields: Any) -> Row:
         return Row(name, title, OURS, "tensorflow", state, **fields)
@@ -163,7 +163,7 @@ def _tensorflow_rows() -> list[Row]:
 
 
 def _jax_rows() -> list[Row]:
-    """The rows of the run on Keras' JAX backend: on a GPU, if JAX sees one."""
+    """Returns the rows of the run on Keras' JAX backend: on a GPU, if JAX has one."""
 
     def row(name: str, title: str, group: str, state: int, **fields: Any) -> Row:
         return Row(name, title, group, "jax", state, _JAX, sparse="dense", **fields)
@@ -181,6 +181,6 @@ def _jax_rows() -> list[Row]:
 
 
 def all_rows(backend: str) -> dict[str, Row]:
-    """The rows of a backend, "tensorflow" or "jax", by name."""
+    """Returns the rows of a backend, "tensorflow" or "jax", by name."""
     rows = _jax_rows() if backend == "jax" else _tensorflow_rows()
     return {row.name: row for row in rows}

@@ -1,11 +1,11 @@
-"""A process that serves rows: it makes steps when a line asks it to.
+"""A process that serves rows: it makes steps on request.
 
-One line on the standard input is a request, one line of JSON on the standard output
-the answer:
+A request is a line on the standard input, its answer a line of JSON on the standard
+output:
 
     first ROW            builds the row, makes its first step: {"seconds": [s]}
-    turn ROW SECONDS     makes steps, one at least, for so long: {"seconds": [s, ...]}
-    memory ROW           steps, and how much memory they took: {"bytes": n or null}
+    turn ROW SECONDS     makes steps, at least one, for so long: {"seconds": [s, ...]}
+    memory ROW           makes steps, measures their memory: {"bytes": n or null}
 
 A request that fails is answered with {"error": "..."}. The end of the input ends the
 process. `limit.c` serves the same requests, without "memory".
@@ -32,8 +32,8 @@ import svag_tf
 Step = Callable[[], float]
 
 
-# Called before some steps, it returns what gives, after them, the bytes by which the
-# memory in use rose above that before; None if it cannot be told.
+# Called before some steps; returns a function to call after them, which gives the bytes
+# by which the memory in use rose in between; None if unknown.
 Meter = Callable[[], Callable[[], int | None]]
 
 
@@ -42,7 +42,7 @@ class RowError(Exception):
 
 
 def timed(step: Callable[[], object]) -> Step:
-    """The step, timed; it must be done when `step` returns."""
+    """Returns a timed step; it must be done when `step` returns."""
 
     def run() -> float:
         start = time.perf_counter()
@@ -57,9 +57,9 @@ def serve(build: Callable[[str], Step], meter: Meter = lambda: lambda: 0) -> Non
 
     Args:
         build: returns the step of the row of that name.
-        meter: sees what the library's own allocator keeps from the system.
+        meter: measures the memory of the library's own allocator.
     """
-    # What libraries print must not come between the answers.
+    # Output of libraries must not mix with the answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     steps: dict[str, Step] = {}
@@ -74,14 +74,14 @@ def serve(build: Callable[[str], Step], meter: Meter = lambda: lambda: 0) -> Non
                 answer = {"seconds": _turn(steps[name], float(rest[0]))}
             else:
                 answer = {"bytes": _extra_memory(steps[name], meter)}
-        except Exception as error:  # the next row goes on
+        except Exception as error:  # the next row may still work
             steps.pop(name, None)
             answer = {"error": f"{type(error).__name__}: {_cause(error)}"}
         print(json.dumps(answer), file=answers, flush=True)
 
 
 def _cause(error: Exception) -> str:
-    """The message in one line; of TensorFlow's tale of a trace, the end."""
+    """Returns the message in one line; of TensorFlow's long traces, the end."""
     text = str(error).strip()
     if text.startswith("in user code"):
         text = text.splitlines()[-1]
@@ -100,17 +100,17 @@ def _turn(step: Step, seconds: float) -> list[float]:
 
 
 def _extra_memory(step: Step, meter: Meter) -> int | None:
-    """By how many bytes the memory rises in three steps, above that between them.
+    """Returns by how many bytes memory rises in three steps, above that between them.
 
-    Resident memory, or what the library's allocator gave out if that is more: what
-    is freed into a pool stays resident. None where the operating system does not tell
-    (it takes Linux and glibc), nor does the meter.
+    Takes resident memory, or the allocator's own count if that is more: memory freed
+    into a pool stays resident. None if neither is known (resident memory needs Linux
+    and glibc).
     """
     for _ in range(2):
         step()
     gc.collect()
     try:
-        # What was freed goes back to the system, or the next step would reuse it.
+        # Return freed memory to the system, or the next step would reuse it.
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the peak becomes the present
         before = _status_kilobytes("VmRSS")
@@ -132,10 +132,10 @@ def _status_kilobytes(field: str) -> int:
 
 
 def environment_of(backend: str) -> dict[str, str]:
-    """Environment variables of a process that imports this package.
+    """Returns environment variables for a process that imports this package.
 
     Args:
-        backend: Keras' backend there.
+        backend: the process's Keras backend.
     """
     paths = [str(Path(svag_tf.__file__).parents[1]), os.environ.get("PYTHONPATH")]
     return {
@@ -170,11 +170,11 @@ class Server:
         return self._ask(f"first {row}")["seconds"][0]
 
     def turn(self, row: str, seconds: float) -> list[float]:
-        """The seconds of the steps that a row made, one at least, in so long."""
+        """Returns the seconds of a row's steps, at least one, made for so long."""
         return self._ask(f"turn {row} {seconds}")["seconds"]
 
     def extra_memory(self, row: str) -> int | None:
-        """Bytes that a row's steps take for themselves; None if it cannot be told."""
+        """Returns the bytes that a row's steps need temporarily; None if unknown."""
         return self._ask(f"memory {row}")["bytes"]
 
     def close(self) -> None:
@@ -216,7 +216,7 @@ class Server:
 
 @contextlib.contextmanager
 def closing_all(servers: dict[str, Server]) -> Iterator[None]:
-    """Closes, at the end, the servers that are in the dict by then."""
+    """Closes, at the end, the servers that are then in the dict."""
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What the project wants of the run on the TensorFlow backend, and what it got."""
+"""The project's targets for the run on the TensorFlow backend, and their results."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Target:
 
     Attributes:
         text: what is compared.
-        bound: the least or the largest ratio wanted.
-        at_least: whether the ratio must be at least, or at most, the bound.
-        value: the ratio in the results; None where it was not measured.
+        bound: the smallest or the largest ratio allowed.
+        at_least: whether the bound is the smallest ratio, not the largest.
+        value: returns the ratio in the results; None if it was not measured.
     """
 
     text: str
@@ -77,7 +77,7 @@ TARGETS = (
            _ratio("embedding", "msvag", "msvag-dense")),
     Target("M-SVAG / M-SVAG lazy, embedding", 20, True,
            _ratio("embedding", "msvag", "msvag-lazy")),
-    # In 100 steps: what takes as long as one of them costs 1 %.
+    # In 100 steps, the time of one step is 1 %.
     Target("GradientNoise every 100 steps, economy, % of fit", 1, False,
            _ratio("noise", "noise-economy", "noise-fit")),
     Target("GradientNoise every 100 steps, business, % of fit", 3, False,
@@ -86,7 +86,7 @@ TARGETS = (
 
 
 def judged(results: Results) -> list[dict[str, Any]]:
-    """The targets with the values measured: text, target, value, met (or None)."""
+    """Returns the targets with measured values: text, target, value, met or None."""
     rows = []
     for target in TARGETS:
         value = target.value(results)

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Formats numbers for people."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ NOTHING = "-"
 
 
 def number(value: float | None) -> str:
-    """Two or three digits that count."""
+    """Formats a number with two or three significant digits."""
     if value is None:
         return NOTHING
     if value >= 100:
@@ -17,7 +17,7 @@ def number(value: float | None) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """A time in its unit: "41.3 ms"."""
+    """Formats a time in a suitable unit: "41.3 ms"."""
     if value is None:
         return NOTHING
     unit, scale = _unit(value)
@@ -25,18 +25,18 @@ def seconds(value: float | None) -> str:
 
 
 def spread(low: float, high: float) -> str:
-    """Two times in one unit: "40.9 to 42.0 ms"."""
+    """Formats two times in one unit: "40.9 to 42.0 ms"."""
     unit, scale = _unit(high)
     return f"{number(low * scale)} to {number(high * scale)} {unit}"
 
 
 def mebibytes(value: int | None) -> str:
-    """Bytes in MiB."""
+    """Formats bytes in MiB."""
     return NOTHING if value is None else number(value / 2**20)
 
 
 def counted(count: int, thing: str) -> str:
-    """A number of things: "1 round", "7 rounds"."""
+    """Formats a number of things: "1 round", "7 rounds"."""
     return f"{count} {thing}" + ("" if count == 1 else "s")
 
 

@@ -1,1 +1,1 @@
-"""Optimizers compared: tuned learning rates, ranked results, published baselines."""
+"""Compares optimizers: tuned learning rates, ranked results, published baselines."""

@@ -1,4 +1,4 @@
-"""What DeepOBS has published on its problems, to be set beside our runs."""
+"""DeepOBS' published results on its problems, for comparison with our runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PATH = Path(__file__).with_name("deepobs_baselines.json")
 
 
 def published(problem: str) -> dict[str, dict[str, Any]]:
-    """DeepOBS' ten-seed baselines for a problem (Schneider, Balles, Hennig 2019).
+    """Returns DeepOBS' ten-seed baselines for a problem (Schneider et al. 2019).
 
     Args:
         problem: a name in `PROBLEMS`.

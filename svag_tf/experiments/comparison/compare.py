@@ -1,4 +1,4 @@
-"""Several optimizers on one problem: each tuned, then run with several seeds."""
+"""Compares optimizers on one problem: each is tuned, then run with several seeds."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ from svag_tf.optional import filelock, matplotlib, optuna, require, sqlalchemy
 
 CONFIG, MADE_OF = "config.json", "made_of"
 DEFAULT_SEEDS = (0, 1, 2)  # without a budget
-# A run is stopped if it is in the worst quarter of those that went through, at an
-# epoch after the first quarter; the first runs always go through.
+# After the first quarter of the epochs, a run is stopped if it is in the worst quarter
+# of the completed ones; the first runs are never stopped.
 KEPT_PERCENT = 75.0
 STARTUP_RUNS = 3
 
@@ -78,34 +78,34 @@ def compare(
 
     Tries the budget's learning rates with the first seed, and stops those that are
     hopeless; then runs the best one, by final test accuracy (or loss), with every
-    seed. Shows the progress of the whole. The same call goes on after an
-    interruption, and several processes with the same workdir or storage share the
-    work. A run that diverges or fails is noted as such, and the others go on.
+    seed. Shows the overall progress. The same call resumes after an interruption, and
+    several processes with the same workdir or storage share the work. A run that
+    diverges or fails is recorded as such, and the others continue.
 
     Args:
         config: as for `train`; its `optimizer.name` and `seed` are replaced.
         optimizers: `name` or `name:argument=value:...`, see `parse_variant`, or a
             `Variant`. One with a `learning_rate` of its own is not tuned.
-        workdir: folder for the results: one folder a run, `results.csv` (one line a
-            run), `tuning.csv` (one line a rate), `results.md` (the ranking),
-            `results.json` (everything), `curves.png`, `sensitivity.png` and, if
-            optimizers are among them that DeepOBS has published, `faithfulness.md`.
+        workdir: folder for the results: one folder per run, `results.csv` (one line per
+            run), `tuning.csv` (one line per rate), `results.md` (the ranking),
+            `results.json` (everything), `curves.png`, `sensitivity.png` and, if DeepOBS
+            has published some of the optimizers, `faithfulness.md`.
         budget: a name in `BUDGETS`. Defaults to `None`: nothing is tuned; each
             optimizer has `config.optimizer.learning_rate`, or its own default.
         seeds: whole numbers. Defaults to `None`: as many as the budget says, or 3.
-        protocol: the config as its file has it, that is the problem's full length.
+        protocol: the config in its file, that is, with the problem's full length.
             Defaults to `None`: `config`.
         kept: names of the config's fields that the budget must not change.
         storage: a file or an SQL database's URL for the runs. Defaults to `None`:
             `study.db` in the workdir.
         target: test accuracy (or loss) to which the steps are counted. Defaults to
             `None`: 95 % of the way from the untrained model to the best optimizer.
-        retry_failed: make runs that failed in an earlier start again.
-        fresh: delete runs of other data or of another model, in place of refusing them.
+        retry_failed: repeat runs that failed earlier.
+        fresh: delete runs of other data or another model instead of refusing them.
         command: the command line, for the results.
 
     Returns:
-        One dict a run with a seed: `comparison_report.COLUMNS`; the best optimizer
+        One dict per run with a seed: `comparison_report.COLUMNS`; the best optimizer
         first.
 
     Raises:
@@ -168,15 +168,15 @@ class Plan:
     """A comparison before anything is run.
 
     Attributes:
-        config: checked; of all runs but for optimizer and seed.
-        data: of the problem, loaded once.
+        config: checked; the same for all runs except optimizer and seed.
+        data: the problem's data, loaded once.
         variants: the optimizers.
-        seeds: of the runs with the best rate. The first also tunes.
+        seeds: seeds of the runs with the best rate. The first is also used to tune.
         workdir: folder of the results.
-        budget: what is tuned, or None.
-        described: see `describe`; without a budget what there is to say.
+        budget: the budget for tuning, or None.
+        described: see `describe`, also without a budget.
         made_of: see `made_of.made_of`.
-        fresh: whether runs of something else are deleted, and not refused.
+        fresh: whether runs of something else are deleted instead of refused.
     """
 
     config: dict[str, Any]
@@ -191,7 +191,7 @@ class Plan:
 
     @property
     def common(self) -> dict[str, Any]:
-        """What all runs of a workdir have in common."""
+        """The part of the config that all runs of a workdir have in common."""
         own = {"name": None, "learning_rate": None}
         return self.config | {
             "seed": None,
@@ -200,13 +200,13 @@ class Plan:
 
     @property
     def accuracy(self) -> bool:
-        """Whether the problem has an accuracy; else its loss counts."""
+        """Whether the problem has an accuracy; otherwise its loss counts."""
         return PROBLEMS[self.config["problem"]].accuracy
 
     def config_of(
         self, variant: Variant, rate: float | None, seed: int
     ) -> dict[str, Any]:
-        """The checked config of a run. A rate of None leaves the config's own."""
+        """Returns the checked config of a run; a rate of None keeps the config's."""
         config = copy.deepcopy(self.config)
         config["seed"] = seed
         own = {"name": variant.name, **dict(variant.arguments)}
@@ -216,16 +216,16 @@ class Plan:
         return checked(config)
 
     def tunes(self, variant: Variant) -> bool:
-        """Whether the variant's learning rate is to be found."""
+        """Returns whether the variant's learning rate is to be tuned."""
         return self.budget is not None and variant.learning_rate is None
 
     def folder_of(self, variant: Variant, rate: float | None, seed: int) -> Path:
-        """The folder of a run with a seed; a tuned rate is part of its name."""
+        """Returns the folder of a run with a seed; a tuned rate is in its name."""
         tuned = f"-rate{rate:.3g}" if self.tunes(variant) else ""
         return self.workdir / f"{variant.folder}{tuned}-seed{seed}"
 
     def tuning_folder_of(self, variant: Variant, rate: float) -> Path:
-        """The folder of a run that tries a rate; it goes when the run has ended."""
+        """Returns the folder of a run that tries a rate, deleted when the run ends."""
         return self.workdir / "tuning" / variant.folder / f"rate{rate:.3g}"
 
 
@@ -297,14 +297,14 @@ def _planned(
 
 
 def _made_of(config: dict[str, Any], data: Data) -> dict[str, str]:
-    """What data and model are: in all runs the same, whatever their seed."""
+    """Describes data and model, which are the same in all runs, whatever their seed."""
     config = config | {"seed": 0}
     with started(config) as distribution:
         return made_of.made_of(config, *prepared(config, data, distribution))
 
 
 def _check_workdir(plan: Plan) -> None:
-    """Refuses a workdir in which something else was compared."""
+    """Raises an error if something else was compared in the workdir."""
     path = plan.workdir / CONFIG
     if not os.path.lexists(path):
         return
@@ -323,7 +323,7 @@ def _check_workdir(plan: Plan) -> None:
 
 
 def _begin(plan: Plan) -> None:
-    """Writes the config, once runs of other data or another model are gone."""
+    """Deletes runs of other data or another model, then writes the config."""
     path = plan.workdir / CONFIG
     if path.exists():
         if not made_of.differ(read_json(path).get(MADE_OF), plan.made_of):
@@ -347,11 +347,11 @@ def _check_target(plan: Plan, target: float | None) -> None:
 def _tune(
     plan: Plan, variant: Variant, storage: Storage, display: _Display, retry: bool
 ) -> list[Outcome]:
-    """A run for each of the budget's rates, with the first seed."""
+    """Makes a run for each of the budget's rates, with the first seed."""
     epochs, seed = plan.config["epochs"], plan.seeds[0]
     default = inspect.signature(OPTIMIZERS[variant.name]).parameters["learning_rate"]
     rates = outwards(plan.budget.rates, default.default)
-    # The rate is what the study is about; its config has one only to be complete.
+    # The study varies the rate; its config has one only to be complete.
     study = storage.study(
         f"{plan.config['problem']} {variant.label} tuning",
         plan.config_of(variant, min(rates), seed),
@@ -372,7 +372,7 @@ def _tune(
         made.append(folder)
         return _run(trial, plan, config, folder, True, display)
 
-    def clean() -> None:  # once the study knows what came of a run
+    def clean() -> None:  # once the study has the result of a run
         while made:
             shutil.rmtree(made.pop(), ignore_errors=True)
 
@@ -389,7 +389,7 @@ def _run_seeds(
     display: _Display,
     retry: bool,
 ) -> list[Outcome]:
-    """A run for each seed."""
+    """Makes a run for each seed."""
     study = storage.study(
         f"{plan.config['problem']} {variant.label} seeds",
         plan.config_of(variant, rate, plan.seeds[0]) | {"seed": None},
@@ -436,7 +436,7 @@ def _run(
     prune: bool,
     display: _Display,
 ) -> float:
-    """One training; what came of it goes into the trial. Returns its final result."""
+    """Trains once and records the outcome in the trial. Returns the final result."""
     rows: list[Row] = []
     ended, error = "completed", None
     field = "test_accuracy" if plan.accuracy else "test_loss"
@@ -458,7 +458,7 @@ def _run(
     except optuna.TrialPruned:
         ended = "stopped"
     except ExperimentError:
-        raise  # nothing is wrong with this run; the user can put it right
+        raise  # not a failed run, but something that the user can fix
     except Exception as problem:  # out of memory, a numerical library's error, ...
         ended = "failed"
         error = f"{type(problem).__name__}: {problem}".strip().splitlines()[0]
@@ -487,7 +487,7 @@ def _cpu() -> str:
 
 
 class _Display:
-    """The progress of the whole: a bar, and a line for each run of this process."""
+    """Shows the overall progress: a bar, and a line for each run of this process."""
 
     def __init__(self, plan: Plan):
         self.titles = titles(plan.variants)
@@ -523,7 +523,7 @@ class _Display:
 
     @contextlib.contextmanager
     def stage(self, runs: int) -> Iterator[None]:
-        """A stage of so many runs."""
+        """Begins, and at the end closes, a stage of so many runs."""
         self._first, self._done, self._rows = True, 0, 0
         yield
         self._before += runs
@@ -531,7 +531,7 @@ class _Display:
         self._update()
 
     def finished(self, done: Mapping[float, Any]) -> None:
-        """Tells which runs of the stage are over, in this process or another one."""
+        """Updates which runs of the stage are over, in this process or another one."""
         if self._first:
             self._known += len(done)
             self._first = False
@@ -549,7 +549,7 @@ class _Display:
         self._update()
 
     def end(self, outcome: Outcome) -> None:
-        """Ends a run with a line that says what came of it."""
+        """Ends a run with a line on its outcome."""
         self._rows = self._epochs
         self._update()
         number = self._before + self._done + 1

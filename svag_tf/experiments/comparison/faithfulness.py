@@ -1,4 +1,4 @@
-"""Keras' optimizers on a published problem beside DeepOBS' published curves."""
+"""Compares Keras' optimizers with DeepOBS' published curves of the same problem."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.optimizers import TITLES
 from svag_tf.experiments.training.run_folder import Row
 
-# What DeepOBS gave its optimizers besides the learning rate, where Keras differs.
+# Arguments of DeepOBS' optimizers, besides the learning rate, that differ from Keras'.
 ARGUMENTS: dict[str, dict[str, float]] = {
     "sgd": {},
     "momentum": {"momentum": 0.99},
@@ -34,9 +34,9 @@ class Check:
 
     Attributes:
         optimizer: "sgd", "momentum" or "adam".
-        epoch: after which it was measured; 0: before training.
-        field: of a row, such as "test_loss".
-        values: of our runs.
+        epoch: the epoch after which it was measured; 0 for before training.
+        field: field of a row, such as "test_loss".
+        values: the values of our runs.
         mean: the published mean.
         deviation: the published standard deviation over ten seeds.
     """
@@ -50,9 +50,9 @@ class Check:
 
     @property
     def distance(self) -> float:
-        """Of our mean from the published one, in published deviations.
+        """The distance of our mean from the published one, in published deviations.
 
-        NaN if DeepOBS' runs do not differ at all there.
+        NaN if DeepOBS' runs do not differ there.
         """
         if self.deviation == 0:
             return float("nan")
@@ -60,14 +60,14 @@ class Check:
 
     @property
     def agrees(self) -> bool | None:
-        """Whether that is at most 3; None if it cannot be said."""
+        """Whether the distance is at most 3; None if it is unknown."""
         if self.deviation == 0:
             return None
         return abs(self.distance) <= DEVIATIONS
 
 
 def published_variants(problem: str) -> dict[str, Variant]:
-    """The published optimizers with the arguments that they had at DeepOBS.
+    """Returns the published optimizers with the arguments that DeepOBS used.
 
     Args:
         problem: a name in `PROBLEMS`.
@@ -83,7 +83,7 @@ def published_variants(problem: str) -> dict[str, Variant]:
     curves = published(problem)
     if not curves:
         raise ExperimentError(
-            "DeepOBS' baselines are there for the problems fmnist_2c2d, cifar10_3c3d, "
+            "DeepOBS' baselines exist for the problems fmnist_2c2d, cifar10_3c3d, "
             f"tolstoi_char_rnn and quadratic_deep. Received: problem={problem}"
         )
     return {
@@ -96,14 +96,14 @@ def published_variants(problem: str) -> dict[str, Variant]:
 
 
 def checks(problem: str, runs: Mapping[str, Sequence[Sequence[Row]]]) -> list[Check]:
-    """Every epoch of every published optimizer that was run.
+    """Checks every epoch of every published optimizer that was run.
 
     Args:
         problem: a name in `PROBLEMS`.
         runs: for each optimizer's label, the rows of its runs.
 
     Returns:
-        Nothing if none of them is a published one.
+        An empty list if none of them is published.
     """
     if not published(problem):
         return []
@@ -129,7 +129,7 @@ def checks(problem: str, runs: Mapping[str, Sequence[Sequence[Row]]]) -> list[Ch
 
 
 def table(made: Sequence[Check]) -> str:
-    """The checks as Markdown."""
+    """Formats the checks as a Markdown table."""
     lines = [
         "| optimizer | epoch | measure | ours | published | distance | within 3 |",
         "| --- | ---: | --- | ---: | ---: | ---: | --- |",
@@ -157,12 +157,12 @@ def table(made: Sequence[Check]) -> str:
 
 
 def page(problem: str, made: Sequence[Check], subset: str, about: Sequence[str]) -> str:
-    """`faithfulness.md`.
+    """Returns the text of `faithfulness.md`.
 
     Args:
-        problem: its name.
-        made: not empty.
-        subset: "", or what makes the epochs shorter than those of DeepOBS.
+        problem: the problem's name.
+        made: the checks, at least one.
+        subset: "", or the reason why the epochs are shorter than those of DeepOBS.
         about: paragraphs on how it was made.
     """
     judged = [check for check in made if check.agrees is not None]

@@ -1,4 +1,4 @@
-"""What a comparison has shown: tables, figures and everything as JSON."""
+"""Reports the results of a comparison: tables, figures and everything as JSON."""
 
 from __future__ import annotations
 
@@ -59,15 +59,15 @@ TARGET_PART = 0.95
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a run.
+    """The outcome of a run.
 
     Attributes:
-        learning_rate: None only if it failed at once with a default.
-        seed: of the run.
+        learning_rate: None only if the run failed at once with a default.
+        seed: the run's seed.
         ended: one of `ENDED`; "stopped" as hopeless while tuning.
-        error: of one that failed.
+        error: the error of a failed run.
         rows: its epochs, as `train` returns them.
-        cpu: on which it ran.
+        cpu: the CPU on which it ran.
     """
 
     learning_rate: float
@@ -78,7 +78,7 @@ class Outcome:
     cpu: str
 
     def order(self, accuracy: bool) -> tuple[float, float, float]:
-        """To sort by: the best run has the lowest."""
+        """Returns a key to sort by: the best run has the lowest."""
         last = self.rows[-1] if self.rows else {}
         loss = last.get("test_loss", math.inf)
         first = -last.get("test_accuracy", 0.0) if accuracy else 0.0
@@ -89,7 +89,7 @@ class Outcome:
         )
 
     def sentence(self) -> str:
-        """For the terminal."""
+        """Returns a sentence for the terminal."""
         if self.ended == "failed":
             return f"failed: {self.error}"
         last = self.rows[-1]
@@ -103,7 +103,7 @@ class Outcome:
         return text
 
     def measures(self) -> dict[str, float]:
-        """`MEASURES` at the end; NaN where there is none."""
+        """Returns `MEASURES` at the end; NaN where there is none."""
         if not self.rows:
             return dict.fromkeys(MEASURES, math.nan)
         # The median, as the first epoch of a process compiles the model.
@@ -124,15 +124,15 @@ class Comparison:
     """A finished comparison.
 
     Attributes:
-        config: of all runs but for optimizer and seed.
-        titles: of the optimizers, by their labels.
-        tuning: for each optimizer a run for each rate tried; none if it has a rate of
+        config: the config of all runs except optimizer and seed.
+        titles: titles of the optimizers, by their labels.
+        tuning: for each optimizer, a run for each rate tried; none if it has a rate of
             its own.
-        runs: for each optimizer a run for each seed.
-        seeds: of the runs.
+        runs: for each optimizer, a run for each seed.
+        seeds: seeds of the runs.
         accuracy: whether the problem has one.
         budget: see `tuning.describe`.
-        target: test accuracy (or loss) that the user has named.
+        target: test accuracy (or loss) that the user has given.
         about: command, machine and so on.
     """
 
@@ -153,7 +153,7 @@ class Comparison:
 
 
 def write_report(comparison: Comparison, workdir: Path) -> list[dict[str, Any]]:
-    """Writes and prints the results. Returns one dict a run, best optimizer first."""
+    """Writes and prints the results; returns one dict per run, best optimizer first."""
     ranking = rank(comparison)
     target = comparison.target
     if target is None:
@@ -225,11 +225,11 @@ def write_report(comparison: Comparison, workdir: Path) -> list[dict[str, Any]]:
 
 
 def best(outcomes: Sequence[Outcome], accuracy: bool) -> Outcome | None:
-    """The run with the best final test accuracy, or loss; None of no runs.
+    """Returns the run with the best final test accuracy, or loss; None if no runs.
 
-    Equal accuracies are told apart by the loss. Runs that were stopped come after
-    those that were completed, then those that diverged, last those that failed. Of
-    two that are equal the one with the lower rate is taken.
+    The loss breaks ties of accuracy. Stopped runs come after completed ones, then
+    diverged ones, then failed ones. Of two equal runs, the one with the lower rate is
+    taken.
     """
     return min(
         outcomes, key=lambda o: (*o.order(accuracy), o.learning_rate), default=None
@@ -237,11 +237,11 @@ def best(outcomes: Sequence[Outcome], accuracy: bool) -> Outcome | None:
 
 
 def rank(comparison: Comparison) -> list[str]:
-    """The optimizers' labels, best first.
+    """Returns the optimizers' labels, best first.
 
-    The mean final test accuracy counts (the loss where there is none, or if
-    accuracies are equal). Those of whose runs some diverged or failed come after all
-    others, those with more such runs last.
+    The mean final test accuracy counts (the loss if there is none, or if accuracies are
+    equal). Optimizers with runs that diverged or failed come after all others, those
+    with more such runs last.
     """
 
     def order(label: str) -> tuple[float, ...]:
@@ -258,7 +258,7 @@ def rank(comparison: Comparison) -> list[str]:
 
 
 def default_target(comparison: Comparison) -> float:
-    """95 % of the way from the untrained model to the best optimizer's mean.
+    """Returns 95 % of the way from the untrained model to the best optimizer's mean.
 
     NaN if no run was completed.
     """
@@ -273,7 +273,7 @@ def default_target(comparison: Comparison) -> float:
 
 
 def steps_to(rows: Sequence[Row], target: float, accuracy: bool) -> int | None:
-    """Batches until the first evaluation that reaches the target; None: never."""
+    """Returns batches until the first evaluation that reaches the target, or None."""
     for row in rows:
         if accuracy and row["test_accuracy"] >= target:
             return row["step"]
@@ -283,13 +283,13 @@ def steps_to(rows: Sequence[Row], target: float, accuracy: bool) -> int | None:
 
 
 def summary(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The results of each optimizer over its seeds, in the order they come in.
+    """Summarises each optimizer's results over its seeds, in the given order.
 
     Returns:
-        One dict an optimizer: `rank`, `optimizer`, `learning_rate`, `runs`,
+        One dict per optimizer: `rank`, `optimizer`, `learning_rate`, `runs`,
         `diverged` and `failed` (how many), for each of `MEASURES` a list of the
-        seeds' values (those of runs that diverged or failed are left out), and
-        `steps_to_target`, the same with None for runs that never reached it.
+        seeds' values (without runs that diverged or failed), and `steps_to_target`,
+        the same with None for runs that never reached it.
     """
     rows: dict[str, dict[str, Any]] = {}
     for result in results:
@@ -311,9 +311,9 @@ def summary(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def mean_and_deviation(values: Sequence[float], form: str) -> str:
-    """`mean ± sample standard deviation`, each as `form` says; the mean of one.
+    """Formats `mean ± sample standard deviation` with `form`; only the mean of one.
 
-    "-" if there is nothing to average: no values, or NaN for what a problem has not.
+    Returns "-" if there is nothing to average: no values, or NaN.
     """
     if not values or any(math.isnan(value) for value in values):
         return "-"
@@ -324,7 +324,7 @@ def mean_and_deviation(values: Sequence[float], form: str) -> str:
 
 
 def caption(comparison: Comparison) -> str:
-    """Problem, budget and seeds in a line."""
+    """Returns problem, budget and seeds in a line."""
     budget = comparison.budget
     if budget["name"] == "none":
         rate = comparison.config["optimizer"]["learning_rate"]
@@ -362,7 +362,7 @@ def _tried(label: str, outcome: Outcome, chosen: bool) -> dict[str, Any]:
 
 
 def _comparable(comparison: Comparison) -> bool:
-    """Whether an epoch has as many batches as one of the published curves."""
+    """Returns whether an epoch has as many batches as in the published curves."""
     budget = comparison.budget
     curves = published(comparison.config["problem"])
     return (
@@ -470,7 +470,7 @@ def _budget_text(budget: Mapping[str, Any]) -> str:
     if name == "none":
         name = "none, so learning rates are not tuned"
     elif name == "custom":
-        name += f", {budget['asked']} but for: {'; '.join(budget['changed'])}"
+        name += f", {budget['asked']} except: {'; '.join(budget['changed'])}"
     text = f"**Budget: {name}.** " + "; ".join(facts) + "."
     if budget["name"] not in ("full", "none"):
         text += " This is not the full protocol."
@@ -495,9 +495,9 @@ def _markdown(
         _budget_text(comparison.budget) + "\n",
         _table(_headings(target, accuracy), cells),
         "Mean ± standard deviation over the seeds, after the last epoch. Ranked by the "
-        f"mean test {counts}; optimizers of whose runs some diverged or failed come "
-        'last. Steps are counted at the evaluations, one an epoch. "Training" is the '
-        "time of the batches alone.\n",
+        f"mean test {counts}; optimizers with runs that diverged or failed come last. "
+        'Steps are counted at the evaluations, one per epoch. "Training" is the time '
+        "of the batches alone.\n",
     ]
     labels = [row["optimizer"] for row in rows if comparison.tuning[row["optimizer"]]]
     if labels:
@@ -525,7 +525,7 @@ def _markdown(
 
 
 def _about(comparison: Comparison) -> list[str]:
-    """The command, the commit and the machine, as paragraphs."""
+    """Returns the command, the commit and the machine, as paragraphs."""
     about = comparison.about
     machine = about["machine"]
     packages = ", ".join(f"{k} {v}" for k, v in machine["packages"].items())
@@ -540,7 +540,7 @@ def _about(comparison: Comparison) -> list[str]:
 
 
 def _faithfulness(comparison: Comparison, checks: Sequence[faithfulness.Check]) -> str:
-    """The page on the published optimizers among those compared."""
+    """Returns the page on the published optimizers among those compared."""
     subset = ""
     if not _comparable(comparison):
         budget = comparison.budget

@@ -1,4 +1,4 @@
-"""Budgets of a comparison, and runs that several processes share through Optuna."""
+"""Budgets of a comparison, and runs shared by several processes through Optuna."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ POLL = 1.0  # seconds between looks at the runs of other processes
 
 @dataclass(frozen=True)
 class Budget:
-    """What a comparison may cost.
+    """The allowed cost of a comparison.
 
     Attributes:
-        name: of the budget.
-        epochs: at most so many; None: as the config says.
-        train_examples: only the first so many, None: all.
-        test_examples: the same of the test set.
-        stride: every so many-th rate of `GRID` is tried.
-        seeds: runs with the best rate.
+        name: the budget's name.
+        epochs: the largest number of epochs; None for the config's own.
+        train_examples: how many of the first examples to use; None for all.
+        test_examples: the same for the test set.
+        stride: every `stride`-th rate of `GRID` is tried.
+        seeds: number of runs with the best rate.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Budget:
 
     @property
     def rates(self) -> tuple[float, ...]:
-        """The learning rates that are tried, rising."""
+        """Returns the learning rates to try, in ascending order."""
         return GRID[:: self.stride]
 
 
@@ -72,13 +72,13 @@ def budgeted(
     examples: tuple[int, int],
     kept: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """A config whose length and data are those of a budget.
+    """Returns a config with the length and data of a budget.
 
     Args:
         config: nested dicts.
         budget: one of `BUDGETS`.
         examples: sizes of the whole training and test set.
-        kept: fields that the user has set and that stay as they are.
+        kept: fields that the user has set, which are not changed.
     """
     result = copy.deepcopy(dict(config))
     if budget.epochs is not None and "epochs" not in kept:
@@ -98,18 +98,18 @@ def describe(
     examples: tuple[int, int],
     seeds: Sequence[int],
 ) -> dict[str, Any]:
-    """Which budget a comparison has really had.
+    """Describes the actual budget of a comparison.
 
     Args:
-        config: with which it runs.
-        protocol: the config as its file has it.
-        budget: the budget it was asked for; None: nothing is tuned.
+        config: the config of the runs.
+        protocol: the config in its file.
+        budget: the requested budget; None if nothing is tuned.
         examples: sizes of the whole training and test set.
-        seeds: of the runs with the best rate.
+        seeds: seeds of the runs with the best rate.
 
     Returns:
-        `name`: of the budget, "none", or "custom" if anything differs from the
-        budget, which `changed` then lists; `asked`, the budget's own name; `epochs`,
+        `name`: the budget's, "none", or "custom" if anything differs from the budget,
+        which `changed` then lists; `asked`, the requested budget's name; `epochs`,
         `train_examples` and `test_examples`, each also as `whole_*`; `batch_size`,
         `seeds` and `learning_rates`.
     """
@@ -148,21 +148,21 @@ def describe(
 
 
 def outwards(rates: Sequence[float], start: float) -> list[float]:
-    """The rates in the order in which they are tried: those near `start` first.
+    """Returns the rates in the order in which to try them: those near `start` first.
 
-    What is hopeless is then soon known.
+    Hopeless ones are then recognised soon.
     """
     return sorted(rates, key=lambda rate: abs(math.log(rate / start)))
 
 
 class NotQueuedError(Exception):
-    """A trial that nobody asked for, or that another process has made already."""
+    """A trial that was not queued, or that another process has made already."""
 
 
 class Storage:
-    """Where the runs of a comparison are kept: a file or any SQL database.
+    """Stores the runs of a comparison in a file or any SQL database.
 
-    Use it as a context: meanwhile this process counts as alive.
+    Within `opened` this process counts as alive.
 
     Args:
         place: a file, which need not exist, or a URL that SQLAlchemy understands.
@@ -210,24 +210,24 @@ class Storage:
         found: Mapping[str, str] | None = None,
         fresh: bool = False,
     ) -> optuna.Study:
-        """The study of this name and config; it is made if there is none.
+        """Returns the study of this name and config, created if needed.
 
         Two configs never share a study, nor do two backends. `data_dir` may differ:
         another machine has its data elsewhere.
 
         Args:
-            name: of the study, before what tells configs apart.
-            config: what the runs have in common.
+            name: the study's name, without the suffix that tells configs apart.
+            config: the part of the config that the runs have in common.
             maximize: whether the highest result is best.
-            pruner: of Optuna.
-            found: what `made_of` returns. Defaults to `None`: data and model do not
+            pruner: a pruner of Optuna.
+            found: the result of `made_of`. Defaults to `None`: data and model do not
                 matter.
-            fresh: delete a study of other data or of another model, in place of
-                refusing it. Defaults to `False`.
+            fresh: delete a study of other data or another model instead of refusing
+                it. Defaults to `False`.
 
         Raises:
-            ExperimentError: if it is one of other data or of another model, or if the
-                storage cannot be used.
+            ExperimentError: if it is of other data or another model, or if the storage
+                cannot be used.
         """
         content = {
             "config": {k: v for k, v in config.items() if k != "data_dir"},
@@ -268,12 +268,12 @@ class Storage:
         return study
 
     def is_dead(self, trial: optuna.trial.FrozenTrial) -> bool:
-        """Whether the process that makes a trial has ended, as far as is known here.
+        """Returns whether the process that makes a trial is known to have ended.
 
         Processes with another workdir are judged by Optuna's heartbeat alone.
         """
         worker = trial.user_attrs.get("worker")
-        if worker is None:  # it has just begun, or was killed as it began
+        if worker is None:  # just begun, or killed at its beginning
             start = trial.datetime_start
             return start is not None and time.time() - start.timestamp() > GRACE
         path = self._workers / f"{worker}.lock"
@@ -326,14 +326,14 @@ def _storage_errors() -> tuple[type[Exception], ...]:
 class Queue:
     """The runs of one optimizer, one for each of some values.
 
-    Every process that works on a queue takes the next value that is free. What a
-    process that has ended left undone is free again.
+    Every process that works on a queue takes the next free value. A value that an ended
+    process left unfinished is free again.
 
     Args:
-        storage: where the study is.
+        storage: the storage of the study.
         study: from `Storage.study`.
         parameter: "learning_rate" or "seed".
-        values: in the order in which they are taken.
+        values: in the order in which to take them.
     """
 
     def __init__(
@@ -347,7 +347,7 @@ class Queue:
         self._parameter, self._values = parameter, list(values)
 
     def finished(self) -> dict[float, optuna.trial.FrozenTrial]:
-        """The last finished trial of each value that has one."""
+        """Returns the last finished trial of each value that has one."""
         states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
         result = {}
         for trial in self._study.get_trials(deepcopy=False, states=states):
@@ -355,7 +355,7 @@ class Queue:
         return {value: result[value] for value in self._values if value in result}
 
     def retry(self) -> None:
-        """Lets those that failed (not those that diverged) be made again."""
+        """Queues failed runs (not diverged ones) again."""
         for value, trial in self.finished().items():
             if trial.user_attrs["outcome"] == "failed":
                 self._enqueue(value)
@@ -369,8 +369,8 @@ class Queue:
 
         Args:
             run: makes the run of a value, returns its result.
-            waiting: called with what is finished before each run, and again and
-                again while other processes make the last ones.
+            waiting: called with the finished trials before each run, and repeatedly
+                while other processes make the last ones.
 
         Returns:
             The trial of each value.
@@ -386,7 +386,7 @@ class Queue:
                 low, high = GRID[0], GRID[-1]
                 value = trial.suggest_float(self._parameter, low, high, log=True)
             index = self._index(value)
-            if index is not None:  # else it helps a process with other values
+            if index is not None:  # otherwise it helps a process with other values
                 value = self._values[index]
             if self._taken(trial, value):
                 raise NotQueuedError
@@ -405,7 +405,7 @@ class Queue:
                 time.sleep(POLL)
 
     def _fill(self) -> bool:
-        """Queues what nobody has made or is making. Says whether anything waits."""
+        """Queues values without a run; returns whether any run is waiting."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             optuna.storages.fail_stale_trials(self._study)
@@ -416,7 +416,7 @@ class Queue:
             if trial.state == states.FAIL:
                 continue
             if trial.state == states.RUNNING and self._storage.is_dead(trial):
-                with contextlib.suppress(ValueError):  # another one was quicker
+                with contextlib.suppress(ValueError):  # another process was quicker
                     self._study.tell(trial.number, state=states.FAIL)
                 continue
             queued = queued or trial.state == states.WAITING
@@ -431,10 +431,10 @@ class Queue:
         self._study.enqueue_trial({self._parameter: value}, user_attrs={"queued": True})
 
     def _value(self, trial: optuna.trial.FrozenTrial) -> float | None:
-        """The value of a trial; None if nobody asked for it."""
+        """Returns the value of a trial; None if it was not queued here."""
         if self._parameter in trial.params:
             value = trial.params[self._parameter]
-        elif "fixed_params" in trial.system_attrs:  # it waits, or has just begun
+        elif "fixed_params" in trial.system_attrs:  # waiting, or just begun
             value = trial.system_attrs["fixed_params"][self._parameter]
         else:
             return None
@@ -442,14 +442,14 @@ class Queue:
         return value if index is None else self._values[index]
 
     def _index(self, value: float) -> int | None:
-        """The place of a value, which a database may have rounded."""
+        """Returns the index of a value, which a database may have rounded."""
         for i, other in enumerate(self._values):
             if math.isclose(value, other, rel_tol=1e-9):
                 return i
         return None
 
     def _taken(self, trial: optuna.Trial, value: float) -> bool:
-        """Whether another process came first: possible without a common workdir."""
+        """Returns whether another process was first, as without a common workdir."""
         return any(
             other.number < trial.number
             and other.state == optuna.trial.TrialState.RUNNING

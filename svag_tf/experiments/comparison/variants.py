@@ -1,4 +1,4 @@
-"""Optimizers of a comparison, each with arguments of its own."""
+"""Optimizers of a comparison, each with its own arguments."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ ARGUMENTS = tuple(
 
 @dataclass(frozen=True)
 class Variant:
-    """An optimizer and the arguments that it alone gets.
+    """An optimizer and its own arguments.
 
     Attributes:
-        name: of `OPTIMIZERS`.
+        name: a name in `OPTIMIZERS`.
         arguments: names and values of fields of the config's `optimizer`.
     """
 
@@ -32,7 +32,7 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """As it is written on the command line: `adam:epsilon=1e-08`."""
+        """Its form on the command line: `adam:epsilon=1e-08`."""
         parts = [self.name, *(f"{k}={_shown(v)}" for k, v in self.arguments)]
         return ":".join(parts)
 
@@ -54,8 +54,8 @@ def parse_variant(text: str) -> Variant:
         text: such as `"adam"` or `"momentum:momentum=0.99:learning_rate=0.0025"`.
 
     Raises:
-        ExperimentError: if the optimizer or an argument is unknown, or a value has
-            not the argument's type. Ranges are checked with the config.
+        ExperimentError: if the optimizer or an argument is unknown, or a value is of
+            the wrong type. Ranges are checked with the config.
 
     Example:
 
@@ -80,10 +80,10 @@ def parse_variant(text: str) -> Variant:
 
 
 def titles(variants: Sequence[Variant]) -> dict[str, str]:
-    """How tables and figures name the variants, by their labels.
+    """Returns the variants' titles in tables and figures, by their labels.
 
-    Names as the papers write them, with arguments in brackets. The learning rate is
-    one of them only if nothing else tells two variants apart.
+    Titles are the papers' names with arguments in brackets. The learning rate is among
+    them only if nothing else tells two variants apart.
     """
 
     def title(variant: Variant, all_arguments: bool) -> str:

@@ -1,4 +1,4 @@
-"""A problem's data and model, checked before anything is trained on them."""
+"""Checks a problem's data and model before anything is trained on them."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _BUILT: Any = weakref.WeakSet()
 # Losses of Keras whose labels do not have the shape of the outputs.
 _OTHER_SHAPES = ("CTC", "ctc", "Circle", "circle")
 _BINARY = ("BinaryCrossentropy", "binary_crossentropy")
-EXAMPLES = 32  # in the batch that is tried, where the model takes any number
+EXAMPLES = 32  # in the batch that is tried, if the model takes any number
 
 
 def load(name: str, problem: Problem, data_dir: str | None) -> Data:
-    """The data of a problem, checked.
+    """Loads and checks the data of a problem.
 
     Args:
-        name: of the problem, for messages.
-        problem: has the function.
-        data_dir: what the config says.
+        name: the problem's name, for messages.
+        problem: the problem with the function.
+        data_dir: the folder in the config.
 
     Raises:
-        ExperimentError: if it fails or does not return what it must.
+        ExperimentError: if the function fails or returns something invalid.
     """
     with explained(f"load() of the problem '{name}' failed"):
         loaded = problem.load(data_dir)
@@ -64,10 +64,10 @@ def load(name: str, problem: Problem, data_dir: str | None) -> Data:
 
 
 def build(name: str, problem: Problem) -> keras.Model:
-    """A new model of a problem, checked.
+    """Builds and checks a new model of a problem.
 
     Raises:
-        ExperimentError: if it fails or does not return what it must.
+        ExperimentError: if the function fails or returns something invalid.
     """
     with explained(f"build() of the problem '{name}' failed"):
         model = problem.build()
@@ -79,12 +79,12 @@ def build(name: str, problem: Problem) -> keras.Model:
     if not model.built:
         raise ExperimentError(
             f"build() of the problem '{name}' must return a model that has its "
-            "weights. Let it begin with a keras.Input, or call it on an example"
+            "weights. Start it with a keras.Input, or call it on an example"
         )
     if model in _BUILT:
         raise ExperimentError(
             f"build() of the problem '{name}' must return a new model at each call: a "
-            "run would go on from what the one before has learned"
+            "run would continue from what the previous one has learned"
         )
     _BUILT.add(model)
     if not model.trainable_variables:
@@ -96,7 +96,7 @@ def build(name: str, problem: Problem) -> keras.Model:
 
 
 def loss(name: str, problem: Problem) -> Any:
-    """A new loss of a problem: a `keras.Loss` or a function.
+    """Returns a new loss of a problem: a `keras.Loss` or a function.
 
     Raises:
         ExperimentError: if there is none.
@@ -104,7 +104,7 @@ def loss(name: str, problem: Problem) -> Any:
     with explained(
         f"The loss of the problem '{name}' must be a function without arguments that "
         "returns a loss, such as Problem(load, build, loss=lambda: "
-        "keras.losses.MeanSquaredError()). Received: what failed"
+        "keras.losses.MeanSquaredError()). Received: a function that failed"
     ):
         found = keras.losses.get(problem.loss())
         if found is None:
@@ -116,9 +116,9 @@ def try_batches(name: str, problem: Problem, model: keras.Model, data: Data) -> 
     """Puts a batch of each part through the model and its loss.
 
     Args:
-        name: of the problem, for messages.
-        problem: has the loss, and what prepares a batch.
-        model: compiled; it is left as it was.
+        name: the problem's name, for messages.
+        problem: the problem, with the loss and the functions that prepare a batch.
+        model: compiled; it is not changed.
         data: as `load` returns it.
 
     Returns:
@@ -152,7 +152,7 @@ def _tried(
         with explained(f"prepare_{part} {of} failed"):
             inputs = prepare(inputs, np.random.default_rng(0))
     if fixed and len(inputs) < fixed:
-        return math.nan  # There is no batch to try.
+        return math.nan  # No batch to try.
     shape = f"inputs of shape {inputs.shape} and dtype {inputs.dtype} (x_{part})"
     with explained(f"The model {of} does not take {shape}"):
         output = model(keras.ops.convert_to_tensor(inputs), training=False)
@@ -175,7 +175,7 @@ def _tried(
 
 
 def _batch_size(model: keras.Model) -> int | None:
-    """The batch size that the model fixes; None: it takes any."""
+    """Returns the batch size that the model fixes; None if it takes any."""
     inputs = keras.tree.flatten(getattr(model, "inputs", None) or ())
     return inputs[0].shape[0] if inputs else None
 
@@ -202,7 +202,7 @@ def _check_array(what: str, array: np.ndarray) -> None:
 def _check_labels(
     problem: Problem, of: str, part: str, y: np.ndarray, output: tuple[int, ...]
 ) -> None:
-    """Checks what the loss would not: it may broadcast, or read beyond the classes."""
+    """Checks what the loss does not: it may broadcast, or read beyond the classes."""
     loss = keras.losses.get(problem.loss())
     whole = y.dtype.kind in "iub" or bool((y == np.round(y)).all())
     sparse = isinstance(loss, keras.losses.SparseCategoricalCrossentropy) or (
@@ -250,13 +250,13 @@ def _check_labels(
 
 
 def _shown(shape: tuple[int, ...]) -> str:
-    """The shape of examples of this shape."""
+    """Formats the shape of n examples of this shape."""
     return f"({', '.join(map(str, ('n', *shape)))})"
 
 
 @contextlib.contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Makes one line of what the user's own code raises."""
+    """Turns errors of the user's code into an `ExperimentError` of one line."""
     try:
         yield
     except ExperimentError:

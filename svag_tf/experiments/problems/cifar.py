@@ -21,7 +21,7 @@ PADDING = 2  # on each side: 36x36, of which 32x32 are cut out
 
 
 def cifar10_3c3d() -> keras.Model:
-    """DeepOBS' network of three convolutions and three dense layers.
+    """Builds DeepOBS' network of three convolutions and three dense layers.
 
     895,210 parameters. Kernels start Glorot normal in convolutions, Glorot uniform in
     dense layers, biases at 0. The loss has the term 0.002 * sum(w^2) / 2 over all
@@ -63,11 +63,11 @@ def cifar10_3c3d() -> keras.Model:
 
 
 def cifar100_wrn404() -> keras.Model:
-    """DeepOBS' wide residual network 40-4 (Zagoruyko and Komodakis 2016).
+    """Builds DeepOBS' wide residual network 40-4 (Zagoruyko and Komodakis 2016).
 
     8,972,340 parameters. Three stages of six units, each BN, ReLU, convolution twice.
-    In a stage's first unit BN and ReLU come before the shortcut leaves, which is a
-    1x1 convolution. Kernels start Glorot uniform; convolutions have no biases. The
+    In a stage's first unit BN and ReLU come before the shortcut branches off, which is
+    a 1x1 convolution. Kernels start Glorot uniform; convolutions have no biases. The
     loss has the term 0.0005 * sum(w^2) / 2 over all kernels.
     """
 
@@ -105,7 +105,7 @@ def cifar100_wrn404() -> keras.Model:
 
 
 def load_cifar10(data_dir: str | None = None) -> Data:
-    """CIFAR-10 in bytes: 50,000 train, 10,000 test, 32x32x3, ten classes.
+    """Loads CIFAR-10 as bytes: 50,000 train, 10,000 test, 32x32x3, ten classes.
 
     Args:
         data_dir: folder with the binary version (`data_batch_1.bin` to
@@ -128,7 +128,7 @@ def load_cifar10(data_dir: str | None = None) -> Data:
 
 
 def load_cifar100(data_dir: str | None = None) -> Data:
-    """CIFAR-100 in bytes: 50,000 train, 10,000 test, 32x32x3, 100 fine classes.
+    """Loads CIFAR-100 as bytes: 50,000 train, 10,000 test, 32x32x3, 100 fine classes.
 
     Args:
         data_dir: folder with the binary version (`train.bin` and `test.bin`, or
@@ -200,14 +200,14 @@ def read_records(
     Args:
         path: the file.
         label_bytes: labels in a record.
-        classes: how many different labels there may be.
+        classes: number of classes.
 
     Returns:
         Images, uint8, shape (n, 32, 32, 3), and labels, int32, shape (n,).
 
     Raises:
-        ExperimentError: naming the file, if it is missing, does not consist of whole
-            records or has a label that there is not.
+        ExperimentError: if the file is missing, does not consist of whole records or
+            has an invalid label; names it.
     """
     size = label_bytes + int(np.prod(SHAPE))
     try:
@@ -230,19 +230,19 @@ def read_records(
 
 
 def augmented(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """DeepOBS' training images: changed at random, then standardised.
+    """Changes images at random as DeepOBS does for training, then standardises them.
 
     Padded to 36x36 with zeros; a random 32x32 crop; flipped or not; brightness plus a
     number in +-63/255; saturation times 0.5 to 1.5; contrast times 0.2 to 1.8; all on
-    the scale 0 to 255. (On that scale DeepOBS' change of the brightness is a tiny one;
-    it stays as it is there.) The images of a batch are changed independently.
+    the scale 0 to 255. (On that scale DeepOBS' change of brightness is tiny; it is kept
+    as it is.) The images of a batch are changed independently.
 
-    DeepOBS measures the loss on training data on such images too, and so do we:
-    whether its published curves and ours agree would else be hard to say.
+    Like DeepOBS, we also measure the loss on training data on such images: otherwise
+    its published curves and ours could not be compared.
 
     Args:
         images: uint8, shape (n, 32, 32, 3).
-        rng: where the changes come from.
+        rng: source of the random changes.
 
     Returns:
         A new float32 array of the same shape.
@@ -306,5 +306,5 @@ def standardised(x: np.ndarray) -> np.ndarray:
 
 
 def prepare_test(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Test images: standardised only."""
+    """Prepares test images: they are only standardised."""
     return standardised(images)

@@ -25,8 +25,8 @@ _FASHION_MNIST_FILES = (
 class Data(NamedTuple):
     """Inputs and labels, examples along the first axis.
 
-    Images have the shape (n, height, width, channels) and are float32 in [0, 1] where
-    the problem says nothing else, their labels are int32 of shape (n,).
+    Images have the shape (n, height, width, channels) and are float32 in [0, 1] unless
+    the problem says otherwise; their labels are int32 of shape (n,).
     """
 
     x_train: np.ndarray
@@ -36,7 +36,7 @@ class Data(NamedTuple):
 
 
 def load_digits(data_dir: str | None = None) -> Data:
-    """scikit-learn's bundled handwritten digits: 1437 train, 360 test, 8x8x1.
+    """Loads scikit-learn's handwritten digits: 1437 train, 360 test, 8x8x1.
 
     The split is stratified by class and always the same.
 
@@ -67,9 +67,9 @@ def load_digits(data_dir: str | None = None) -> Data:
 
 
 def load_fashion_mnist(data_dir: str | None = None) -> Data:
-    """Fashion-MNIST: 60,000 train, 10,000 test, 28x28x1.
+    """Loads Fashion-MNIST: 60,000 train, 10,000 test, 28x28x1.
 
-    Looked for in this order: `data_dir` if given; the folder of Debian's package
+    Looks in this order: `data_dir` if given; the folder of Debian's package
     dataset-fashion-mnist; Keras' downloader (and its cache).
 
     Args:
@@ -84,7 +84,7 @@ def load_fashion_mnist(data_dir: str | None = None) -> Data:
         return read_idx_data(DEBIAN_FASHION_MNIST)
     try:
         (x_train, y_train), (x_test, y_test) = keras.datasets.fashion_mnist.load_data()
-    except Exception as error:  # no network, a corrupt cache, ...: Keras raises many
+    except Exception as error:  # no network, a corrupt cache, ...: many kinds
         raise ExperimentError(
             "Fashion-MNIST was not found. Three ways to get it: (1) name a folder with "
             "its four IDX files: --config.data_dir=DIR; (2) install Debian's package, "
@@ -141,7 +141,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
 
     Args:
         path: the file.
-        dimensions: how many axes it must have.
+        dimensions: number of axes that it must have.
 
     Returns:
         A uint8 array.

@@ -7,7 +7,7 @@ from keras import layers
 
 
 def digits_cnn() -> keras.Model:
-    """A small convolutional network for 8x8 digits (85,066 parameters)."""
+    """Builds a small convolutional network for 8x8 digits (85,066 parameters)."""
     return keras.Sequential(
         [
             keras.Input((8, 8, 1)),

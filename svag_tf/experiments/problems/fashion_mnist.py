@@ -7,7 +7,7 @@ from keras import layers
 
 
 def fmnist_2c2d() -> keras.Model:
-    """DeepOBS' network of two convolutions and two dense layers for 28x28x1 images.
+    """Builds DeepOBS' network of two convolutions and two dense layers (28x28x1).
 
     3,274,634 parameters. Kernels start truncated normal with deviation 0.05, biases
     at 0.05; no regularisation.

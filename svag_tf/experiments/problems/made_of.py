@@ -1,7 +1,7 @@
-"""What a run is made of: its data and its model, in a form that can be compared.
+"""Describes a run's data and model in a form that can be compared.
 
-A run's config names the problem. That its `load` and `build` are still the same, a
-digest of what they return tells.
+A run's config only names the problem. A digest of what its `load` and `build` return
+shows whether they are still the same.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from svag_tf.experiments.problems.data import Data
 from svag_tf.saving.model_state import stable_paths
 
 _LOSS = "loss before training"
-_TOLERANCE = 1e-3  # relative, of that loss: devices and thread counts round otherwise
+_TOLERANCE = 1e-3  # relative, of that loss: devices and thread counts round differently
 
 MadeOf = dict[str, str]
 
 
 def made_of(config: Mapping[str, Any], data: Data, model: keras.Model) -> MadeOf:
-    """What a run's data and model are, part by part. Tries whether they fit together.
+    """Describes a run's data and model, part by part; checks that they fit together.
 
-    The same in every process: the numbers in names that Keras gives do not matter.
+    The result is the same in every process: automatic numbers in names are ignored.
 
     Args:
-        config: of the run, as `config.checked` returns it.
+        config: the run's config, as `config.checked` returns it.
         data: the examples that it uses.
-        model: compiled; it is left as it was.
+        model: compiled; it is not changed.
 
     Raises:
         ExperimentError: if data and model do not fit together.
@@ -71,7 +71,7 @@ def made_of(config: Mapping[str, Any], data: Data, model: keras.Model) -> MadeOf
 
 
 def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """The parts in which two runs differ, as lines `part: old -> new`."""
+    """Returns the parts in which two runs differ, as lines `part: old -> new`."""
     lines = []
     for part in dict.fromkeys((*new, *old)):
         before, after = old.get(part), new.get(part)
@@ -85,7 +85,7 @@ def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
 
 
 def differ(old: Mapping[str, str] | None, new: Mapping[str, str]) -> bool:
-    """Whether something was made of other data or another model, or does not say."""
+    """Returns whether something was made of other data or another model, or unknown."""
     return not old or bool(differences(old, new))
 
 
@@ -94,11 +94,11 @@ def refuse(what: str, old: Mapping[str, str] | None, new: Mapping[str, str]) -> 
 
     Args:
         what: "The workdir runs/mine holds a run".
-        old: what it was made of; None or empty: it does not say.
+        old: what it was made of; None or empty if unknown.
         new: what it would be made of now.
 
     Raises:
-        ExperimentError: naming the parts that differ.
+        ExperimentError: with the parts that differ.
     """
     remedy = (
         "Start afresh (--fresh), which deletes it; or name another --workdir; or undo "
@@ -106,8 +106,8 @@ def refuse(what: str, old: Mapping[str, str] | None, new: Mapping[str, str]) -> 
     )
     if not old:
         raise ExperimentError(
-            f"{what} that does not say of which data and model it was made: it is one "
-            f"of an earlier version of svag_tf. {remedy}."
+            f"{what} that does not say of which data and model it was made: it is from "
+            f"an earlier version of svag_tf. {remedy}."
         )
     changed = differences(old, new)
     if changed:
@@ -125,22 +125,22 @@ def _array(array: np.ndarray) -> str:
 
 
 def _prepared(prepare: Prepare, x: np.ndarray) -> str:
-    """What `prepare` makes of some examples, if that does not change by itself."""
+    """Returns a digest of `prepare` on some examples, if its result is reproducible."""
     first, second = (_array(prepare(x, np.random.default_rng(0))) for _ in range(2))
     return first if first == second else "random"
 
 
 def _config(thing: Any, names: Mapping[str, str]) -> str:
-    """A digest of the arguments of a layer or a loss."""
+    """Returns a digest of the arguments of a layer or a loss."""
     try:
         config = keras.saving.serialize_keras_object(thing)
-    except Exception:  # The user's own, without a `get_config`: Keras raises many.
+    except Exception:  # A user's class without a `get_config`: many kinds.
         config = type(thing).__name__
     return _digest(_plain(config, names))
 
 
 def _structure(model: keras.Model, names: Mapping[str, str]) -> str:
-    """A digest of how the layers are connected."""
+    """Returns a digest of how the layers are connected."""
     kind = type(model).__name__
     try:
         config = model.get_config()
@@ -152,10 +152,10 @@ def _structure(model: keras.Model, names: Mapping[str, str]) -> str:
 
 
 def _plain(value: Any, names: Mapping[str, str]) -> Any:
-    """A config without names, without what is None, and without compiled code.
+    """Returns a config without names, without None values, and without compiled code.
 
-    The first depend on what else a process has made and on where a file lies, the
-    second on the version of Keras, the third on the lines of a file.
+    The first depend on the process's other models and on where a file lies, the second
+    on the version of Keras, the third on the lines of a file.
     """
     if isinstance(value, Mapping):
         if value.get("class_name") == "__lambda__":

@@ -1,4 +1,4 @@
-"""What a learning problem is."""
+"""Defines a learning problem."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Prepare = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 def cross_entropy() -> keras.Loss:
-    """Of logits and whole-numbered labels."""
+    """Returns the cross-entropy of logits and integer labels."""
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
@@ -29,12 +29,12 @@ class Problem:
         loss: returns the loss of labels and the model's output. Default: the
             cross-entropy of logits. Regularisers are the model's own.
         accuracy: whether the output has an accuracy.
-        prepare_train: makes a model's input of a batch of training inputs, at random
-            if it likes; None: they are taken as they are.
+        prepare_train: turns a batch of training inputs into the model's input, possibly
+            at random; None to use them unchanged.
         prepare_test: the same for test inputs.
         streams: None, or the number of streams into which a text is cut: batch i + 1
-            goes on where batch i ended, so that batches have this size, their order
-            stays and an incomplete one is left out. Layers that have a method
+            continues where batch i ended, so batches have this size, their order is
+            fixed and an incomplete one is left out. Layers that have a method
             `reset_state` start each pass over the data afresh.
     """
 

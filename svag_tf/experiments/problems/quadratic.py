@@ -38,21 +38,21 @@ class Quadratic(layers.Layer):
 
 @keras.saving.register_keras_serializable(package="svag_tf")
 def output_as_loss(y: Any, output: Any) -> Any:
-    """The loss of a model that computes it itself; `y` does not matter."""
+    """Returns the output of a model that computes its own loss; `y` is ignored."""
     return ops.mean(output, axis=-1)
 
 
 def quadratic_deep() -> keras.Model:
-    """The quadratic as a model whose output is the loss (100 parameters)."""
+    """Builds the quadratic as a model whose output is the loss (100 parameters)."""
     return keras.Sequential(
         [keras.Input((DIMENSIONS,)), Quadratic(dtype="float32")], name="quadratic_deep"
     )
 
 
 def load_points(data_dir: str | None = None) -> Data:
-    """1000 train and 1000 test points from N(0, 0.6^2 I) in 100 dimensions.
+    """Returns 1000 train and 1000 test points from N(0, 0.6^2 I) in 100 dimensions.
 
-    Always the same. The labels are zeros that nothing reads.
+    They are always the same. The labels are zeros and never used.
 
     Args:
         data_dir: must be None; the data is made here.
@@ -76,7 +76,7 @@ def load_points(data_dir: str | None = None) -> Data:
 
 
 def matrix() -> np.ndarray:
-    """Q: 90 eigenvalues from (0, 1), 10 from (30, 60), in random directions.
+    """Returns Q: 90 eigenvalues from (0, 1), 10 from (30, 60), in random directions.
 
     Returns:
         Shape (100, 100), float64, symmetric, always the same.
@@ -88,15 +88,15 @@ def matrix() -> np.ndarray:
 
 
 def rotation(dimensions: int, rng: np.random.RandomState) -> np.ndarray:
-    """A random rotation, uniform over all (Haar measure).
+    """Returns a random rotation, uniform over all (Haar measure).
 
-    The subgroup algorithm of Diaconis and Shahshahani (1987): from a rotation of the
-    plane to one of ever more dimensions; each time the old one is followed by a
+    The subgroup algorithm of Diaconis and Shahshahani (1987) starts with a rotation of
+    the plane and adds dimensions; each time, the old rotation is followed by a
     reflection that takes the new axis to a random direction.
 
     Args:
         dimensions: at least 2.
-        rng: first gives the angle, then each time a direction.
+        rng: gives first the angle, then a direction each time.
     """
     angle = 2 * np.pi * rng.uniform()
     r = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])

@@ -20,18 +20,18 @@ VOCABULARY = 83  # with the carriage return
 # The text with line ends \n and without white space at its ends, in UTF-8.
 CHARACTERS, BYTES = 3_196_211, 3_196_228
 SHA256 = "b0fc81c399971eaf738c8be89809e6a0d95c151749112b04f06b6af648d8a39f"
-# Karpathy's char-rnn; its published length fits. What comes from there is checked.
+# Karpathy's char-rnn; its published length fits. The download is checked.
 ADDRESS = "https://cs.stanford.edu/people/karpathy/char-rnn/warpeace_input.txt"
 NAME = "war_and_peace.txt"
 
 
 @keras.saving.register_keras_serializable(package="svag_tf")
 class Stateful(layers.Wrapper):
-    """Lets an LSTM begin each batch in the state in which the last one ended.
+    """Makes an LSTM begin each batch in the state in which the last one ended.
 
-    Keras' `stateful=True` does this on the TensorFlow backend alone: on JAX the state
-    is lost without a word, and on PyTorch training ends with an error. Here the state
-    is two weights of the layer, which are saved and restored with the others.
+    Keras' `stateful=True` does this only on the TensorFlow backend: on JAX the state is
+    silently lost, and on PyTorch training ends with an error. Here the state is two
+    weights of the layer, which are saved and restored with the others.
 
     Args:
         layer: a `keras.layers.LSTM` with `return_sequences` and `return_state`. The
@@ -62,19 +62,19 @@ class Stateful(layers.Wrapper):
         return (*input_shape[:2], self.layer.units)
 
     def reset_state(self) -> None:
-        """Makes the state zero."""
+        """Sets the state to zero."""
         for state in self.state:
             state.assign(ops.zeros(state.shape, state.dtype))
 
 
 def tolstoi_char_rnn() -> keras.Model:
-    """DeepOBS' recurrent network: embedding, two LSTMs of 128 units, dense layer.
+    """Builds DeepOBS' network: embedding, two LSTMs of 128 units, dense layer.
 
     284,499 parameters. While training, 0.2 of each LSTM's inputs and outputs are
-    dropped, anew for every character. Initial values as in DeepOBS: Glorot uniform,
-    where both kernels of an LSTM count as one matrix, also for the last layer's
-    biases; the LSTM's biases are 1 for the forget gate and else 0. It takes 50
-    sequences of 50 ids at a time and goes on from batch to batch.
+    dropped, anew for every character. Initial values are those of DeepOBS: Glorot
+    uniform, with both kernels of an LSTM counted as one matrix, also for the last
+    layer's biases; the LSTM's biases are 1 for the forget gate and 0 otherwise. It
+    takes 50 sequences of 50 ids at a time, and keeps its state from batch to batch.
     """
     units = 128
     limit = (6 / (2 * units + 4 * units)) ** 0.5
@@ -111,20 +111,20 @@ def tolstoi_char_rnn() -> keras.Model:
 
 
 def load_war_and_peace(data_dir: str | None = None) -> Data:
-    """War and Peace in sequences of 50 characters: 52,100 train, 13,000 test.
+    """Loads War and Peace as sequences of 50 characters: 52,100 train, 13,000 test.
 
     Lines end with carriage return and line feed, whatever the file has: 3,258,225
-    characters, 83 different ones. So it is in DeepOBS, and it matters: the line feed
-    after a carriage return is easily guessed. (DeepOBS' copy of the book is another
-    one, a little longer.) The first 80 % train, the rest tests. An input is 50 ids,
-    its label the 50 ids one character later.
+    characters, 83 different ones. DeepOBS does the same, and it matters: the line feed
+    after a carriage return is easy to predict. (DeepOBS' copy of the book is a
+    different, slightly longer one.) The first 80 % are for training, the rest for
+    testing. An input is 50 ids, its label the 50 ids one character later.
 
     Args:
         data_dir: folder with `war_and_peace.txt` or `war_and_peace.txt.gz`, or None
             for a download with Keras' downloader and its cache.
 
     Raises:
-        ExperimentError: if the text is missing, cannot be had or is another one.
+        ExperimentError: if the text is missing, cannot be downloaded or is another one.
     """
     if data_dir is None:
         path = _download()
@@ -145,10 +145,10 @@ def load_war_and_peace(data_dir: str | None = None) -> Data:
 def read_text(path: Path) -> str:
     """Reads the text, gzipped if its name ends in `.gz`, and checks its SHA-256.
 
-    Line ends become `\\n`; a byte-order mark and white space at the ends go.
+    Line ends become `\\n`; a byte-order mark and white space at the ends are removed.
 
     Raises:
-        ExperimentError: naming the file, if it is unreadable or another text.
+        ExperimentError: if the file is unreadable or another text; names it.
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -170,7 +170,7 @@ def read_text(path: Path) -> str:
 def _download() -> Path:
     try:
         return Path(keras.utils.get_file(NAME, ADDRESS))
-    except Exception as error:  # no network, a full disk, ...: Keras raises many
+    except Exception as error:  # no network, a full disk, ...: many kinds
         raise ExperimentError(
             "The text of War and Peace was not found. Two ways to get it: (1) name a "
             f"folder with {NAME} or {NAME}.gz: --config.data_dir=DIR; (2) go online "
@@ -187,8 +187,8 @@ def sequences(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
         Inputs and labels, int32, shape (n, LENGTH), n a multiple of STREAMS: example
-        `i * STREAMS + k` is the i-th sequence of stream k. What does not fill a
-        sequence in every stream is left out.
+        `i * STREAMS + k` is the i-th sequence of stream k. Characters that do not fill
+        a sequence in every stream are left out.
     """
     ids = ids.astype(np.int32)
     batches = (len(ids) - 1) // (STREAMS * LENGTH)

@@ -1,1 +1,1 @@
-"""The paper's simulations: small problems in which everything is known."""
+"""The paper's simulations: small problems whose exact values are known."""

@@ -1,4 +1,4 @@
-"""Least squares on which sign methods fit the training set and learn nothing.
+"""A least-squares problem on which sign methods fit the training set but learn nothing.
 
 After A. Wilson, R. Roelofs, M. Stern, N. Srebro, B. Recht, "The Marginal Value of
 Adaptive Gradient Methods in Machine Learning", NIPS 2017, section 3.3: minimise
@@ -63,7 +63,7 @@ FIELDS = {
 
 
 def features(labels: Array) -> Array:
-    """The matrix X of a training set, shape (n, 3 + 5n), for n labels 1 and -1."""
+    """Returns the matrix X of a training set, shape (n, 3 + 5n), for n labels 1, -1."""
     n = len(labels)
     own = np.zeros((n, n, OWN))
     own[range(n), range(n), 0] = 1
@@ -73,7 +73,7 @@ def features(labels: Array) -> Array:
 
 
 def draw_labels(rng: np.random.Generator, n: int, majority: float) -> Array:
-    """n labels, drawn again until 1 is the majority, as the problem supposes."""
+    """Draws n labels, again until 1 is the majority, as the problem assumes."""
     while True:
         labels = np.where(rng.random(n) < majority, 1.0, -1.0)
         if labels.sum() > 0:
@@ -86,7 +86,7 @@ def train(
     y: Array,
     steps: int,
 ) -> tuple[Array, Array]:
-    """Full-batch training from 0, in float32.
+    """Trains on full batches from 0, in float32.
 
     Args:
         optimizer: makes the steps.
@@ -116,21 +116,21 @@ def _numpy(variable: keras.Variable) -> Array:
 
 
 def accuracy(scores: Array, labels: Array) -> Array:
-    """The share of the scores whose sign is the label's, for each data set."""
+    """Returns the share of scores with the label's sign, for each data set."""
     return np.mean(np.sign(scores) == labels, axis=-1)
 
 
 def new_scores(theta: Array, labels: Array) -> Array:
-    """What theta gives examples that it was not trained on, shape (sets, examples).
+    """Returns theta's scores of new examples, shape (sets, examples).
 
-    Their own features occur in no training example, have the gradient 0 and so the
-    weight 0: only the shared features count.
+    Their own features occur in no training example, so their gradient and weight are 0:
+    only the shared features count.
     """
     return theta[:, :1] * labels + theta[:, 1:2] + theta[:, 2:3]
 
 
 def deviation(theta: Array, sign: Array) -> Array:
-    """max |theta - c sign| / c with the c that fits best, for each data set."""
+    """Returns max |theta - c sign| / c with the best c, for each data set."""
     c = (theta * sign).sum(-1) / np.abs(sign).sum(-1)
     return np.abs(theta - c[:, None] * sign).max(-1) / np.abs(c)
 
@@ -146,8 +146,8 @@ def simulate(
         command: the command line, for the report.
 
     Returns:
-        `results`, one dict a method, its measures lists with one value a data set;
-        `deviations` from sign(X'y), for each method an array with one value a step;
+        `results`, one dict per method, with lists of one value per data set;
+        `deviations` from sign(X'y), for each method an array with one value per step;
         and `findings`.
 
     Raises:
@@ -194,7 +194,7 @@ def simulate(
 
 def _optimizer(method: str, config: Mapping[str, Any]) -> keras.optimizers.Optimizer:
     rate = config["gradient_rate" if method in GRADIENT_METHODS else "sign_rate"]
-    # Adam is a sign method as long as epsilon does not count beside sqrt(v).
+    # Adam is a sign method as long as epsilon is negligible beside sqrt(v).
     extra = {"epsilon": config["epsilon"]} if method == "adam" else {}
     create: Callable[..., keras.optimizers.Optimizer] = OPTIMIZERS[method]
     return create(learning_rate=rate, **extra)

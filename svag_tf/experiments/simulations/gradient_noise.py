@@ -1,9 +1,9 @@
-"""M-SVAG's estimates of gradient and noise against exact ones, along a real training.
+"""Compares M-SVAG's estimates of gradient and noise with exact ones during training.
 
-A network is trained with M-SVAG. After some updates the exact gradient G of the mean
-loss over all training examples is computed at the weights of that moment, and the exact
+A network is trained with M-SVAG. After certain updates, at the current weights, the
+exact gradient G of the mean loss over all training examples is computed, and the exact
 element-wise variance V of a mini-batch's gradient, from the gradients of all single
-examples. M-SVAG has estimates of both in its two slots, averages over its past
+examples. M-SVAG has estimates of both in its two slots, averages over past
 mini-batches:
 
     m      estimates G             s      estimates V
@@ -81,7 +81,7 @@ LOGARITHMIC = ("s", "rho_s", "eta2")
 EVERYTHING = "all"
 PART = 50  # examples between two signs of progress
 BINS = 25
-# What counts as agreement; chosen before the first run.
+# Criteria of agreement; chosen before the first run.
 FACTOR = 1.25  # unbiased: a ratio of sums within this factor of 1
 CORRELATION = 0.5
 
@@ -91,10 +91,10 @@ class Measurement:
     """Estimates and exact values after an update.
 
     Attributes:
-        rows: one dict a layer and quantity, see `compared`.
+        rows: one dict per layer and quantity, see `compared`.
         sample: for each quantity, shape (2, n): estimates and exact values of
-            elements drawn at random, as many from each layer.
-        layers: shape (n,), the number of the layer that an element of the sample is of.
+            elements drawn at random, equally many from each layer.
+        layers: shape (n,), the layer's number for each element of the sample.
         bins: for each quantity, shape (2, BINS): mean estimate and mean exact value
             of bins of equally many elements; medians for eta2. For rho_s the exact
             value is the squared error (m - G)^2.
@@ -129,11 +129,11 @@ class Measurement:
 
 
 def estimates(m_tilde: Array, v_tilde: Array, t: int, beta: float) -> dict[str, Array]:
-    """M-SVAG's estimates from its slots after update t, in float64.
+    """Computes M-SVAG's estimates from its slots after update t, in float64.
 
     Args:
         m_tilde: m~, of any shape.
-        v_tilde: v~, of the same.
+        v_tilde: v~, of the same shape.
         t: count of the updates, at least 2.
         beta: decay of the averages.
 
@@ -156,11 +156,11 @@ def estimates(m_tilde: Array, v_tilde: Array, t: int, beta: float) -> dict[str, 
 
 
 def exact_values(gradient: Array, variance: Array, rho: float) -> dict[str, Array]:
-    """What the estimates estimate: see `estimates`.
+    """Returns the exact values of the quantities in `estimates`.
 
     Args:
         gradient: G, of any shape.
-        variance: V of a mini-batch, of the same.
+        variance: V of a mini-batch, of the same shape.
         rho: var[m] / V.
     """
     return {
@@ -180,16 +180,16 @@ def _ratios(mean: Array, noise: Array) -> dict[str, Array]:
 
 
 def rho_of(t: int, beta: float) -> float:
-    """var[m] / sigma^2 after update t."""
+    """Returns var[m] / sigma^2 after update t."""
     power = beta**t
     return (1 - beta) * (1 + power) / ((1 + beta) * (1 - power))
 
 
 def compared(quantity: str, estimate: Array, exact: Array) -> dict[str, float]:
-    """How well estimates agree with exact values.
+    """Measures how well estimates agree with exact values.
 
     Args:
-        quantity: of `QUANTITIES`.
+        quantity: one of `QUANTITIES`.
         estimate: shape (n,).
         exact: shape (n,).
 
@@ -211,7 +211,7 @@ def compared(quantity: str, estimate: Array, exact: Array) -> dict[str, float]:
         ratio = _quotient(estimate.sum(), exact.sum())
     if quantity in LOGARITHMIC:
         a, b = np.log(a), np.log(b)
-    # The standard deviation of equal numbers can be their mean's round-off.
+    # Round-off can make the standard deviation of equal numbers nonzero.
     spread = a.size > 2 and np.ptp(a) > 0 and np.ptp(b) > 0
     correlation = float(np.corrcoef(a, b)[0, 1]) if spread else np.nan
     return {"ratio": ratio, "correlation": correlation}
@@ -222,11 +222,11 @@ def _quotient(a: float, b: float) -> float:
 
 
 def binned(quantity: str, estimate: Array, exact: Array) -> Array:
-    """Mean (eta2: median) estimate and exact value of bins of equal counts.
+    """Returns the mean (eta2: median) estimate and exact value of equally filled bins.
 
     Args:
-        quantity: of `QUANTITIES`.
-        estimate: shape (n,); bins are made of its order.
+        quantity: one of `QUANTITIES`.
+        estimate: shape (n,); its order defines the bins.
         exact: shape (n,).
 
     Returns:
@@ -242,10 +242,10 @@ def binned(quantity: str, estimate: Array, exact: Array) -> Array:
 
 
 def labels_of(model: keras.Model) -> list[str]:
-    """A name for every trainable variable, the same in every process.
+    """Returns names of the trainable variables that are the same in every process.
 
-    The number of its layer among those with weights, the layer's class and the
-    variable's name: "1 Conv2D kernel".
+    A name has the number of the layer among those with weights, the layer's class and
+    the variable's name: "1 Conv2D kernel".
     """
     names: dict[int, str] = {}
     number = 0
@@ -265,8 +265,8 @@ def simulate(
 
     Args:
         config: see configs/gradient_noise.py.
-        workdir: folder for the results. `state.npz` and `measurements/` in it are
-            what an interrupted run goes on from.
+        workdir: folder for the results. An interrupted run resumes from `state.npz` and
+            `measurements/` in it.
         command: the command line, for the report.
 
     Returns:
@@ -315,8 +315,8 @@ def _checked(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     ):  # fmt: skip
         if optimizer[name] is not None:
             raise ExperimentError(
-                f"training.optimizer.{name} must be None: the slots are to hold "
-                "averages of a mini-batch's gradient as it is. "
+                f"training.optimizer.{name} must be None: the slots must hold "
+                "averages of unmodified mini-batch gradients. "
                 f"Received: training.optimizer.{name}={optimizer[name]!r}"
             )
     if PROBLEMS[training["problem"]].prepare_train is not None:
@@ -326,7 +326,7 @@ def _checked(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         )
     if PROBLEMS[training["problem"]].streams is not None:
         raise ExperimentError(
-            "training.problem must be one whose examples are apart from each other. "
+            "training.problem must have independent examples. "
             f"Received: training.problem={training['problem']!r}"
         )
     return own, training
@@ -344,7 +344,7 @@ def _check_problem(
             f"steps must not exceed the {steps} updates of {training['epochs']} "
             f"epochs. Received: steps={own['steps']}"
         )
-    try:  # refuses layers that drop out, and too little memory
+    try:  # refuses dropout layers, and too little memory
         _exact(own, training, data, model, lambda _: None, limit=2)
     except ValueError as error:
         raise ExperimentError(str(error)) from error
@@ -358,7 +358,7 @@ def _exact(
     report: Callable[[str], None],
     limit: int | None = None,
 ) -> GradientStatistics:
-    """The exact statistics of the first `limit` examples, or of all."""
+    """Computes the exact statistics of the first `limit` examples, or of all."""
 
     def parts() -> Iterator[tuple[Array, Array]]:
         x, y = data.x_train[:limit], data.y_train[:limit]
@@ -412,7 +412,7 @@ def _measurement(workdir: Path, step: int) -> Path:
 def _measure_all(
     config: dict[str, Any], workdir: Path, data: Data, model: keras.Model
 ) -> float:
-    """Trains and writes every measurement that is not yet there; returns seconds."""
+    """Trains and writes every missing measurement; returns the seconds."""
     training = config["training"]
     begin = time.monotonic()
     first, before = _restored(workdir, config, model)
@@ -428,9 +428,9 @@ def _measure_all(
     if not left:
         return before
     parts = -(-len(data.x_train) // PART)
-    interrupted = "Interrupted. The same command goes on from the last measurement."
+    interrupted = "Interrupted. The same command resumes after the last measurement."
     if first:
-        print(f"Going on with the run in {workdir} after step {first}.")
+        print(f"Resuming the run in {workdir} after step {first}.")
     with progress(left[-1] - first + parts * len(left), interrupted) as report:
         for step in range(first, left[-1]):
             report("training")
@@ -456,7 +456,7 @@ def _values(model: keras.Model) -> list[Any]:
 
 
 def _save_state(workdir: Path, model: keras.Model, step: int, seconds: float) -> None:
-    """What a run goes on from; that file's replacement commits the measurement."""
+    """Saves the state to resume from; replacing its file commits the measurement."""
     arrays: dict[str, Any] = {
         f"value_{i}": keras.ops.convert_to_numpy(v.value)
         for i, v in enumerate(_values(model))
@@ -469,7 +469,7 @@ def _save_state(workdir: Path, model: keras.Model, step: int, seconds: float) ->
 def _restored(
     workdir: Path, config: dict[str, Any], model: keras.Model
 ) -> tuple[int, float]:
-    """Gives the model the values of the last measurement; its step and seconds."""
+    """Restores the model of the last measurement; returns its step and seconds."""
     path, config_path = workdir / "state.npz", workdir / "config.json"
     if config_path.exists():
         changed = differences(read_json(config_path), config)
@@ -544,7 +544,7 @@ def _measured(
 
 
 def _pairs(estimate: dict[str, Array], exact: dict[str, Array]) -> dict[str, Array]:
-    """For each quantity shape (2, n): the elements that have any gradient at all."""
+    """Returns for each quantity, shape (2, n), the elements with any gradient."""
     alive = (exact["s"] > 0) | (estimate["m"] != 0)
     return {name: np.stack([estimate[name][alive], exact[name][alive]])
             for name in QUANTITIES}  # fmt: skip
@@ -562,7 +562,7 @@ def _rows(
             "quantity": name,
             "elements": pair.shape[1],
             **compared(name, *pair),
-            # Only for m and rho s: the squared error of m, and what rho s says of it.
+            # Only for m and rho s: the squared error of m, which rho s estimates.
             "squared_error_of_m": error if name in ("m", "rho_s") else float("nan"),
             "sum_of_estimates": float(np.nansum(pair[0])),
             "sum_of_exact_values": float(np.nansum(pair[1])),
@@ -684,7 +684,7 @@ def _tables(
 
 
 def _colours(labels: Sequence[str]) -> list[str]:
-    """One colour for each layer, the same for its kernel and its bias."""
+    """Returns a colour for each layer, the same for its kernel and its bias."""
     palette = [
         *plots.DIRECTIONS["along the gradient"].values(),
         "#CC79A7",
@@ -699,7 +699,7 @@ def _layer(label: str) -> str:
 
 
 def _shown(measurements: Mapping[int, Measurement]) -> dict[int, Measurement]:
-    """The first, the middle and the last."""
+    """Returns the first, the middle and the last measurement."""
     steps = list(measurements)
     chosen = sorted({steps[0], steps[len(steps) // 2], steps[-1]})
     return {step: measurements[step] for step in chosen}
@@ -807,7 +807,7 @@ def _draw_calibration(measurements: Mapping[int, Measurement], path: Path) -> No
         line = [min(ends), max(ends)]
         if name in LOGARITHMIC:
             axes.set(xscale="log", yscale="log")
-            # A bin whose v - m^2 is all round-off would stretch the axes.
+            # A bin whose v - m^2 is only round-off would stretch the axes.
             line[0] = max(line[0], 1e-12 * line[1])
             limits = line[0] / 2, line[1] * 2
             axes.set(xlim=limits, ylim=limits)
@@ -823,7 +823,7 @@ def _draw_calibration(measurements: Mapping[int, Measurement], path: Path) -> No
 
 
 def _shade(share: float) -> tuple[float, float, float]:
-    """A blue, the darker the later."""
+    """Returns a blue that is darker for later measurements."""
     light, dark = np.array([0.75, 0.86, 0.95]), np.array([0.0, 0.2, 0.4])
     red, green, blue = light + share * (dark - light)
     return float(red), float(green), float(blue)

@@ -1,8 +1,8 @@
 """SGD against sign descent on noisy quadratics.
 
 L(theta) = 0.5 theta' Q theta with stochastic gradients g = Q theta + noise, the noise
-normal with variance nu for every element. The optimum is 0: for these methods any
-other one would only move the origin.
+normal with variance nu for every element. The optimum is 0; for these methods, any
+other would only move the origin.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ FIELDS = {
 
 @dataclass(frozen=True)
 class Quadratic:
-    """A problem: the eigenvalues of Q, and its eigenvectors as a matrix's columns."""
+    """A problem: the eigenvalues of Q, and its eigenvectors as columns of a matrix."""
 
     spectrum: str
     rotated: bool
@@ -94,13 +94,13 @@ class Quadratic:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A method on a problem with a noise level.
+    """The outcome of a method on a problem with a noise level.
 
     Attributes:
         finals: mean over the seeds of the last loss, for each learning rate; inf where
             it diverged.
-        best: index of the learning rate with the lowest.
-        losses: those with that rate, shape (steps + 1, seeds).
+        best: index of the learning rate with the lowest loss.
+        losses: the losses with that rate, shape (steps + 1, seeds).
     """
 
     finals: np.ndarray
@@ -116,7 +116,7 @@ Outcomes = Mapping[tuple[str, float, str], Outcome]
 
 
 def quadratics(dimension: int, seed: int) -> list[Quadratic]:
-    """The four problems: two spectra, with eigenvectors on the axes and rotated."""
+    """Returns four problems: two spectra, with eigenvectors on the axes or rotated."""
     rng = np.random.default_rng([seed, 0])
     steep = dimension // 10
     spectra = {
@@ -143,12 +143,12 @@ def simulator(
 ) -> Callable[[np.ndarray, float, np.ndarray, int], np.ndarray]:
     """Makes a function that runs a method, with all learning rates and seeds at once.
 
-    Its direction of descent does not depend on theta, but on the gradients alone. So
-    one optimizer with learning rate 1 serves all rates: on a variable that is set to 0
-    before each step it leaves minus the direction, for every rate and seed.
+    Its direction of descent depends only on the gradients, not on theta. So one
+    optimizer with learning rate 1 serves all rates: a variable that is set to 0 before
+    each step then holds minus the direction, for every rate and seed.
 
     Args:
-        method: of `METHODS`.
+        method: one of `METHODS`.
         rates: learning rates, one for each run.
         seeds: number of runs for each rate; all rates see the same noise.
         dimension: d.
@@ -209,10 +209,10 @@ def simulator(
 
 
 def sgd_floor(eigenvalues: np.ndarray, rate: float, noise: float) -> float:
-    """The loss at which SGD with a constant learning rate stalls.
+    """Returns the loss at which SGD with a constant learning rate stalls.
 
-    In the direction of an eigenvalue l theta has the variance
-    rate^2 noise / (1 - (1 - rate l)^2) in the end, and the loss 0.5 l times that.
+    In the direction of an eigenvalue l, theta finally has the variance
+    rate^2 noise / (1 - (1 - rate l)^2), and the loss is 0.5 l times that.
     """
     return float(0.5 * rate * noise * np.sum(1.0 / (2.0 - rate * eigenvalues)))
 
@@ -303,7 +303,7 @@ def _outcomes(
         )
         for problem, noise in itertools.product(problems, config["noise_levels"]):
             report(f"{plots.NAMES[method]}, {problem.name}, noise {noise:g}")
-            # The starts are rotated with the problem: the same losses at first.
+            # The starts are rotated with the problem, so the first losses are equal.
             start = starts @ problem.eigenvectors.T
             losses = run(problem.matrix, noise, start, config["seed"])
             finite = np.isfinite(losses).all((0, 2))
@@ -324,7 +324,7 @@ def _against_sign_descent(
     levels = config["noise_levels"]
 
     def factors(over: tuple[str, str], under: tuple[str, str]) -> list[float]:
-        """Final losses of one (problem, method) over another's, a noise level each."""
+        """Divides final losses of a (problem, method) by another's, by noise level."""
         # Without noise a loss can underflow to 0.
         finals = [
             [max(outcomes[problem, noise, method].final, TINY) for noise in levels]
@@ -405,7 +405,7 @@ def _of_the_long_run(
 
 
 def slope_of(losses: np.ndarray) -> float:
-    """The exponent k of losses ~ t^k , from a tenth of the steps on"""
+    """Returns the exponent k of losses ~ t^k, from a tenth of the steps on."""
     t = np.unique(np.geomspace(len(losses) // 10, len(losses) - 1, 200).astype(int))
     return float(np.polyfit(np.log(t), np.log(losses[t]), 1)[0])
 
@@ -497,7 +497,7 @@ def _draw_problems(
     colours: Mapping[str, str],
     path: Path,
 ) -> None:
-    """One row of panels a problem, one column a noise level."""
+    """Draws a row of panels per problem and a column per noise level."""
     levels = config["noise_levels"]
     figure = plots.new_figure(title, 1.2 + 2.9 * len(levels), 1.3 + 2.1 * len(problems))
     panels = figure.subplots(
@@ -522,7 +522,7 @@ def _draw_problems(
             plots.tidy(axes)
     for noise, axes, (low, high) in zip(levels, panels[0], limits, strict=True):
         axes.set_title("no noise" if noise == 0 else f"noise variance {noise:g}")
-        # What rises above the start comes down again, or is not drawn at all.
+        # Losses above the start come down again, or are not drawn at all.
         if high > 0:
             axes.set_ylim(max(0.5 * low, 1e-8 * high), 2 * high)
         axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())

@@ -1,4 +1,4 @@
-"""What the simulations' pictures share."""
+"""Helpers for the simulations' plots."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GUIDE = "#555555"
 
 
 def new_figure(title: str, width: float, height: float) -> matplotlib.figure.Figure:
-    """An empty figure, sizes in inches, to be written by `save`."""
+    """Returns an empty figure, sizes in inches, to be written by `save`."""
     figure = matplotlib.figure.Figure(
         figsize=(width, height), layout="constrained", dpi=150
     )
@@ -36,7 +36,7 @@ def save(figure: matplotlib.figure.Figure, path: Path) -> None:
 
 
 def tidy(axes: matplotlib.axes.Axes) -> None:
-    """A light grid behind the data, and no frame."""
+    """Draws a light grid behind the data, and no frame."""
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -45,7 +45,7 @@ def tidy(axes: matplotlib.axes.Axes) -> None:
 def legend_below(
     figure: matplotlib.figure.Figure, axes: matplotlib.axes.Axes, columns: int
 ) -> None:
-    """One legend for a whole figure, below its panels."""
+    """Adds one legend for a whole figure, below its panels."""
     figure.legend(
         *axes.get_legend_handles_labels(),
         loc="outside lower center",
@@ -62,15 +62,15 @@ def line_with_band(
     label: str,
     style: str = "-",
 ) -> None:
-    """The median over the seeds, and a band from their 5th to their 95th percentile.
+    """Draws the median over the seeds, and a band from the 5th to the 95th percentile.
 
     Args:
-        axes: where to draw.
+        axes: the axes to draw on.
         x: shape (points,).
         values: shape (points, seeds).
-        colour: of line and band.
-        label: for the legend.
-        style: of the line.
+        colour: colour of line and band.
+        label: label for the legend.
+        style: style of the line.
     """
     low, middle, high = np.percentile(values, [5, 50, 95], axis=1)
     axes.plot(x, middle, style, color=colour, linewidth=1.8, label=label)

@@ -1,16 +1,16 @@
-"""Two estimates of the variance of a gradient that is the mean over replicas.
+"""Compares two estimates of the variance of a gradient that is a mean over replicas.
 
-Replica i of n has the gradient g_i = G + noise of variance sigma^2, and the update sees
+Replica i of n has the gradient g_i = G + noise of variance sigma^2, and the update uses
 their mean g, whose variance is sigma^2/n. M-SVAG estimates that from the past of g:
 
     s = (v - m^2) / (1 - rho)              (rules.py; the gradient must not change)
 
-The replicas could estimate it from each other, at the price of a second all-reduce:
+The replicas could estimate it from one another, at the cost of a second all-reduce:
 
     c = sum over i of (g_i - g)^2 / (n (n - 1)),      averaged over time as m is
 
-Both are compared with sigma^2/n, in a gradient G that stays and in one that changes,
-and so is the step gamma m, gamma = m^2/(m^2 + rho s), with G.
+Both are compared with sigma^2/n, for a constant gradient G and for one that changes,
+and the step gamma m, gamma = m^2/(m^2 + rho s), is compared with G.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from svag_tf.experiments.files import writable_folder, write_json, write_text
 Array = NDArray[np.float64]
 
 REPLICAS = (2, 4, 8)
-PERIOD = 50  # Steps in which a changing gradient swings once.
+PERIOD = 50  # Steps in one oscillation of a changing gradient.
 SIGNALS = {
     "constant": lambda t: np.ones_like(t),
     "changing": lambda t: np.cos(2 * np.pi * t / PERIOD),
@@ -35,7 +35,7 @@ ETA = 1.0  # sigma / sqrt(n) over the size of G: the noise of the mean gradient.
 
 
 def estimates(gradients: Array, beta: float) -> tuple[Array, Array, Array, float]:
-    """Both estimates after the last step, and m and rho.
+    """Returns both estimates after the last step, and m and rho.
 
     Args:
         gradients: shape (steps, replicas, elements).
@@ -56,18 +56,18 @@ def estimates(gradients: Array, beta: float) -> tuple[Array, Array, Array, float
 
 
 def simulate(elements: int, steps: int, beta: float, seed: int) -> list[dict[str, Any]]:
-    """Bias and standard deviation of both estimates, and the error of the step.
+    """Measures bias and deviation of both estimates, and the error of the step.
 
     Args:
-        elements: independent repetitions.
-        steps: after which the estimates are looked at.
+        elements: number of independent repetitions.
+        steps: number of steps before the estimates are evaluated.
         beta: decay of all averages.
-        seed: of the noise.
+        seed: seed of the noise.
 
     Returns:
         A dict for each number of replicas, signal and estimate; bias and deviation in
         units of sigma^2/n, the step's error (its mean square) in units of the mean
-        G^2. In the changing gradient every element is at another phase.
+        G^2. In the changing gradient every element has another phase.
     """
     rows = []
     for n in REPLICAS:
@@ -113,7 +113,7 @@ def write_simulation(
         "",
         f"beta = {beta:g}, after {steps} steps, {elements:,} repetitions, seed {seed}; "
         f"noise of the mean gradient over its size: {ETA:g}; a changing gradient "
-        f"swings once in {PERIOD} steps. Bias and standard deviation of s are in units "
+        f"oscillates once in {PERIOD} steps. Bias and deviation of s are in units "
         "of the true variance; the step's error is E (gamma m - G)^2 / E G^2.",
         "",
         "| gradient | replicas | s from | bias | deviation | error of the step |",

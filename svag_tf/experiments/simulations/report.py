@@ -1,4 +1,4 @@
-"""What the simulations share: checked configs, progress, findings and result files."""
+"""Shared by the simulations: checked configs, progress, findings and result files."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ PACKAGES = ("svag_tf", "tensorflow", "keras", "numpy")  # that the numbers depen
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim of the paper, and what was measured of it.
+    """A claim of the paper, and the measurements on it.
 
     Attributes:
         claim: a sentence.
         measured: the numbers in words.
-        agrees: whether they bear the claim out; None if they cannot tell.
+        agrees: whether they support the claim; None if they cannot tell.
         numbers: the same numbers, by name.
     """
 
@@ -48,12 +48,12 @@ class Finding:
 
 
 def whole(low: int) -> Field:
-    """A field that holds a whole number."""
+    """Returns a field that holds a whole number."""
     return Field(int, lambda v: v >= low, f"a whole number >= {low}")
 
 
 def list_of(valid: Callable[[Any], bool], expected: str) -> Field:
-    """A field that holds one value or more, none of them twice."""
+    """Returns a field that holds one or more values, none of them twice."""
 
     def all_valid(values: Any) -> bool:
         return 0 < len(values) == len(set(values)) and all(map(valid, values))
@@ -62,17 +62,17 @@ def list_of(valid: Callable[[Any], bool], expected: str) -> Field:
 
 
 def checked(config: Any, fields: Mapping[str, Field]) -> dict[str, Any]:
-    """Checks every field of a config, and that matplotlib is there.
+    """Checks every field of a config, and that matplotlib is installed.
 
     Args:
         config: a flat `ConfigDict` or dict.
-        fields: what it must hold.
+        fields: the fields that it must have.
 
     Returns:
         The config as a dict of plain JSON values.
 
     Raises:
-        ExperimentError: naming the field, the values it may have, and what it had.
+        ExperimentError: with the field, its valid values, and the value it had.
         ImportError: if matplotlib is missing.
     """
     require(matplotlib)
@@ -96,17 +96,17 @@ def checked(config: Any, fields: Mapping[str, Field]) -> dict[str, Any]:
 def progress(
     steps: int, interrupted: str = "Interrupted. Nothing was written."
 ) -> Iterator[Callable[[str], None]]:
-    """A progress bar with the time that is left.
+    """Shows a progress bar with the time left.
 
     Args:
         steps: length of the work.
         interrupted: the message of the error after an interruption.
 
     Yields:
-        A function to call with the name of each step when that starts.
+        A function to call with the name of each step when it starts.
 
     Raises:
-        ExperimentError: in place of a KeyboardInterrupt.
+        ExperimentError: instead of a KeyboardInterrupt.
     """
     bar = Progress(
         TextColumn("{task.description}"),
@@ -134,7 +134,7 @@ def progress(
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, all columns but the first aligned to the right."""
+    """Formats a Markdown table, right-aligned except for the first column."""
     lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
@@ -149,9 +149,9 @@ def write_results(
     """Writes results.csv, results.json and results.md, and prints the findings.
 
     Args:
-        workdir: an existing folder, in which the figures already are.
-        rows: of the CSV file, all with the same names.
-        tables: Markdown.
+        workdir: an existing folder that already has the figures.
+        rows: rows of the CSV file, all with the same names.
+        tables: tables in Markdown.
         findings: the paper's claims.
         about: `title`, `command`, `config`, `machine` and `seconds`.
     """

@@ -1,7 +1,7 @@
 """The factors of variance adaptation, and a Monte-Carlo test of the paper's Lemma.
 
 For a gradient g with mean G and standard deviation eta |G| the Lemma says that
-E (gamma g - G)^2 is least for gamma = 1/(1 + eta^2), and
+E (gamma g - G)^2 is smallest for gamma = 1/(1 + eta^2), and
 E (gamma sign(g) - sign(G))^2 for gamma = 2 P[sign(g) = sign(G)] - 1, which for normal
 noise is erf(1/(sqrt(2) eta)).
 """
@@ -53,12 +53,12 @@ FACTORS = {
     "adam": rules.gamma_sign_adam,
 }
 GAMMAS = np.linspace(0.0, 1.0, 21)
-STANDARD_ERRORS = 4  # a true statement strays farther once in 16,000 times
-ROUND_OFF = 1e-12  # equal minima come out of the fit no farther apart
+STANDARD_ERRORS = 4  # a true statement is farther off once in 16,000 times
+ROUND_OFF = 1e-12  # largest difference of equal minima after the fit
 
 
 def factor(name: str, eta: Any) -> Array:
-    """One of svag_tf's own gammas, for a noise-to-signal ratio of any shape."""
+    """Returns one of svag_tf's gammas, for a noise-to-signal ratio of any shape."""
     noise = keras.ops.convert_to_tensor(np.square(np.asarray(eta, np.float32)))
     gamma = FACTORS[name](keras.ops.ones_like(noise), noise)
     return keras.ops.convert_to_numpy(gamma).astype(np.float64)
@@ -67,13 +67,13 @@ def factor(name: str, eta: Any) -> Array:
 def squared_errors(
     kind: str, eta: float, batches: int, samples: int, rng: np.random.Generator
 ) -> Array:
-    """Measured mean squared errors of gamma g, or gamma sign(g), for G = 1.
+    """Measures mean squared errors of gamma g, or gamma sign(g), for G = 1.
 
     Args:
         kind: "gradient" or "sign".
         eta: standard deviation of the gradient.
         batches: number of means.
-        samples: gradients in each of them.
+        samples: number of gradients in each mean.
         rng: draws the gradients.
 
     Returns:
@@ -89,7 +89,7 @@ def squared_errors(
 
 
 def minimiser(errors: Array) -> Array:
-    """Where measured errors are least: the vertex of the parabola that they form.
+    """Returns where measured errors are smallest: the vertex of their parabola.
 
     Args:
         errors: shape (batches, len(GAMMAS)).

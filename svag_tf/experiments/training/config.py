@@ -1,4 +1,4 @@
-"""What a config may hold, checked before anything is trained or written."""
+"""Checks a config before anything is trained or written."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MEASURABLE = tuple(  # By GradientNoise.
 STATE_DTYPES = ("float16", "bfloat16", "float32", "float64")
 DISTRIBUTIONS = ("none", "mirrored", "multi_worker", "jax")
 JIT_COMPILE: dict[str, bool | str] = {"auto": "auto", "true": True, "false": False}
-# What Keras' own optimizers get wrong under tf.distribute.
+# Keras' own optimizers, which get some things wrong under tf.distribute.
 KERAS_OPTIMIZERS = tuple(n for n, method in METHODS.items() if not method.is_ours)
 NOT_OF_KERAS = tuple(
     f"optimizer.{name}"
@@ -40,7 +40,7 @@ NOT_OF_KERAS = tuple(
 
 @dataclass(frozen=True)
 class Field:
-    """One field: its type, the values it may have, and how to say so."""
+    """One field: its type, its valid values, and their description."""
 
     type: type
     valid: Callable[[Any], bool]
@@ -48,7 +48,7 @@ class Field:
     optional: bool = False
 
     def accepts(self, value: Any) -> bool:
-        """Whether `value` has the right type and range. No bool passes as a number."""
+        """Returns whether `value` has the right type and range; a bool is no number."""
         if value is None:
             return self.optional
         if self.type is float:
@@ -137,7 +137,7 @@ FIELDS: dict[str, Field] = {
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A config as a flat dict: `{"optimizer.name": ..., ...}`."""
+    """Returns a config as a flat dict: `{"optimizer.name": ..., ...}`."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -157,7 +157,7 @@ def checked(config: Any) -> dict[str, Any]:
         The config as nested dicts of plain JSON values.
 
     Raises:
-        ExperimentError: naming the field, the values it may have, and what it had.
+        ExperimentError: with the field, its valid values, and the value it had.
     """
     if hasattr(config, "to_dict"):
         config = config.to_dict()
@@ -302,7 +302,7 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The fields in which two configs differ, as lines `name: old -> new`."""
+    """Returns the fields in which two configs differ, as lines `name: old -> new`."""
     old, new = flatten(old), flatten(new)
     lines = []
     for name in sorted(old.keys() | new.keys()):

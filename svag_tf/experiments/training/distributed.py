@@ -1,8 +1,8 @@
-"""One run on many devices: which ones, who reads which rows, and how steps are made.
+"""One run on many devices: which devices, which rows each gets, and how steps are made.
 
 A run on one device is `Distribution` itself. On several, every batch is cut into equal
-consecutive parts, one a replica, and padded with examples of weight 0 where they do not
-come out even; the weights of the others make up for it, so that the loss is the mean
+consecutive parts, one per replica, and padded with examples of weight 0 if it does not
+divide evenly; the weights of the others make up for it, so that the loss is the mean
 over the examples of the whole batch. All processes make the same batches from the same
 seed, and each takes the rows of its own replicas.
 """
@@ -29,12 +29,12 @@ from svag_tf.distribution import LossScaleOptimizer, processes, set_local_state
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.training.run_folder import RunFolder, State
 
-MEET_WITHIN = 300.0  # Seconds that a worker waits for the others to come.
+MEET_WITHIN = 300.0  # Seconds that a worker waits for the others.
 GO_ON = (
-    "Start the same command again on all workers: it goes on from the last finished "
+    "Start the same command again on all workers: it resumes after the last finished "
     "epoch."
 )
-HEARTBEAT_SECONDS = 20  # JAX gives a worker up that is silent for so long.
+HEARTBEAT_SECONDS = 20  # JAX gives up a worker that is silent for so long.
 
 
 class Distribution:
@@ -47,18 +47,18 @@ class Distribution:
     chief = True
 
     def scope(self) -> contextlib.AbstractContextManager:
-        """Where model and optimizer are made."""
+        """Returns the context in which model and optimizer are made."""
         return contextlib.nullcontext()
 
     def prepare(self, model: keras.Model, batch_size: int) -> None:
-        """Makes layers that look at other examples look at the whole batch."""
+        """Makes layers that use other examples use the whole batch."""
 
     def optimizer(self, optimizer: Any, dtype_policy: str) -> Any:
-        """The optimizer to compile with."""
+        """Returns the optimizer to compile with."""
         return optimizer
 
     def metrics(self, names: list[str]) -> dict[str, list[str]]:
-        """Arguments of `compile`."""
+        """Returns the metrics as arguments of `compile`."""
         return {"metrics": names}
 
     def fit(
@@ -70,10 +70,10 @@ class Distribution:
         callbacks: Sequence[Any],
         verbose: int = 0,
     ) -> None:
-        """`model.fit` on batches, whose order stays as it is."""
+        """Calls `model.fit` on batches, in their given order."""
         model.fit(
             self._rows(model, batches),
-            shuffle=False,  # else Keras shuffles the batches a second time
+            shuffle=False,  # or Keras would shuffle the batches a second time
             epochs=epochs,
             initial_epoch=initial_epoch,
             callbacks=list(callbacks),
@@ -81,16 +81,16 @@ class Distribution:
         )
 
     def evaluate(self, model: keras.Model, batches: Any) -> dict[str, float]:
-        """Loss and metrics on all examples."""
+        """Returns loss and metrics on all examples."""
         rows = self._rows(model, batches, evaluation=True)
         return model.evaluate(rows, verbose=0, return_dict=True)
 
     def _rows(self, model: keras.Model, batches: Any, evaluation: bool = False) -> Any:
-        """What this process takes of the batches."""
+        """Returns this process's part of the batches."""
         return batches
 
     def everywhere(self, model: keras.Model, fact: bool) -> bool:
-        """Whether something holds on the chief."""
+        """Returns whether something holds on the chief."""
         return _from_chief(self, model, b"1" if fact else b"0") == b"1"
 
     def restore(self, model: keras.Model, folder: RunFolder, state: State) -> State:
@@ -98,8 +98,8 @@ class Distribution:
 
         Args:
             model: new, the same on all processes.
-            folder: of the run; only the chief looks at it.
-            state: of the run, likewise.
+            folder: the run's folder; only the chief uses it.
+            state: the run's state, likewise.
 
         Returns:
             The chief's state.
@@ -124,13 +124,13 @@ class Distribution:
 
 
 class Shards(keras.utils.PyDataset):
-    """The rows of this process's replicas, of batches that all processes make.
+    """The rows of this process's replicas, from batches that all processes make.
 
     Batch k becomes (x, y, sample weights). With n replicas and B examples, replica r
-    gets the rows r b, ..., (r + 1) b - 1 with b = ceil(B / n); what lies beyond the
-    batch is filled up with its first example, of weight 0. The weight of all others is
-    such that the mean over the n b rows is the mean over the real ones: of the batch,
-    or with `evaluation` of all batches.
+    gets the rows r b, ..., (r + 1) b - 1 with b = ceil(B / n); rows beyond the batch
+    are copies of its first example with weight 0. The others' weight makes the mean
+    over the n b rows the mean over the real ones: of the batch, or with `evaluation`
+    of all batches.
 
     Args:
         batches: has `len`, `size(k)` and `part(k, positions)`, as `training.Batches`.
@@ -154,7 +154,7 @@ class Shards(keras.utils.PyDataset):
         return math.ceil(size / self._here.total)
 
     def part(self, k: int, replica: int, count: int = 1) -> tuple[np.ndarray, ...]:
-        """The rows of some replicas, those from `replica` on."""
+        """Returns the rows of `count` replicas from `replica` on."""
         size = self._batches.size(k)
         rows = self._rows(size)
         positions = np.arange(replica * rows, (replica + count) * rows)
@@ -250,7 +250,7 @@ class Mirrored(Distribution):
     def _step(
         self, model: keras.Model, name: str, shards: Shards, k: int
     ) -> dict[str, float]:
-        """One step on all replicas; the metrics so far, the same on all processes."""
+        """Makes a step on all replicas; returns the metrics, equal on all processes."""
         import tensorflow as tf
 
         strategy = self.strategy
@@ -285,7 +285,7 @@ class JaxProcesses(Distribution):
     def prepare(self, model: keras.Model, batch_size: int) -> None:
         for layer in model.layers:
             if isinstance(layer, keras.layers.BatchNormalization):
-                # Of the whole batch, whose last rows are the padding.
+                # The layer sees the whole batch, whose last rows are padding.
                 _normalize_real_rows(layer, lambda rows: batch_size)
 
     def metrics(self, names: list[str]) -> dict[str, list[str]]:
@@ -297,13 +297,13 @@ class JaxProcesses(Distribution):
 
 @contextlib.contextmanager
 def started(config: dict[str, Any]) -> Iterator[Distribution]:
-    """Joins the devices and processes that a config names. Once in a process.
+    """Joins the devices and processes that a config names, once per process.
 
     Args:
         config: as `config.checked` returns it.
 
     Raises:
-        ExperimentError: if they cannot be had; or, later, if another process is gone.
+        ExperimentError: if they are not available; later, if another process is gone.
     """
     name = config["distribution"]
     if name == "none":
@@ -342,13 +342,13 @@ def _gone(error: Exception) -> str:
 
 @functools.cache  # Two strategies on the same GPUs break each other's collectives.
 def mirrored_strategy(count: int | None) -> Any:
-    """All GPUs of this machine or the first `count`; without GPUs logical CPUs.
+    """Returns a strategy for the first `count` GPUs; without GPUs, for logical CPUs.
 
     Args:
         count: replicas; None for all GPUs, or 2 logical CPUs.
 
     Raises:
-        ExperimentError: if there are not so many.
+        ExperimentError: if there are not enough.
     """
     import tensorflow as tf
 
@@ -362,7 +362,7 @@ def mirrored_strategy(count: int | None) -> Any:
         return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(count)]
                                               if count else None)  # fmt: skip
     count = 2 if count is None else count
-    with contextlib.suppress(RuntimeError):  # Devices exist and stay as they are.
+    with contextlib.suppress(RuntimeError):  # The devices exist already.
         tf.config.set_logical_device_configuration(
             tf.config.list_physical_devices("CPU")[0],
             [tf.config.LogicalDeviceConfiguration()] * count,
@@ -370,21 +370,21 @@ def mirrored_strategy(count: int | None) -> Any:
     found = len(tf.config.list_logical_devices("CPU"))
     if found < count:
         raise ExperimentError(
-            f"replicas={count} cannot be had: this process started TensorFlow with "
-            f"{found} CPU devices, and their number cannot change. Start a new one."
+            f"replicas={count} is not possible: this process started TensorFlow with "
+            f"{found} CPU devices, and their number cannot change. Start a new process."
         )
     return tf.distribute.MirroredStrategy(
         [f"CPU:{i}" for i in range(count)],
-        # In one process no collectives, which a second strategy would break.
+        # In one process, not collectives: a second strategy would break them.
         cross_device_ops=tf.distribute.ReductionToOneDevice(),
     )
 
 
 def multi_worker_strategy() -> Any:
-    """The workers that the environment variable TF_CONFIG names.
+    """Returns a strategy for the workers in the environment variable TF_CONFIG.
 
     Raises:
-        ExperimentError: if it names none.
+        ExperimentError: if there are none.
     """
     import tensorflow as tf
 
@@ -414,10 +414,10 @@ def multi_worker_strategy() -> Any:
 
 @contextlib.contextmanager
 def _deadline(seconds: float, what: str) -> Iterator[None]:
-    """Ends this process, with an error on stderr, if it has not left by then.
+    """Ends this process with an error on stderr if it stays in the context for so long.
 
     TensorFlow waits for the other workers in a call that neither a thread of this
-    process nor SIGTERM can end. So a process of its own does.
+    process nor SIGTERM can end. So a second process does it.
     """
     message = f"Error: {what} within {seconds:.0f} s. {GO_ON}"
     code = (
@@ -432,14 +432,14 @@ def _deadline(seconds: float, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _watcher(code: str, *arguments: str) -> Iterator[None]:
-    """Runs a program beside this one, until a byte on its stdin says that all is well.
+    """Runs a program beside this one until a byte on its stdin says that all is well.
 
-    If this process ends before, there is an end of file instead.
+    If this process ends earlier, the program reads an end of file instead.
     """
     process = subprocess.Popen(
         [sys.executable, "-S", "-c", code, *arguments],
         stdin=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is not for it.
+        start_new_session=True,  # Ctrl-C must not end it.
     )
     try:
         yield
@@ -456,7 +456,7 @@ def _jax(count: int | None) -> Iterator[None]:
             jax.config.update("jax_num_cpu_devices", count)
     coordinator = os.environ.get("KERAS_DISTRIBUTION_JOB_ADDRESSES", "").split(",")[0]
     if coordinator and not jax.distributed.is_initialized():
-        jax.distributed.initialize(  # As keras.distribution does, but less patient.
+        jax.distributed.initialize(  # As in keras.distribution, with shorter timeouts.
             coordinator,
             int(os.environ["KERAS_DISTRIBUTION_NUM_PROCESSES"]),
             int(os.environ["KERAS_DISTRIBUTION_PROCESS_ID"]),
@@ -487,7 +487,7 @@ def _jax(count: int | None) -> Iterator[None]:
 
 
 def _leave() -> None:
-    """Ends the process. JAX would wait for the lost worker, then call `abort`."""
+    """Ends the process: JAX would wait for the lost worker, then call `abort`."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)
@@ -495,10 +495,10 @@ def _leave() -> None:
 
 @contextlib.contextmanager
 def _last_words() -> Iterator[None]:
-    """Says what to do where this process ends without another word.
+    """Says what to do if this process ends without a message.
 
-    JAX calls `abort` where its coordinator, the first process, is gone. So a process of
-    its own waits for a sign of life, and speaks if there comes an end instead.
+    JAX calls `abort` if its coordinator, the first process, is gone. So a second
+    process waits for a sign that all is well, and prints the message if none comes.
     """
     if "KERAS_DISTRIBUTION_JOB_ADDRESSES" not in os.environ:
         yield
@@ -515,11 +515,12 @@ def _last_words() -> Iterator[None]:
 def _normalize_real_rows(
     layer: keras.layers.BatchNormalization, real: Callable[[Any], Any]
 ) -> None:
-    """Lets a layer take its statistics from a training batch without its padding.
+    """Makes a layer take its statistics from a training batch without the padding.
 
     Args:
-        layer: to be changed.
-        real: how many of the first rows are examples, given the number of all.
+        layer: the layer to change.
+        real: returns how many rows, from the first on, are examples, given the number
+            of all rows.
     """
     moments = layer._moments  # Keras has no public name for it.
 
@@ -530,9 +531,9 @@ def _normalize_real_rows(
 
 
 def _drop_as_one_batch(layer: keras.layers.Dropout) -> None:
-    """Lets a dropout layer draw for the whole batch and take its replica's rows.
+    """Makes a dropout layer draw for the whole batch and take its replica's rows.
 
-    So the mask is that of a run on one device, and replicas do not all drop the same.
+    So the mask is that of a run on one device, and replicas drop different units.
     """
     import tensorflow as tf
 
@@ -576,6 +577,6 @@ def _restore(model: keras.Model, folder: RunFolder, state: State) -> None:
     except ValueError as error:
         raise ExperimentError(
             f"The run was made by {len(local[0])} replicas, and these are "
-            f"{processes.replicas_here(model).total}: each goes on with its own "
+            f"{processes.replicas_here(model).total}: each continues with its own "
             "momentum. Start as many."
         ) from error

@@ -13,7 +13,7 @@ import numpy as np
 
 
 def main(folder, inputs, results, steps="0", checkpoint=""):
-    """See above."""
+    """Runs the model; see the module."""
     import tensorflow as tf
 
     x = np.load(inputs)["x"]
@@ -36,7 +36,7 @@ def main(folder, inputs, results, steps="0", checkpoint=""):
 
 
 def run_lite(path, x):
-    """The output of a TensorFlow Lite model with one input and one output."""
+    """Returns the output of a TensorFlow Lite model with one input and one output."""
     import tensorflow as tf
 
     interpreter = tf.lite.Interpreter(path)
@@ -50,7 +50,7 @@ def run_lite(path, x):
 
 
 def targets(like, examples):
-    """Made up: labels 0 and 1, or normal numbers."""
+    """Makes up targets: labels 0 and 1, or normal numbers."""
     rng = np.random.default_rng(1)
     shape = [n or examples for n in like.shape]
     if like.dtype.is_floating:

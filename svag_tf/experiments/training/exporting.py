@@ -1,4 +1,4 @@
-"""A finished run as something that runs elsewhere, with a proof that it does."""
+"""Exports the model of a finished run, and proves that it runs elsewhere."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ RUNNER = Path(__file__).with_name("exported_runner.py")
 def export_run(
     workdir: str | os.PathLike[str], output: str | os.PathLike[str], format: str
 ) -> str:
-    """Exports the model of a finished run, once another process has proved it right.
+    """Exports the model of a finished run after checking it in another process.
 
     Args:
         workdir: folder of the run, as `training.train` left it.
         output: folder to make: a SavedModel, or `model.tflite` in it. It appears only
-            after the proof.
+            after the check.
         format: "inference", the model as it was saved at the end, for TensorFlow
-            Serving and others; "trainable", a SavedModel that goes on from the last
+            Serving and others; "trainable", a SavedModel that continues from the last
             epoch (`svag_tf.export_trainable`); or "tflite", the first of the two for
             TensorFlow Lite.
 
     Returns:
-        What was compared, and the difference: one line.
+        One line with what was compared, and the difference.
 
     Raises:
-        ExperimentError: if the run cannot be exported, or what was written does not do
-            the same elsewhere. Nothing is left of it.
+        ExperimentError: if the run cannot be exported, or the export behaves
+            differently in the other process. Nothing is left of it.
     """
     check_format(format)
     model = _load(RunFolder(workdir), trainable=format == "trainable")
@@ -68,7 +68,7 @@ def export_once(workdir: str | os.PathLike[str], format: str) -> str:
     """Exports to `export/<format>` in the workdir, if that is not there yet.
 
     Returns:
-        What was done: one line or two.
+        One or two lines on what was done.
     """
     output = Path(workdir) / "export" / format
     if output.exists():
@@ -92,14 +92,14 @@ def check_format(format: str) -> None:
 
 
 def _load(folder: RunFolder, trainable: bool) -> keras.Model:
-    """The model as it was saved at the end, or the one that training goes on from."""
+    """Loads the model as saved at the end, or the one from which training continues."""
     state = folder.ended()
     path = folder.checkpoints / state.checkpoint if trainable else folder.model
     if not path.is_file():
         raise ExperimentError(f"The run in {folder.path} has no {path.name} yet.")
     try:
         model = keras.models.load_model(path, compile=trainable)
-    except Exception as error:  # Keras, h5py and zipfile raise many.
+    except Exception as error:  # Keras, h5py and zipfile raise many kinds.
         raise ExperimentError(f"{path} cannot be loaded: {error}") from error
     if trainable:
         for variable, numbers in zip(random_states(model), state.random, strict=True):
@@ -111,7 +111,7 @@ def _tflite(model: keras.Model) -> bytes:
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
     try:
         return converter.convert()
-    except Exception as error:  # The converter raises many.
+    except Exception as error:  # The converter raises many kinds.
         raise ExperimentError(
             "TensorFlow Lite cannot run this model: it has operations besides the "
             f"built-in ones. {error}"
@@ -129,7 +129,7 @@ def _inputs(model: keras.Model, rng: np.random.Generator) -> np.ndarray:
 
 
 def _prove(model: keras.Model, folder: Path, trains: bool) -> str:
-    """Compares what is in `folder`, run by another process, with the model here."""
+    """Compares the export in `folder`, run by another process, with the model here."""
     x = _inputs(model, np.random.default_rng(0))
     expected = keras.ops.convert_to_numpy(model(x, training=False))
     with tempfile.TemporaryDirectory() as scratch:
@@ -171,12 +171,12 @@ def _prove(model: keras.Model, folder: Path, trains: bool) -> str:
 
 
 def values_of(model: keras.Model) -> list[np.ndarray]:
-    """The values of all that training goes on from."""
+    """Returns the values of all state from which training continues."""
     return [np.array(keras.ops.convert_to_numpy(v)) for v in state_of(model).values()]
 
 
 def _difference(found: Any, expected: Any) -> tuple[float, float]:
-    """The largest difference of two lists of arrays, and the largest number."""
+    """Returns the largest difference of two lists of arrays, and the largest number."""
     pairs = [
         (np.asarray(a, np.float64), np.asarray(b, np.float64))
         for a, b in zip(found, expected, strict=True)

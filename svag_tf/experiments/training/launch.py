@@ -1,4 +1,4 @@
-"""Several processes of one training on this machine: started, watched and stopped."""
+"""Starts, watches and stops several processes of one training on this machine."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ SHOWN_LINES = 15
 
 
 def environments(workers: int) -> list[dict[str, str]]:
-    """What tells each of the processes who they all are, for TensorFlow and JAX.
+    """Returns each process's environment variables, for TensorFlow and JAX.
 
     Args:
-        workers: how many; each gets a free port of this machine.
+        workers: number of processes; each gets a free port of this machine.
     """
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(workers)]
@@ -54,14 +54,14 @@ def launch(
 ) -> None:
     """Runs a training script in several processes; returns when all are done.
 
-    What the first worker prints is shown as well as logged. As soon as one worker
-    fails, all others are stopped, by force if need be.
+    The first worker's output is shown as well as logged. As soon as one worker fails,
+    all others are stopped, by force if needed.
 
     Args:
         script: `scripts/train.py`, or one that takes its flags.
         workers: number of processes, at least 1.
-        flags: those of the script. Without --config.distribution it is
-            `multi_worker`, or `jax` with KERAS_BACKEND=jax.
+        flags: the script's flags. --config.distribution defaults to `multi_worker`,
+            or `jax` with KERAS_BACKEND=jax.
         logdir: folder for the logs, `worker-0.log`, `worker-1.log`, ...
 
     Raises:
@@ -88,7 +88,7 @@ def launch(
             if None not in codes:
                 return
             time.sleep(0.1)
-    # Where one is killed, others may have ended for lack of it: blame the first.
+    # If one is killed, others may have ended because of it: blame the first.
     code, index = min(failed.items())
     lines = logs[index].read_text(errors="replace").splitlines()[-SHOWN_LINES:]
     raise ExperimentError(
@@ -101,7 +101,7 @@ def launch(
 def _started(
     script: str | os.PathLike[str], workers: int, flags: list[str], logs: list[Path]
 ) -> Iterator[list[subprocess.Popen]]:
-    """The processes; at the end none is left, whatever happens."""
+    """Yields the processes; none is left at the end, whatever happens."""
     processes: list[subprocess.Popen] = []
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:

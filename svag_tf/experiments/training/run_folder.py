@@ -1,9 +1,9 @@
-"""The folder of a run: what lies in it, who may write to it, and its commit points.
+"""The folder of a run: its files, who may write to it, and its commit points.
 
 After every epoch `RunFolder.commit` writes a checkpoint and then `state.json`, which
 names it. The replacement of `state.json` is the commit: a run killed at any moment
-goes on from the last one. The checkpoint and the state of the epoch before are kept
-beside them, for the case that one of the two is damaged later.
+continues from the last one. The checkpoint and the state of the epoch before are kept
+beside them, in case one of the two is damaged later.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ class State:
         checkpoint_sha256: its SHA-256.
         random: state of the model's random generators (Keras does not save it).
         values_sha256: SHA-256 of all values of model and optimizer.
-        local_state: name of the file in `checkpoints/` with what each replica has of
-            its own; empty if they have nothing.
+        local_state: name of the file in `checkpoints/` with the state that differs
+            between replicas; empty if there is none.
         local_state_sha256: its SHA-256.
-        made_of: see `made_of.made_of`; empty in those of earlier versions.
+        made_of: see `made_of.made_of`; empty in runs of earlier versions.
     """
 
     backend: str
@@ -101,7 +101,7 @@ class State:
 
 
 class RunFolder:
-    """Paths in a run's folder, and the order in which they are written.
+    """The paths in a run's folder, and the order in which they are written.
 
     Args:
         path: the folder; it need not exist.
@@ -122,18 +122,18 @@ class RunFolder:
     def check(
         self, config: Mapping[str, Any], found: Mapping[str, str] | None = None
     ) -> State:
-        """Says whether a run of `config` may use this folder. Only reads.
+        """Checks whether a run of `config` may use this folder. Only reads.
 
         Args:
             config: as `config.checked` returns it.
-            found: what `made_of` returns. Defaults to `None`: not known yet.
+            found: the result of `made_of`. Defaults to `None`: not known yet.
 
         Returns:
-            The state to go on from.
+            The state to continue from.
 
         Raises:
-            ExperimentError: if the folder is no folder, holds another run, or holds
-                a corrupt state or checkpoint.
+            ExperimentError: if it is not a folder, or holds another run or a corrupt
+                state or checkpoint.
         """
         existing = next(p for p in (self.path, *self.path.absolute().parents)
                         if os.path.lexists(p))  # fmt: skip
@@ -170,7 +170,7 @@ class RunFolder:
         return state
 
     def ended(self) -> State:
-        """The state of a run that was made by another process. Only reads.
+        """Returns the state of a run made by another process. Only reads.
 
         Raises:
             ExperimentError: if there is none, or if it is corrupt.
@@ -188,13 +188,13 @@ class RunFolder:
         found: Mapping[str, str],
         fresh: bool = False,
     ) -> Iterator[State]:
-        """Creates the folder if need be and keeps other processes out of it.
+        """Creates the folder if needed and keeps other processes out of it.
 
         Args:
             config: as `config.checked` returns it.
-            found: what `made_of` returns.
-            fresh: delete a run of other data or of another model, in place of refusing
-                it. Defaults to `False`.
+            found: the result of `made_of`.
+            fresh: delete a run of other data or another model instead of refusing it.
+                Defaults to `False`.
 
         Raises:
             ExperimentError: as `check`; if the folder cannot be written; or if
@@ -214,7 +214,7 @@ class RunFolder:
                     state.made_of = dict(found)
                 self.checkpoints.mkdir(exist_ok=True)
                 if state.epoch >= 0 and self._good_state()[1] != self.state:
-                    # In place of a damaged one.
+                    # Replaces a damaged one.
                     write_json(self.state, _sealed(state), exact=True)
                 for path in (self.config, self.state, *self.results):
                     remove_temporaries(self.path, path.name)
@@ -236,7 +236,7 @@ class RunFolder:
             self._delete()
 
     def _delete(self) -> None:
-        # In an order in which nothing is left that a later start would take for a run.
+        # In such an order that a later start never takes the remains for a run.
         shutil.rmtree(self.path / "export", ignore_errors=True)
         for path in (*self.results, self.state):
             path.unlink(missing_ok=True)
@@ -263,18 +263,18 @@ class RunFolder:
         epochs: int,
         local_state: Sequence[np.ndarray] = (),
     ) -> None:
-        """Makes `state` and the model's values the point from which a run goes on.
+        """Makes `state` and the model's values the point from which a run continues.
 
         Args:
-            state: `rows` are complete; the other fields are filled in here.
+            state: with complete `rows`; the other fields are filled in here.
             model: compiled, with a built optimizer.
             epochs: length of the whole run, for the log.
-            local_state: what `svag_tf.distribution.local_state` returns.
+            local_state: the result of `svag_tf.distribution.local_state`.
         """
         name = f"epoch_{state.epoch:04d}.keras"
         path = self.checkpoints / name
         self.save_model(model, path)
-        if state.checkpoint:  # As it still is but for the rows.
+        if state.checkpoint:  # Unchanged except for the rows.
             before = self.checkpoints / Path(state.checkpoint).with_suffix(".json")
             last = replace(state, rows=state.rows[:-1])
             write_json(before, _sealed(last), exact=True)
@@ -326,7 +326,7 @@ class RunFolder:
                 random_states(model), state.random, strict=True
             ):
                 variable.assign(np.asarray(numbers, variable.dtype))
-        except Exception as error:  # Keras, h5py and zipfile raise many
+        except Exception as error:  # Keras, h5py and zipfile raise many kinds
             raise ExperimentError(
                 f"{path} cannot be restored: {error}\n{START_AGAIN}"
             ) from error
@@ -337,15 +337,15 @@ class RunFolder:
             )
 
     def save_model(self, model: keras.Model, path: Path) -> None:
-        """Saves model and optimizer: a whole `.keras` file, or none."""
+        """Saves model and optimizer as a whole `.keras` file, or none."""
         with replacing(path) as temporary:
             model.save(temporary)
 
     def _good_state(self) -> tuple[State, Path]:
-        """The last state, or that of the epoch before if one of its files is damaged.
+        """Reads the last state, or the one before if one of its files is damaged.
 
         Returns:
-            The state, and the file that it is from.
+            The state, and its file.
 
         Raises:
             ExperimentError: if neither is whole.
@@ -357,7 +357,7 @@ class RunFolder:
                 with contextlib.suppress(ExperimentError):
                     state = self._read_state(path)
                     warnings.warn(
-                        f"{error} Going on from the epoch before, {state.epoch}.",
+                        f"{error} Resuming from the epoch before, {state.epoch}.",
                         stacklevel=1,
                     )
                     return state, path
@@ -407,7 +407,7 @@ class RunFolder:
                 path.unlink()
 
     def read_local_state(self, state: State) -> list[np.ndarray]:
-        """What each replica had of its own at the last commit.
+        """Reads the state of the last commit that differs between replicas.
 
         Args:
             state: as `check` returns it.
@@ -428,7 +428,7 @@ class RunFolder:
 
 
 def _sealed(state: State) -> dict[str, Any]:
-    """What is written of a state: its fields, and a checksum of them."""
+    """Returns a state's fields with a checksum of them, for the file."""
     fields = asdict(state)
     return fields | {"sha256": _digest(fields)}
 
@@ -438,7 +438,7 @@ def _digest(fields: dict[str, Any]) -> str:
 
 
 def fingerprint(model: keras.Model) -> str:
-    """SHA-256 of all values of the model and its optimizer."""
+    """Returns the SHA-256 of all values of the model and its optimizer."""
     digest = hashlib.sha256()
     for variable in (*model.weights, *random_states(model), *model.optimizer.variables):
         digest.update(keras.ops.convert_to_numpy(variable).tobytes())
@@ -446,7 +446,7 @@ def fingerprint(model: keras.Model) -> str:
 
 
 def log_line(rows: list[Row], epochs: int) -> str:
-    """One line on the last of `rows`, with an estimate of the time that is left."""
+    """Returns a line on the last of `rows`, with an estimate of the time left."""
     row = rows[-1]
     seconds = [r["seconds"] for r in rows[1:]] or [row["seconds"]]
     left = statistics.median(seconds) * (epochs - row["epoch"])
@@ -463,5 +463,5 @@ def log_line(rows: list[Row], epochs: int) -> str:
 
 
 def has_accuracy(row: Row) -> bool:
-    """Whether the row's problem has an accuracy: else it is NaN."""
+    """Returns whether the row's problem has an accuracy; otherwise it is NaN."""
     return not math.isnan(row["test_accuracy"])

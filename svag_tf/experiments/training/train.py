@@ -1,4 +1,4 @@
-"""One training run: from a config to a folder of results, resumable at every epoch."""
+"""Makes one training run from a config, resumable at every epoch."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from svag_tf.experiments.training.run_folder import (
 )
 from svag_tf.optional import filelock, matplotlib, require
 
-try:  # any backend can do without
+try:  # optional
     import tensorboard  # noqa: F401
     from tensorflow import summary
 except ImportError:
@@ -50,31 +50,30 @@ def train(
     data: Data | None = None,
     fresh: bool = False,
 ) -> list[Row]:
-    """Trains as `config` says, or goes on with the run in `workdir`.
+    """Trains as `config` says, or resumes the run in `workdir`.
 
     Evaluates before training (epoch 0) and after each epoch, on the test set and on as
-    many training examples as it has. The same config gives the same numbers, whether
-    or not the run was interrupted. On the TensorFlow backend this switches the process
-    to deterministic operations (unless `jit_compile="true"`, which Keras allows without
-    only); it sets the global random seeds.
+    many training examples as that has. The same config gives the same numbers, whether
+    or not the run was interrupted. Sets the global random seeds and, on the TensorFlow
+    backend, switches the process to deterministic operations (unless
+    `jit_compile="true"`, with which Keras does not allow them).
 
     Args:
         config: a `ConfigDict` with the fields of `configs/digits.py`, or nested dicts.
         workdir: folder for the results: `config.json`, `metrics.csv`, `train.log`,
             `curves.png`, `model.keras`, `tensorboard/`, and `state.json` and
-            `checkpoints/`, from which an interrupted run goes on. With `noise.preset`
+            `checkpoints/`, from which an interrupted run resumes. With `noise.preset`
             also `noise.csv`, see `svag_tf.callbacks.GradientNoise`; make a page of it
             with `python -m svag_tf.report`.
-        report: called with the row of every epoch, those of an earlier start first.
-            Then nothing is printed. Defaults to `None`: a progress bar, a line an
+        report: called with the row of every epoch, those of an earlier start first;
+            nothing is printed then. Defaults to `None`: a progress bar, a line per
             epoch and a table of results are printed.
-        data: of the problem, if it has been loaded before. Defaults to `None`: it is
-            loaded.
-        fresh: delete a run of other data or of another model, in place of refusing it.
+        data: the problem's data, if already loaded. Defaults to `None`: it is loaded.
+        fresh: delete a run of other data or another model instead of refusing it.
             Defaults to `False`.
 
     Returns:
-        One dict an epoch: `epoch`, `step` (batches so far), `learning_rate` (of the
+        One dict per epoch: `epoch`, `step` (batches so far), `learning_rate` (of the
         epoch's first batch), `train_loss`, `train_accuracy`, `test_loss`,
         `test_accuracy`, `train_seconds` (the batches alone), `seconds` (all). The
         accuracies are NaN if the problem has none.
@@ -90,7 +89,7 @@ def train(
     folder = RunFolder(workdir)
     with started(config) as distribution, contextlib.ExitStack() as stack:
         if not distribution.chief:
-            # Saving is for all processes together; these throw it away.
+            # All processes must save together; these discard the result.
             folder = RunFolder(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.check(config)
         data, model = prepared(config, data, distribution)
@@ -106,17 +105,16 @@ def prepared(
     data: Data | None = None,
     distribution: Distribution | None = None,
 ) -> tuple[Data, keras.Model]:
-    """The data and the new, compiled model of a run. Sets the global random seeds.
+    """Returns the data and the new, compiled model of a run; sets the global seeds.
 
     Args:
         config: as `config.checked` returns it.
-        data: of the problem, if it has been loaded before. Defaults to `None`: it is
-            loaded.
+        data: the problem's data, if already loaded. Defaults to `None`: it is loaded.
         distribution: where the model is to be trained. Defaults to `None`: on one
             device.
 
     Raises:
-        ExperimentError: if one of them cannot be had.
+        ExperimentError: if one of them cannot be made.
     """
     data = _selected(config, data)
     steps = len(data.x_train) // config["batch_size"]
@@ -191,16 +189,16 @@ def _train_on(
 
 
 def _noise(config: dict[str, Any], folder: RunFolder) -> list[GradientNoise]:
-    """The callback that measures the gradients' noise, if the config wants it."""
+    """Returns the callback that measures the gradients' noise, if configured."""
     preset, every = config["noise"]["preset"], config["noise"]["every"]
     if preset is None:
         return []
-    # Not counted by Keras, which counts what fills up the parts of a batch too.
+    # The batch size is given because Keras would count padding too.
     return [GradientNoise(every, preset, folder.path, config["batch_size"])]
 
 
 def _no_report(row: Row) -> None:
-    """What a worker that is not the chief says of an epoch."""
+    """Reports nothing, for workers other than the chief."""
 
 
 def _print_start(folder: RunFolder, state: State, trained: bool) -> None:
@@ -209,7 +207,7 @@ def _print_start(folder: RunFolder, state: State, trained: bool) -> None:
     elif not trained:
         print(f"The run in {folder.path} is complete.")
     elif state.epoch >= 0:
-        print(f"Going on with the run in {folder.path} after epoch {state.epoch}.")
+        print(f"Resuming the run in {folder.path} after epoch {state.epoch}.")
     if summary is None:
         print(
             "No TensorBoard files: they need the packages tensorflow and tensorboard."
@@ -217,7 +215,7 @@ def _print_start(folder: RunFolder, state: State, trained: bool) -> None:
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of arrays, which depend on a seed, the epoch and their number only.
+    """Batches of arrays that depend only on a seed, the epoch and their number.
 
     Args:
         x: inputs, shape (n, ...).
@@ -225,8 +223,8 @@ class Batches(keras.utils.PyDataset):
         batch_size: examples in a batch.
         seed: None for the given order and a last batch that may be smaller; a number
             for shuffled batches of equal size, the remainder left out.
-        prepare: takes the inputs of a batch and a random generator, returns what the
-            model gets; None: the inputs themselves.
+        prepare: takes the inputs of a batch and a random generator, returns the model's
+            inputs; None for the inputs themselves.
     """
 
     def __init__(
@@ -244,7 +242,7 @@ class Batches(keras.utils.PyDataset):
         self._epoch = 0
 
     def shuffle(self, epoch: int) -> None:
-        """Takes the order of epoch 0, 1, 2, ...; without a seed there is but one."""
+        """Takes the order of epoch 0, 1, 2, ...; without a seed it never changes."""
         self._epoch = epoch
         if self._seed is not None:
             rng = np.random.default_rng([self._seed, epoch])
@@ -258,24 +256,24 @@ class Batches(keras.utils.PyDataset):
         return self.part(index, slice(None))
 
     def size(self, index: int) -> int:
-        """Examples in batch 0, 1, 2, ..."""
+        """Returns the number of examples in batch 0, 1, 2, ..."""
         return min(self._batch_size, len(self._x) - index * self._batch_size)
 
     def part(self, index: int, positions: Any) -> tuple[np.ndarray, np.ndarray]:
-        """The examples at some positions of a batch, as they are in the whole batch."""
+        """Returns the examples at some positions, as they are in the whole batch."""
         start = index * self._batch_size
         chosen = self._order[start : start + self._batch_size]
         y = self._y[chosen[positions]]
         if self._prepare is None:
             return self._x[chosen[positions]], y
-        # The last number: apart from other streams with the same seed and epoch.
+        # The last number separates this from other streams of the same seed and epoch.
         key = [self._seed or 0, self._epoch, index, 2]
         x = self._prepare(self._x[chosen], np.random.default_rng(key))
         return x[positions], y
 
 
 class _Recorder(keras.callbacks.Callback):
-    """Gives each epoch its order, and afterwards evaluates and commits it."""
+    """Sets each epoch's order, and afterwards evaluates and commits the epoch."""
 
     def __init__(
         self,
@@ -351,7 +349,7 @@ class _Recorder(keras.callbacks.Callback):
 
 
 def _selected(config: dict[str, Any], data: Data | None) -> Data:
-    """The examples that the config names."""
+    """Returns the examples that the config selects."""
     problem = PROBLEMS[config["problem"]]
     if data is None:
         data = checks.load(config["problem"], problem, config["data_dir"])
@@ -425,7 +423,7 @@ def _build_model(
         keras.config.set_dtype_policy(before)
     if jit_compile is True and not model.jit_compile:
         raise ExperimentError(
-            "jit_compile='true' cannot be had: Keras does not compile this model in "
+            "jit_compile='true' is not possible: Keras does not compile this model in "
             "this process. Use jit_compile='auto'."
         )
     return model
@@ -442,7 +440,7 @@ def _parameters(model: keras.Model) -> int:
 def _evaluated(
     model: keras.Model, batches: Batches, distribution: Distribution
 ) -> dict[str, float]:
-    """Loss and metrics on the batches. Recurrent layers start and end at zero."""
+    """Returns loss and metrics; recurrent layers start and end at zero."""
     _reset_state(model)
     result = distribution.evaluate(model, batches)
     _reset_state(model)
@@ -457,7 +455,7 @@ def _reset_state(model: keras.Model) -> None:
 
 @contextlib.contextmanager
 def _averaged(model: keras.Model, averaged: Any) -> Iterator[None]:
-    """Lends the model the averages of its weights, if `averaged`."""
+    """Gives the model the averages of its weights within it, if `averaged`."""
     if not averaged:
         yield
         return
@@ -470,7 +468,7 @@ def _averaged(model: keras.Model, averaged: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _tensorboard(folder: Path, rows: list[Row], chief: bool) -> Iterator[Any]:
-    """Event files of all epochs, those in `rows` and those shown later."""
+    """Writes event files of all epochs, those in `rows` and later ones."""
     if summary is None or not chief:
         yield lambda row: None
         return
@@ -510,7 +508,7 @@ def _print_exchanged(model: keras.Model) -> None:
         return
     n = model.distribute_strategy.num_replicas_in_sync
     print(
-        f"{n} replicas; each gives {payload.bytes:,} bytes into the exchange of a "
+        f"{n} replicas; each puts {payload.bytes:,} bytes into the exchange of a "
         f"step, {8 * payload.bytes / payload.parameters:.1f} bits a parameter, and in "
         f"a ring sends {2 * (n - 1) / n * payload.bytes:,.0f}"
     )

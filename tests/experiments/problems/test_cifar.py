@@ -1,4 +1,4 @@
-"""CIFAR: bytes read right, images changed as DeepOBS does, networks as specified."""
+"""CIFAR: bytes read correctly, images changed as in DeepOBS, networks as specified."""
 
 import colorsys
 import dataclasses
@@ -168,7 +168,7 @@ def test_augmented():
     assert result.dtype == np.float32
     expected = augmented(x, np.random.default_rng(1))
     np.testing.assert_allclose(result, expected, atol=2e-5)
-    np.testing.assert_array_equal(x[:3], images(3))  # the data stays as it is
+    np.testing.assert_array_equal(x[:3], images(3))  # the data is unchanged
 
 
 def test_each_image_is_changed_in_its_own_way():
@@ -234,7 +234,7 @@ def creation(layer):
 
 
 def test_cifar100_wrn404_is_that_of_deepobs():
-    """The model against the specification, written down once more."""
+    """The model against the specification, written independently."""
     model = PROBLEMS["cifar100_wrn404"].build()
     rng = np.random.default_rng(0)
     for variable in model.weights:

@@ -50,7 +50,7 @@ def test_the_real_text():
 
 
 def test_sequences():
-    """Each stream goes on from batch to batch; the label is the next character."""
+    """Each stream continues from batch to batch; the label is the next character."""
     ids = np.arange(50 * 50 * 3 + 40)  # three batches and a rest
     x, y = tolstoi.sequences(ids)
     assert x.shape == y.shape == (150, 50) and x.dtype == y.dtype == np.int32
@@ -129,7 +129,7 @@ def test_the_download_is_checked(tmp_path, expected, monkeypatch):
     monkeypatch.setattr(tolstoi, "LENGTH", 3)
     data = tolstoi.load_war_and_peace()
     # 43 characters and three carriage returns: 80 % are 37, six batches of two streams
-    # and one label more; the other nine make one batch.
+    # and one more label; the other nine make one batch.
     assert data.x_train.shape == (12, 3) and data.x_test.shape == (2, 3)
     assert len(np.unique(np.concatenate(data, axis=None))) <= len(set(TEXT)) + 1
     assert asked[0][0] == "war_and_peace.txt" and asked[0][1].startswith("https://")
@@ -150,7 +150,7 @@ def test_no_source_names_both(monkeypatch):
 
 
 def lstm(length, batch=3):
-    """An LSTM that goes on, and the same one without a beginning state."""
+    """An LSTM that keeps its state, and the same one without an initial state."""
     going_on = Stateful(layers.LSTM(4, return_sequences=True, return_state=True))
     model = keras.Sequential([keras.Input(batch_shape=(batch, length, 2)), going_on])
     plain = keras.Sequential(
@@ -253,7 +253,7 @@ def test_it_trains_and_goes_on_bit_for_bit(little, tmp_path, monkeypatch):
     assert [row["step"] for row in rows] == [0, 5, 10]
     assert rows[0]["test_loss"] == pytest.approx(np.log(83), abs=0.1)
     assert rows[2]["test_loss"] < rows[1]["test_loss"] < rows[0]["test_loss"] - 0.5
-    # Evaluation starts with a state of zero, and goes on from batch to batch.
+    # Evaluation starts with a state of zero, and keeps it from batch to batch.
     model = keras.models.load_model(tmp_path / "whole" / "model.keras")
     for layer in model.layers:
         if isinstance(layer, Stateful):
