@@ -11,7 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from tiers import slow_but
+from tiers import sampled
 
 import svag_tf
 from svag_tf.saving import export
@@ -183,9 +183,17 @@ def runs(tmp_path_factory):
     return runs_of(FAST, tmp_path_factory)
 
 
+SLOW = ("Adam", "lazy embedding", "dicts, sample weights")
+
+
 @pytest.fixture(scope="module")
-def other_runs(tmp_path_factory):
-    return runs_of(CASES.keys() - set(FAST), tmp_path_factory)
+def slow_runs(tmp_path_factory):
+    return runs_of(SLOW, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def exhaustive_runs(tmp_path_factory):
+    return runs_of(CASES.keys() - {*FAST, *SLOW}, tmp_path_factory)
 
 
 def runs_of(names, tmp_path_factory):
@@ -228,10 +236,12 @@ def runs_of(names, tmp_path_factory):
     return runs
 
 
-@pytest.mark.parametrize("name", slow_but(FAST, CASES))
+@pytest.mark.parametrize("name", sampled(FAST, CASES))
 def test_goes_on_bit_for_bit(request, name):
     """In a process without Keras, and back: model, slots, counters, random states."""
-    run = request.getfixturevalue("runs" if name in FAST else "other_runs")[name]
+    runs = "runs" if name in FAST else "exhaustive_runs"
+    runs = "slow_runs" if name in SLOW else runs
+    run = request.getfixturevalue(runs)[name]
     back = model_of(run.case)
     svag_tf.restore_trained(back, run.folder / "trained")
     found, expected = values(back), values(run.model)
@@ -247,8 +257,8 @@ def test_goes_on_bit_for_bit(request, name):
 
 
 @pytest.mark.slow
-def test_functions_take_and_return_structures(other_runs):
-    run = other_runs["dicts, sample weights"]
+def test_functions_take_and_return_structures(slow_runs):
+    run = slow_runs["dicts, sample weights"]
     loaded = tf.saved_model.load(str(run.folder / "exported"))
     loaded.restore(path=str(run.folder / "trained"))
     x, expected = run.batch["x"], run.model(run.batch["x"])
@@ -383,12 +393,12 @@ def test_folder_that_cannot_be_written_to(loaded):
 
 
 @pytest.mark.slow
-def test_checkpoint_of_another(runs, other_runs, tmp_path):
+def test_checkpoint_of_another(runs, slow_runs, tmp_path):
     """Another class, other variables, another order: each refused in both worlds."""
     run = runs["no slots"]
     loaded = tf.saved_model.load(str(run.folder / "exported"))
     for name in ("Adam", "lazy embedding"):
-        path = str((runs | other_runs)[name].folder / "trained")
+        path = str((runs | slow_runs)[name].folder / "trained")
         with pytest.raises(tf.errors.InvalidArgumentError, match="another model"):
             loaded.restore(path=path)
         with pytest.raises(ValueError, match=f"{re.escape(path)} is that of another"):
@@ -747,7 +757,7 @@ def from_arrays(model, data):
 
 @pytest.mark.parametrize(
     "before, batch_size, after, batches_of_one_size",
-    slow_but(
+    sampled(
         [(None, N, from_arrays, True)],
         [
             (None, None, one_by_one, False),

@@ -8,7 +8,7 @@ import model_zoo as zoo
 import numpy as np
 import pytest
 import tensorflow as tf
-from tiers import slow_but
+from tiers import sampled
 
 import svag_tf
 from svag_tf.callbacks import BackupAndRestore
@@ -90,7 +90,7 @@ FAST = (zoo.guide, zoo.of_records)
 
 
 @pytest.mark.parametrize(
-    "build", slow_but(FAST, zoo.DATA), ids=lambda build: build.__name__
+    "build", sampled(FAST, zoo.DATA), ids=lambda build: build.__name__
 )
 def test_goes_on_bit_for_bit(build, tmp_path):
     """All of its optimizers, random states and counters, there and back."""
@@ -133,7 +133,7 @@ SEEDED = [build for build in zoo.DATA if build is not zoo.unseeded]
 
 
 @pytest.mark.parametrize(
-    "build", slow_but([zoo.gan], SEEDED), ids=lambda build: build.__name__
+    "build", sampled([zoo.gan], SEEDED), ids=lambda build: build.__name__
 )
 def test_backup_goes_on_bit_for_bit(build, tmp_path):
     model = make(build)
@@ -146,7 +146,7 @@ def test_backup_goes_on_bit_for_bit(build, tmp_path):
 
 @pytest.mark.parametrize(
     "build",
-    slow_but(
+    sampled(
         [zoo.guide], [zoo.gan, zoo.gan_of_lists, zoo.vae, zoo.subclassed, zoo.guide]
     ),
 )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from oracle import Oracle
 from table import VARIANTS, make
-from tiers import slow_but
+from tiers import sampled
 
 import svag_tf
 from svag_tf import kernels
@@ -58,7 +58,7 @@ def assert_same(a, b, **tolerance):
 
 
 @pytest.mark.parametrize("weight_decay", [None, 0.05])
-@pytest.mark.parametrize("variant", slow_but(["msvag"], VARIANTS))
+@pytest.mark.parametrize("variant", sampled(["msvag"], VARIANTS))
 def test_compiled_and_op_by_op_give_the_same_numbers(variant, weight_decay):
     results = []
     for jit_compile in ("auto", True, False):
@@ -253,7 +253,7 @@ def test_the_shape_of_a_sparse_gradient_is_checked():
 
 @pytest.mark.parametrize(
     "arguments, shared",
-    slow_but(
+    sampled(
         lambda case: case[0]["variant"] == "msvag",
         [
             ({"variant": "ssd"}, 4),
@@ -424,7 +424,7 @@ def test_variables_on_another_device():
 # Sparse gradients.
 
 
-@pytest.mark.parametrize("variant", slow_but(["msvag", "ssd"], VARIANTS))
+@pytest.mark.parametrize("variant", sampled(["msvag", "ssd"], VARIANTS))
 def test_an_exact_sparse_update_makes_no_dense_gradient(variant):
     """Nothing of the table's size is allocated: the kernel works in place."""
     optimizer, table = make(variant), variable((1000, 4))
@@ -442,7 +442,7 @@ def test_an_exact_sparse_update_makes_no_dense_gradient(variant):
                 assert output.shape.num_elements() in (None, *range(4000)), op
 
 
-@pytest.mark.parametrize("variant", slow_but(["msvag", "mssd"], VARIANTS))
+@pytest.mark.parametrize("variant", sampled(["msvag", "mssd"], VARIANTS))
 def test_a_lazy_update_is_that_of_each_row_by_itself(variant):
     """An oracle for each row, which counts the row's own updates."""
     optimizer = make(variant, sparse_updates="lazy", weight_decay=0.05)
@@ -506,7 +506,7 @@ def rows_applied(sparse_updates, wrap):
     return values_of(optimizer, theta)
 
 
-@pytest.mark.parametrize("sparse_updates", slow_but(["lazy"], ["exact", "lazy"]))
+@pytest.mark.parametrize("sparse_updates", sampled(["lazy"], ["exact", "lazy"]))
 def test_rows_are_compiled_for_powers_of_two_of_them(sparse_updates):
     """The bits do not depend on whether their number is known, or on a graph."""
     kernels._COMPILED.clear()
@@ -551,7 +551,7 @@ def fit(model, epochs=2):
     return [*model.get_weights(), *values_of(model.optimizer)]
 
 
-@pytest.mark.parametrize("sparse_updates", slow_but(["lazy"], ["exact", "lazy"]))
+@pytest.mark.parametrize("sparse_updates", sampled(["lazy"], ["exact", "lazy"]))
 def test_an_embedding_in_fit_compiled_or_not(sparse_updates):
     results = [
         fit(embedding_model(sparse_updates, jit_compile))
@@ -563,7 +563,7 @@ def test_an_embedding_in_fit_compiled_or_not(sparse_updates):
 
 @pytest.mark.parametrize(
     "arguments",
-    slow_but(
+    sampled(
         [{"clipnorm": 0.1}],
         [
             {"clipnorm": 0.1},
@@ -577,7 +577,7 @@ def test_lazy_does_as_exact_where_gradients_are_made_dense(arguments):
     assert_same(*results)
 
 
-@pytest.mark.parametrize("sparse_updates", slow_but(["lazy"], ["exact", "lazy"]))
+@pytest.mark.parametrize("sparse_updates", sampled(["lazy"], ["exact", "lazy"]))
 def test_lazy_counts_are_saved(sparse_updates, tmp_path):
     whole = fit(embedding_model(sparse_updates), epochs=4)
     model = embedding_model(sparse_updates)

@@ -9,7 +9,7 @@ import functools
 import pytest
 import table
 from keras import ops
-from tiers import slow_but
+from tiers import sampled
 
 import svag_tf
 from svag_tf import rules
@@ -144,7 +144,7 @@ def _assert_table_fails(variant):
 
 @pytest.mark.parametrize(
     "mutation, variant",
-    slow_but(
+    sampled(
         lambda case: case[1] == MUTATIONS[case[0]][1][-1],
         [(name, variant) for name in MUTATIONS for variant in MUTATIONS[name][1]],
     ),
@@ -156,7 +156,7 @@ def test_wrong_rule(mutation, variant, patch_rules):
     _assert_table_fails(variant)
 
 
-@pytest.mark.parametrize("variant", slow_but(["msvag"], SWAPPED))
+@pytest.mark.parametrize("variant", sampled(["msvag"], SWAPPED))
 def test_gradient_and_momentum_swapped(variant, patch_rules):
     _check_unmutated(variant)
     cls = getattr(svag_tf, variant.partition("_")[0].upper())

@@ -107,7 +107,7 @@ def test_what_uses_one_says_how_to_get_it(tmp_path):
     blocked = [name for name in (*PACKAGES, *OTHERS) if name != "tensorflow"]
     code = f"""if True:
         import json, os, pathlib
-        from svag_tf import report
+        from svag_tf.noise import report
         from svag_tf.experiments.comparison import compare as comparison
         from svag_tf.experiments.comparison import tuning
         from svag_tf.experiments.training import train as training

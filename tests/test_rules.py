@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from keras import ops
-from tiers import slow_but
+from tiers import sampled
 
 from svag_tf import rules
 
@@ -159,7 +159,7 @@ def test_gamma_of_no_noise_is_one_and_of_no_signal_is_zero(gamma, dtype):
 @pytest.mark.parametrize("jit_compile", [None, False, True])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("gamma", ADAPTATIONS)
-@pytest.mark.parametrize("beta", slow_but([0.9], BETAS))
+@pytest.mark.parametrize("beta", sampled([0.9], BETAS))
 def test_gamma_is_exactly_one_at_the_first_step(gamma, beta, dtype, jit_compile):
     """Whatever round-off does to v - m^2, and whatever compiles the rules."""
     largest = np.finfo(dtype).max

@@ -1,6 +1,7 @@
-"""Marks the cases of large tests `slow`, but for a few: see CONTRIBUTING.md.
+"""Three tiers of tests: fast, slow and exhaustive; see CONTRIBUTING.md.
 
-What is slow is left out unless it is asked for with `-m slow`, as .ci/run does.
+`pytest` runs the fast ones. Those marked `slow` check something else, and CI runs them
+too. Those marked `exhaustive` are the other cases of tests of which some are fast.
 """
 
 import zlib
@@ -24,15 +25,15 @@ SAMPLED = {
 
 
 def mark_all_but_a_sample(items):
-    """Marks the cases `slow` that are not of the sample."""
+    """Marks the cases `exhaustive` that are not of the sample."""
     for item in items:
         one_in = SAMPLED.get(item.nodeid.partition("::")[0], 1)
         if hasattr(item, "callspec") and zlib.crc32(item.nodeid.encode()) % one_in:
-            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.exhaustive)
 
 
-def slow_but(fast, cases, ids=None):
-    """Cases for `parametrize`, slow but for some.
+def sampled(fast, cases, ids=None):
+    """Cases for `parametrize`, exhaustive but for some.
 
     Args:
         fast: Function of a case that says whether it is fast; or those that are.
@@ -44,7 +45,7 @@ def slow_but(fast, cases, ids=None):
     return [
         pytest.param(
             *(case if isinstance(case, tuple) else (case,)),
-            marks=() if is_fast(case) else pytest.mark.slow,
+            marks=() if is_fast(case) else pytest.mark.exhaustive,
             id=None if ids is None else ids[i],
         )
         for i, case in enumerate(cases)

@@ -48,7 +48,7 @@ def test_workers_that_are_killed_go_on_bit_for_bit(backend, tmp_path):
 def test_a_worker_does_not_wait_for_ever_for_the_others():
     """TensorFlow would wait, in a call that holds Python's lock."""
     code = (
-        "from svag_tf.experiments import distributed as d\n"
+        "from svag_tf.experiments.training import distributed as d\n"
         "d.MEET_WITHIN = 1.0\n"
         "d.multi_worker_strategy()\n"
     )

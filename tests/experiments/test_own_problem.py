@@ -10,7 +10,7 @@ import numpy as np
 import optuna
 import pytest
 from test_train_script import ROOT, run
-from tiers import slow_but
+from tiers import sampled
 
 from svag_tf.experiments.comparison.compare import compare
 from svag_tf.experiments.errors import ExperimentError
@@ -257,7 +257,7 @@ def noisy(x, rng):
 
 @pytest.mark.parametrize(
     "before, after, parts",
-    slow_but(lambda case: case[2] in (["x_test"], ["model, layer 1"], ["loss"]), [
+    sampled(lambda case: case[2] in (["x_test"], ["model, layer 1"], ["loss"]), [
         ({}, {"load": GOOD._replace(y_train=1 - Y[:40])}, ["y_train", "loss before"]),
         ({}, {"load": GOOD._replace(x_test=X[40:] + 1)}, ["x_test"]),
         ({}, {"load": Data(X[:30], Y[:30], X[40:], Y[40:])}, ["x_train", "y_train"]),
@@ -477,7 +477,7 @@ def test_one_line_of_error(tmp_path, script):
 
 @pytest.mark.parametrize(
     "changes, message",
-    slow_but(lambda case: "runpy" in str(case), [
+    sampled(lambda case: "runpy" in str(case), [
         ({"import runpy": "import runpyy"}, r"failed at \S*problem.py:2: ModuleNot"),
         ({"def get_config():": "def get_config(:"}, "SyntaxError: invalid syntax"),
         ({"    return config\n": ""}, "must have a function get_config"),

@@ -5,7 +5,7 @@ import json
 import keras
 import pytest
 from test_train_script import run
-from tiers import slow_but
+from tiers import sampled
 
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.simulations.report import progress
@@ -34,7 +34,7 @@ TINY = {
 }
 
 
-@pytest.mark.parametrize("name", slow_but(["variance_adaptation"], TINY))
+@pytest.mark.parametrize("name", sampled(["variance_adaptation"], TINY))
 def test_the_command(name, tmp_path):
     script = f"{name}.py"
     code, output, errors = run(*TINY[name], script=script, cwd=tmp_path)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import keras
 import pytest
-from tiers import slow_but
+from tiers import sampled
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--config.epochs=3", "--config.train_examples=320", "--config.test_examples=50")
@@ -88,7 +88,7 @@ def test_the_other_config_and_the_default_workdir(tmp_path):
 # A process for each: one of the flags of absl, one of our own words.
 @pytest.mark.parametrize(
     "flag, message",
-    slow_but(
+    sampled(
         lambda case: case[0] in ("--config.epochs=many", "--config.epochs=0"),
         [
             ("--config.epochs=many", "many"),
@@ -118,7 +118,7 @@ def test_errors_are_short(tmp_path, flag, message):
 
 @pytest.mark.parametrize(
     "package",
-    slow_but(["filelock"], ["ml_collections", "svag_tf", "filelock", "matplotlib"]),
+    sampled(["filelock"], ["ml_collections", "svag_tf", "filelock", "matplotlib"]),
 )
 def test_a_missing_package_is_told(tmp_path, package):
     blocked = tmp_path / "blocked"
@@ -191,7 +191,7 @@ def test_tuning_killed_and_then_shared_by_two_processes(tmp_path):
 
 @pytest.mark.parametrize(
     "flag, message",
-    slow_but(
+    sampled(
         [("--optimizers=sdg", "Received: sdg")],
         [
             ("--seeds=0,x", "--seeds=0,1,2"),

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 from resuming import Killed, kill_at_replacement, outcome
-from tiers import slow_but
+from tiers import sampled
 
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.optimizers import OPTIMIZERS
@@ -107,7 +107,7 @@ def test_without_tensorflow_there_is_a_line_and_no_tensorboard(
     assert set(os.listdir(tmp_path)) == RESULTS - {"tensorboard"}
 
 
-@pytest.mark.parametrize("name", slow_but(["msvag", "adam"], OPTIMIZERS))
+@pytest.mark.parametrize("name", sampled(["msvag", "adam"], OPTIMIZERS))
 def test_every_optimizer(make_config, tmp_path, name):
     fields = {"optimizer.name": name, "optimizer.learning_rate": 0.003}
     rows = train(make_config(epochs=1, **fields), tmp_path / name)
@@ -117,7 +117,7 @@ def test_every_optimizer(make_config, tmp_path, name):
 
 @pytest.mark.parametrize(
     "fields",
-    slow_but(
+    sampled(
         lambda fields: "optimizer.use_ema" in fields,
         [
             {"dtype_policy": "mixed_float16"},
@@ -154,7 +154,7 @@ def whole(tmp_path_factory):
 # metrics.csv, train.log; then the tables again (2), curves.png and model.keras.
 @pytest.mark.parametrize(
     "number, after, left",
-    slow_but(
+    sampled(
         lambda case: case[:2] == (12, False),
         [
             (0, False, {".tmp-config.json"}),
@@ -334,7 +334,7 @@ def after_epoch_2(config, folder, monkeypatch):
         train(config, folder)
 
 
-@pytest.mark.parametrize("name, damage", slow_but(DAMAGES[1:2], DAMAGES))
+@pytest.mark.parametrize("name, damage", sampled(DAMAGES[1:2], DAMAGES))
 def test_goes_on_from_the_epoch_before_what_is_corrupt(
     make_config, tmp_path, monkeypatch, whole, name, damage
 ):
@@ -371,7 +371,7 @@ def test_damaged_at_any_byte(make_config, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name, damage", slow_but(DAMAGES[:2], [*DAMAGES, ("config.json", cut_half)])
+    "name, damage", sampled(DAMAGES[:2], [*DAMAGES, ("config.json", cut_half)])
 )
 def test_corruption_of_all_is_told_and_nothing_is_touched(
     make_config, tmp_path, monkeypatch, name, damage

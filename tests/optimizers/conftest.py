@@ -1,4 +1,4 @@
-"""Which of these tests are slow: see CONTRIBUTING.md."""
+"""Which of these tests are exhaustive: see CONTRIBUTING.md."""
 
 import pytest
 
@@ -8,11 +8,11 @@ FAST = ("ssd", "msvag", "msvas_gaussian")
 
 
 def pytest_collection_modifyitems(items):
-    """Marks tests over all methods as slow, except for a few methods."""
+    """Marks tests over all methods as exhaustive, except for a few methods."""
     for item in items:
         parameters = getattr(item, "callspec", None)
         if parameters is None or item.path.parent.name != "optimizers":
             continue
         variant = parameters.params.get("variant")
         if item.path.stem != "test_table" and variant not in (None, *FAST):
-            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.exhaustive)

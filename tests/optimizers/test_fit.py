@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import table
 from oracle import Oracle
-from tiers import slow_but
+from tiers import sampled
 
 import svag_tf
 
@@ -214,7 +214,7 @@ def batches(number):
 
 @pytest.mark.parametrize(
     "steps_per_execution, jit_compile, options",
-    slow_but(
+    sampled(
         [(1, True, {}), (3, False, {"use_ema": True})],
         itertools.product(
             (1, 3), (False, True), ({}, {"use_ema": True}, {"sparse_updates": "lazy"})

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import table
-from tiers import slow_but
+from tiers import sampled
 
 import svag_tf
 from svag_tf.saving.model_state import random_states
@@ -98,7 +98,7 @@ def assert_same(a, b):
 
 @pytest.fixture(
     scope="module",
-    params=slow_but(lambda case: case[0] in FAST, [(case,) for case in CASES], IDS),
+    params=sampled(lambda case: case[0] in FAST, [(case,) for case in CASES], IDS),
 )
 def run(request, tmp_path_factory):
     """A run of 2k epochs: its state after k, as saved in every way, and at its end."""

@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import table
-from tiers import slow_but
+from tiers import sampled
 
 # An eager step of eight variables takes tens of ms, a traced one takes one.
 STEPS = {"eager": 25, "graph": table.STEPS, "xla": table.STEPS}
@@ -31,7 +31,7 @@ ROWS = [
         # Fast: all of M-SVAG, and of the others one beta in a graph.
         marks=()
         if variant == "msvag" or (beta, mode) == (0.9, "graph")
-        else pytest.mark.slow,
+        else pytest.mark.exhaustive,
     )
     for variant in table.VARIANTS
     for beta in table.BETAS
@@ -46,12 +46,12 @@ def test_agrees_with_the_oracle(variant, beta, mode, dtype, sparse):
     table.compare(actual, variant, beta, dtype, sparse)
 
 
-@pytest.mark.parametrize("variant", slow_but(["msvag"], table.VARIANTS))
+@pytest.mark.parametrize("variant", sampled(["msvag"], table.VARIANTS))
 def test_agrees_in_eager_mode_over_all_steps(variant):
     table.check(variant, 0.9, "eager")
 
 
-@pytest.mark.parametrize("variant", slow_but(["msvag", "svag"], table.VARIANTS))
+@pytest.mark.parametrize("variant", sampled(["msvag", "svag"], table.VARIANTS))
 def test_agrees_op_by_op(variant):
     """Without the kernels that XLA compiles."""
     beta = 0.999
