@@ -121,8 +121,12 @@ def check_fit_and_resume(folder):
         np.testing.assert_array_equal(resumed.get_weights()[0], model.get_weights()[0])
 
 
-def checks(folder):
-    """The checks that this backend must pass, each with its arguments."""
+def checks(folder, files):
+    """The checks of this backend or, if `files`, of files: each with its argument."""
+    if files:
+        for check in restoring_checks.CHECKS:
+            yield check, folder
+        return
     if keras.backend.backend() == "jax":
         yield check_batch_normalization_without_the_padding, ()
     for dtype in ("float16", "bfloat16", "float32"):
@@ -134,13 +138,13 @@ def checks(folder):
         yield check_table, "float64"
         yield check_sparse_torch, ()
     yield check_fit_and_resume, folder
-    for check in restoring_checks.CHECKS:
-        yield check, folder
+    yield restoring_checks.check_mixed_precision, folder
+    yield restoring_checks.check_ema_and_fit_twice, folder
 
 
-def main(folder):
+def main(folder, files=False):
     failed = False
-    for check, argument in checks(folder):
+    for check, argument in checks(folder, files):
         try:
             check(argument) if argument else check()
         except Exception:
@@ -151,4 +155,4 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

@@ -35,6 +35,12 @@ def test_agrees_with_the_oracle_and_trains(backend, tmp_path):
     python_on(backend, str(TESTS / "backend_script.py"), str(tmp_path))
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_files_of_models(backend, tmp_path):
+    python_on(backend, str(TESTS / "backend_script.py"), str(tmp_path), "files")
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_does_not_need_tensorflow(backend):
     """Nor import it: users with only this backend can use the package."""

@@ -332,7 +332,9 @@ def test_all_rows_take_turns(tmp_path):
 @pytest.mark.usefixtures("fake_servers")
 def test_a_row_that_fails_is_an_error_when_all_is_written(tmp_path):
     options = Options(tmp_path, cases=["tiny"], rows=["msvag", "ssd"], rounds=1)
-    with pytest.raises(ExperimentError, match=r"Not measured \(see there\): SSD \(60 tiny variables\)$"):
+    with pytest.raises(
+        ExperimentError, match=r"Not measured \(see there\): SSD \(60 tiny variables\)$"
+    ):
         benchmark_with_progress(options)
     assert "SSD fails. cannot" in (tmp_path / "benchmark.md").read_text()
 
@@ -551,8 +553,8 @@ def check_replicas(results):
         assert row["loopback_bytes"] > row["sent_bytes"]
 
 
+@pytest.mark.exhaustive
 @needs_tensorflow
-@pytest.mark.slow
 def test_models_are_fitted(tmp_path):
     results = benchmark(
         Options(tmp_path, cases=["cnn", "transformer", "noise"], rounds=1, quick=True,

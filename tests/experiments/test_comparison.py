@@ -86,7 +86,7 @@ def test_results(make_config, tmp_path, capsys):
     assert "learning rates are not tuned" in page and "## Tuning" not in page
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_finished_runs_are_not_made_again(make_config, tmp_path):
     config = make_config(epochs=1)
     first = compare(config, ["ssd"], tmp_path, seeds=[0, 1])

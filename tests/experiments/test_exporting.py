@@ -53,7 +53,7 @@ def test_script(workdir, tmp_path):
     assert (output / "saved_model.pb").stat().st_size > 1000
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_tflite(workdir, tmp_path):
     output = tmp_path / "exported"
     assert difference_in(exporting.export_run(workdir, output, "tflite")) < 1e-5

@@ -27,11 +27,12 @@ def environment(monkeypatch):
 @pytest.mark.parametrize(
     "backend",
     [
-        pytest.param(name, marks=pytest.mark.needs(name))
-        for name in ("tensorflow", "jax")
+        "tensorflow",
+        pytest.param("jax", marks=[pytest.mark.needs("jax"), pytest.mark.exhaustive]),
     ],
 )
 @pytest.mark.slow
+@pytest.mark.needs("tensorflow")
 def test_workers_that_are_killed_go_on_bit_for_bit(backend, tmp_path):
     process = subprocess.run(
         [sys.executable, str(SCRIPT), str(tmp_path)],

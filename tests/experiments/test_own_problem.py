@@ -343,7 +343,7 @@ print(json.dumps(made_of.made_of(config, *prepared(config))))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["digits", "quadratic_deep"])
+@pytest.mark.parametrize("name", sampled(["digits"], ["digits", "quadratic_deep"]))
 def test_the_same_in_every_process(name):
     config = str(ROOT / "configs" / f"{name}.py")
     printed = [
@@ -415,7 +415,7 @@ def test_a_shared_study_of_something_else_is_refused(compare_of, tmp_path):
         compare_of(load=OTHER, folder="d", storage=storage)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_an_earlier_study_that_does_not_say(compare_of, tmp_path):
     compare_of()
     path = tmp_path / "c" / "config.json"
@@ -464,7 +464,7 @@ def errors_of(*flags, cwd, script="compare.py"):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["train.py", "compare.py"])
+@pytest.mark.parametrize("script", sampled(["train.py"], ["train.py", "compare.py"]))
 def test_one_line_of_error(tmp_path, script):
     flag = documented(tmp_path, **{"y[1000:]": "y"})
     found = errors_of(flag, cwd=tmp_path, script=script)

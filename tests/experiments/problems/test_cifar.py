@@ -326,7 +326,7 @@ def test_cifar10_3c3d_trains_and_goes_on_bit_for_bit(
     assert rows[2]["test_accuracy"] == pytest.approx(accuracy, abs=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_cifar100_wrn404_trains(monkeypatch, tmp_path, load_config):
     small(monkeypatch, "cifar100_wrn404", 16, 4, 2)
     config = load_config("cifar100_wrn404")
