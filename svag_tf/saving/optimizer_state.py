@@ -119,6 +119,8 @@ class OptimizerState:
     def __init__(self, optimizer: Any):
         self._optimizer = optimizer
         self._identities: list[Identity] | None = None
+        # The variables of the model that was loaded before the optimizer was built.
+        self._of_loaded_model: dict[int, tuple[Any, Identity]] = {}
         # A record and its arrays, read before the optimizer was built.
         self._waiting: tuple[dict[str, Any], dict[str, np.ndarray]] | None = None
         self._said = ""
@@ -226,8 +228,15 @@ class OptimizerState:
         """Warns of what `build` will not restore, if the model is already known."""
         model = _model_being_loaded(self._optimizer)
         if model is not None and model.built:
-            identities = identities_of(model.trainable_variables, model)
-            self._say(self._match(record, identities).message)
+            variables = model.variables
+            identities = identities_of(variables, model)
+            self._of_loaded_model = {
+                id(v): (v, identity) for v, identity in zip(variables, identities)
+            }
+            trained = [
+                self._of_loaded_model[id(v)][1] for v in model.trainable_variables
+            ]
+            self._say(self._match(record, trained).message)
 
     def early_places(self, record: dict[str, Any]) -> list[tuple[str, Any]]:
         """Returns places as `places` does, of the scalars of an unbuilt optimizer."""
@@ -417,7 +426,11 @@ class OptimizerState:
 
     def note_variables(self, variables: Sequence[Any]) -> None:
         """Notes at `build` the identities of the optimizer's variables."""
-        self._identities = identities_of(variables, _model_of(variables))
+        loaded, self._of_loaded_model = self._of_loaded_model, {}
+        if all(id(v) in loaded for v in variables):
+            self._identities = [loaded[id(v)][1] for v in variables]
+        else:
+            self._identities = identities_of(variables, _model_of(variables))
 
     def _is_new(self) -> bool:
         counts = self._optimizer.update_counts
