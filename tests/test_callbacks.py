@@ -513,6 +513,7 @@ def test_another_file_of_that_name(tmp_path):
     assert (tmp_path / "noise.csv").read_text() == "a,b\n1,2\n"
 
 
+@pytest.mark.needs("tensorboard")
 def test_a_folder_that_cannot_be_written(tmp_path, disk_of):
     """The error comes before the first step, and nothing is left behind."""
     (tmp_path / "file").write_text("")
