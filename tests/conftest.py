@@ -64,7 +64,7 @@ def _memory_given_back():
     """A compiled kernel takes a MB or so, and a module of tests makes hundreds.
 
     What is left, such as the graphs of models that TensorFlow keeps, is not searched
-    for garbage again: that took 40 % of the time of all tests.
+    for garbage again: that took much of the time of all tests.
     """
     yield
     forget_compiled_rules()

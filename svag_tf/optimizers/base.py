@@ -1,4 +1,4 @@
-"""The base class of the seven optimizers: arguments, slots, counts and dispatch."""
+"""The base class of the optimizers: slots, counts and the order of an update."""
 
 import math
 import numbers
