@@ -43,7 +43,8 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(autouse=True)
 def _keras_state_restored():
-    """Dtype policy and floatx belong to the process: restores both after each test."""
+    """Starts each test from the same seed, and restores dtype policy and floatx after."""
+    keras.utils.set_random_seed(0)
     policy, floatx = keras.config.dtype_policy(), keras.config.floatx()
     yield
     keras.config.set_dtype_policy(policy)

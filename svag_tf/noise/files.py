@@ -22,7 +22,8 @@ QUANTITIES = (
 COLUMNS = ("step", "epoch", "seconds", "learning_rate", "loss", "layer", *QUANTITIES)
 OVERALL = "all"
 BINS = 20
-# Ranges of bins of equal width, ends included: gamma, the decimal logarithm of eta^2.
+# Ranges of bins of equal width: gamma, the decimal logarithm of eta^2. The first and
+# the last bin also count what lies outside.
 RANGES = {"gamma": (0.0, 1.0), "log10_eta2": (-5.0, 5.0)}
 HISTOGRAM_COLUMNS = ("step", "layer", "quantity", *(f"bin_{i}" for i in range(BINS)))
 
