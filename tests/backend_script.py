@@ -22,8 +22,9 @@ STEPS = 25
 
 def check_table(dtype):
     """The rows of the table that these backends have: eager, dense."""
+    betas = table.BETAS if dtype == "float32" else (0.9,)
     for variant in table.VARIANTS:
-        for beta in table.BETAS:
+        for beta in betas:
             (record,) = table.run(variant, beta, "eager", [(dtype, False)], STEPS)
             table.compare(record, variant, beta, dtype)
 
