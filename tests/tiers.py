@@ -10,6 +10,8 @@ import pytest
 
 # Of the cases of these files one in so many is fast: a sample, always the same.
 SAMPLED = {
+    "tests/experiments/test_own_problem.py": 2,
+    "tests/experiments/test_training.py": 2,
     "tests/optimizers/test_extremes.py": 3,
     "tests/optimizers/test_keras_arguments.py": 2,
     "tests/optimizers/test_restoring.py": 4,
@@ -18,6 +20,7 @@ SAMPLED = {
     "tests/optimizers/test_table.py": 3,
     "tests/optimizers/test_variables.py": 3,
     "tests/test_callbacks.py": 2,
+    "tests/test_export.py": 2,
     "tests/test_exported_data.py": 3,
     "tests/test_final_weights.py": 3,
     "tests/test_kernels.py": 2,

@@ -512,7 +512,7 @@ def test_the_fixed_cost_and_the_slope():
 def test_the_command(tmp_path):
     rows = "msvag,msvag-bfloat16,keras-adam,keras-adam-compiled,plain,limit,copy"
     result = command(
-        "--quick", "--rounds=1", "--cases=matrices,embedding", f"--rows={rows}",
+        "--quick", "--rounds=1", "--cases=matrices", f"--rows={rows}",
         "--nofresh", "--scaling", "--workdir=out", cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
