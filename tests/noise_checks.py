@@ -1,6 +1,7 @@
 """`GradientNoise` against a slow twin; also run as a script on other backends and under
 a strategy."""
 
+import functools
 import os
 import sys
 import tempfile
@@ -13,7 +14,8 @@ if sys.argv[1:] == ["jax"]:  # Before JAX is imported.
 import gradient_checks
 import keras
 import numpy as np
-from scipy.special import erf
+import table
+from oracle import METHODS, Method, adam_factor
 
 import svag_tf
 from svag_tf.noise import files as noise_files
@@ -23,7 +25,7 @@ def twin(kind, theta, gradients, rate, beta=0.9, second=None, batch_size=1.0):
     """The quantities after the last of `gradients`, in float64, from the definitions.
 
     Args:
-        kind: "msvag", "svag", "msvas", "svas", "msvas-adam", "svas-adam", "adam".
+        kind: One of `OPTIMIZERS`.
         theta: Weights, shape (n,).
         gradients: Shape (t, n).
         rate: Learning rate.
@@ -36,16 +38,10 @@ def twin(kind, theta, gradients, rate, beta=0.9, second=None, batch_size=1.0):
     m, v = weights @ g, weights_2 @ g**2
     rho = np.sum(weights**2)
     s = np.maximum(v - m**2, 0) / (1 - rho)
-    noise = {"svag": s, "svas": s, "svas-adam": s}.get(kind, rho * s)
-    if kind in ("adam", "msvas-adam"):
-        noise = np.maximum(v - m**2, 0)
-    if kind in ("msvag", "svag"):
-        gamma = m**2 / (m**2 + noise)
-    elif kind in ("msvas", "svas"):
-        gamma = erf(np.abs(m) / np.sqrt(2 * noise))
-    else:
-        gamma = (1 + noise / m**2) ** -0.5
-    update = gamma * {"msvag": m, "svag": np.sqrt(v)}.get(kind, 1.0)
+    method = METHODS.get(kind, ADAM)
+    noises = {"s": s, "rho s": rho * s, "v - m^2": np.maximum(v - m**2, 0)}
+    gamma = method.factor(m, noises[method.noise])
+    update = gamma * (1.0 if method.sign else {"m": m, "g": np.sqrt(v)}[method.step])
     signal = np.sum(m**2 - rho * s)
     eta2 = s.sum() / signal if signal > 0 else np.inf
     return {
@@ -58,13 +54,13 @@ def twin(kind, theta, gradients, rate, beta=0.9, second=None, batch_size=1.0):
     }
 
 
+ADAM = Method("Adam", "m", True, "v - m^2", adam_factor)
 OPTIMIZERS = {
-    "msvag": lambda: svag_tf.MSVAG(0.01),
-    "svag": lambda: svag_tf.SVAG(0.01),
-    "msvas": lambda: svag_tf.MSVAS(0.01),
-    "svas": lambda: svag_tf.SVAS(0.01),
-    "msvas-adam": lambda: svag_tf.MSVAS(0.01, adaptation="adam"),
-    "svas-adam": lambda: svag_tf.SVAS(0.01, adaptation="adam"),
+    **{
+        name: functools.partial(table.make, name, learning_rate=0.01)
+        for name, method in METHODS.items()
+        if method.noise
+    },
     "adam": lambda: keras.optimizers.Adam(0.01, beta_2=0.99, epsilon=0.0),
 }
 

@@ -5,21 +5,67 @@ makes no effort to be fast or to survive float32: formulas as printed, element-w
 `t` counts from 1.
 """
 
+from collections.abc import Callable, Mapping
 from math import erf
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 
-METHODS = (
-    "msgd",
-    "ssd",
-    "mssd",
-    "svag",
-    "msvag",
-    "svas_gaussian",
-    "svas_adam",
-    "msvas_gaussian",
-    "msvas_adam",
-)
+
+def ratio(numerator, denominator):
+    """numerator / denominator, and 1 for 0/0."""
+    out = np.ones_like(numerator)
+    np.divide(numerator, denominator, out=out, where=denominator != 0)
+    return out
+
+
+def gradient_factor(m, noise):
+    return ratio(m**2, m**2 + noise)
+
+
+def adam_factor(m, noise):
+    return np.sqrt(ratio(m**2, m**2 + noise))
+
+
+def gaussian_factor(m, noise):
+    with np.errstate(divide="ignore", invalid="ignore"):
+        x = np.abs(m) / np.sqrt(2 * noise)
+    return np.vectorize(erf, otypes=[np.float64])(x) if x.size else x
+
+
+class Method(NamedTuple):
+    """What a method does; the tests go by this.
+
+    Attributes:
+        cls: Name of its class.
+        step: "m" or "g", what it steps along.
+        sign: Whether it takes the sign of that.
+        noise: "s", "rho s", "v - m^2", or None: what the factor is made from.
+        factor: Function of m and this noise.
+        arguments: Arguments of the class, beside those that all methods have.
+    """
+
+    cls: str
+    step: str
+    sign: bool
+    noise: str | None = None
+    factor: Callable | None = None
+    arguments: Mapping = MappingProxyType({})
+
+
+GAUSSIAN, ADAM = {"adaptation": "gaussian"}, {"adaptation": "adam"}
+METHODS = {
+    "msgd": Method("MSGD", "m", False),
+    "ssd": Method("SSD", "g", True),
+    "mssd": Method("MSSD", "m", True),
+    "svag": Method("SVAG", "g", False, "s", gradient_factor),
+    "msvag": Method("MSVAG", "m", False, "rho s", gradient_factor),
+    "svas_gaussian": Method("SVAS", "g", True, "s", gaussian_factor, GAUSSIAN),
+    "svas_adam": Method("SVAS", "g", True, "s", adam_factor, ADAM),
+    "msvas_gaussian": Method("MSVAS", "m", True, "rho s", gaussian_factor, GAUSSIAN),
+    "msvas_adam": Method("MSVAS", "m", True, "v - m^2", adam_factor, ADAM),
+}
 
 
 def rho(t, beta):
@@ -31,19 +77,11 @@ def rho(t, beta):
     return float(np.sum(weights**2))
 
 
-def ratio(numerator, denominator):
-    """numerator / denominator, and 1 for 0/0."""
-    out = np.ones_like(numerator)
-    np.divide(numerator, denominator, out=out, where=denominator != 0)
-    return out
-
-
 class Oracle:
     """One variable's optimizer: `update(g)` returns what is subtracted from theta."""
 
     def __init__(self, method, learning_rate, beta, shape):
-        assert method in METHODS
-        self.method = method
+        self.method = METHODS[method]
         self.learning_rate = learning_rate
         self.beta = beta
         self.t = 0
@@ -64,32 +102,18 @@ class Oracle:
 
     def direction(self, g, m, v):
         """The direction at the present t, for any g, m and v."""
-        step = m if self.method.startswith("ms") else g
-        if self.method in ("ssd", "mssd") or "svas" in self.method:
-            step = np.sign(step)
-        return self.gamma(m, v) * step
+        step = m if self.method.step == "m" else g
+        return self.gamma(m, v) * (np.sign(step) if self.method.sign else step)
 
     def gamma(self, m, v):
         """The variance adaptation at the present t; 1 for the methods without."""
-        if self.method in ("msgd", "ssd", "mssd"):
+        if self.method.factor is None:
             return np.ones_like(m)
         excess = np.maximum(v - m**2, 0)
         if self.t == 1 or self.beta == 0:  # One observation: no noise to be seen.
-            r, s, excess = 1.0, np.zeros_like(m), np.zeros_like(m)
+            noise = np.zeros_like(m)
         else:
             r = rho(self.t, self.beta)
             s = excess / (1 - r)
-        if self.method == "svag":
-            gamma = ratio(m**2, m**2 + s)
-        elif self.method == "msvag":
-            gamma = ratio(m**2, m**2 + r * s)
-        elif self.method == "svas_adam":
-            gamma = np.sqrt(ratio(m**2, m**2 + s))
-        elif self.method == "msvas_adam":
-            gamma = np.sqrt(ratio(m**2, m**2 + excess))
-        else:
-            variance = s if self.method == "svas_gaussian" else r * s
-            with np.errstate(divide="ignore", invalid="ignore"):
-                x = np.abs(m) / np.sqrt(2 * variance)
-            gamma = np.vectorize(erf, otypes=[np.float64])(x) if x.size else x
-        return np.where(m == 0, 0.0, gamma)
+            noise = {"s": s, "rho s": r * s, "v - m^2": excess}[self.method.noise]
+        return np.where(m == 0, 0.0, self.method.factor(m, noise))

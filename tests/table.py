@@ -26,7 +26,7 @@ from oracle import METHODS, Oracle
 BETAS = (0.0, 0.5, 0.9, 0.999)
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 MODES = ("eager", "graph", "xla")
-VARIANTS = METHODS
+VARIANTS = tuple(METHODS)
 SLOTS = ("m_tilde", "v_tilde")
 
 LEARNING_RATE = 0.25  # Exact in every dtype.
@@ -112,12 +112,18 @@ def make(variant, beta=0.9, learning_rate=LEARNING_RATE, **kwargs):
     """Returns the optimizer of a variant such as "msvag" or "svas_adam"."""
     import svag_tf
 
-    name, _, adaptation = variant.partition("_")
-    if adaptation:
-        kwargs["adaptation"] = adaptation
-    return getattr(svag_tf, name.upper())(
-        learning_rate=learning_rate, beta=beta, **kwargs
+    method = METHODS[variant]
+    arguments = {**method.arguments, **kwargs}
+    return getattr(svag_tf, method.cls)(
+        learning_rate=learning_rate, beta=beta, **arguments
     )
+
+
+def classes():
+    """All optimizer classes of the package."""
+    from svag_tf import optimizers
+
+    return [getattr(optimizers, name) for name in optimizers.__all__]
 
 
 def to_numpy(variable):

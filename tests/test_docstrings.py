@@ -5,11 +5,11 @@ import inspect
 import re
 
 import pytest
+import table
 
-import svag_tf
 from svag_tf import rules
 
-CLASSES = [getattr(svag_tf, name) for name in svag_tf.__all__ if name.isupper()]
+CLASSES = table.classes()
 
 
 @pytest.mark.parametrize("cls", CLASSES)

@@ -9,6 +9,7 @@ import functools
 import pytest
 import table
 from keras import ops
+from oracle import METHODS
 from tiers import sampled
 
 import svag_tf
@@ -17,9 +18,9 @@ from svag_tf import rules
 BETA = 0.9
 STEPS = 40
 
-USE_RHO_S = ("msvag", "msvas_gaussian")
-USE_S = ("svag", "svas_gaussian", "svas_adam")
-ADAPTED = (*USE_S, *USE_RHO_S, "msvas_adam")
+USE_RHO_S = tuple(n for n, method in METHODS.items() if method.noise == "rho s")
+USE_S = tuple(n for n, method in METHODS.items() if method.noise == "s")
+ADAPTED = tuple(n for n, method in METHODS.items() if method.noise)
 AVERAGED = ("msgd", *ADAPTED)
 
 

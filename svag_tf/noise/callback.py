@@ -142,12 +142,12 @@ class GradientNoise(keras.callbacks.Callback):
         """Finds the slots, and opens the files."""
         model = self.model
         self._slots = slots_of(getattr(model, "optimizer", None))
-        kind = self._slots.kind
+        gamma, damping = self._slots.gamma, self._slots.damping
         shapes = tuple(tuple(v.shape) for v in model.trainable_variables)
         self._sums = compiled_for(
-            sums_of_variables, shapes, kind, self.preset != "economy"
+            sums_of_variables, shapes, gamma, damping, self.preset != "economy"
         )
-        self._histograms = compiled_for(histograms_of_variables, shapes, kind)
+        self._histograms = compiled_for(histograms_of_variables, shapes, gamma)
         optimizer = self._slots.optimizer
         updates = int(ops.convert_to_numpy(optimizer.iterations))
         if not self._batches:  # So a resumed training measures at the same batches.
@@ -202,7 +202,7 @@ class GradientNoise(keras.callbacks.Callback):
         )
         sums, scale = sums[:, :-1], sums[:, -1:]
         sums[:, 1:4] /= scale**2
-        if slots.kind in ("gradient", "sampled"):
+        if slots.damping != "sign":
             sums[:, 5:6] /= scale**2
         rate = float(ops.convert_to_numpy(slots.optimizer.learning_rate))
         batch_size = self._examples(model) * (

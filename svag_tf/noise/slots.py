@@ -21,12 +21,12 @@ class Slots:
         optimizer: A built optimizer.
         m, v: Functions without arguments that return the averages' variables.
         betas: Decay of m and of v.
-        kind: "gradient", "sampled" (a gradient that is not averaged), "sign" or
-            "adam": how gamma and the update follow from m and v.
+        gamma: The factor that damps each element, a function of signal and noise.
+        damping: What it damps: "gradient" for m, "sampled" for g, "sign".
     """
 
-    def __init__(self, optimizer, m, v, betas, kind):
-        self.optimizer, self.kind = optimizer, kind
+    def __init__(self, optimizer, m, v, betas, gamma, damping):
+        self.optimizer, self.gamma, self.damping = optimizer, gamma, damping
         self._m, self._v, self._betas = m, v, betas
 
     def arguments(self, model):
@@ -85,6 +85,7 @@ def slots_of(optimizer):
             lambda: optimizer.m_tilde,
             lambda: optimizer.v_tilde,
             (optimizer.beta, optimizer.beta),
+            optimizer.gamma,
             damping,
         )
     if isinstance(optimizer, keras.optimizers.Adam) and optimizer.beta_1 > 0:
@@ -97,7 +98,8 @@ def slots_of(optimizer):
             named("_momentum"),
             named("_velocity"),
             (optimizer.beta_1, optimizer.beta_2),
-            "adam",
+            rules.gamma_sign_adam,
+            "sign",
         )
     adaptive = damping or isinstance(optimizer, keras.optimizers.Adam)
     settings = [

@@ -12,19 +12,12 @@ from svag_tf import rules
 from svag_tf.noise.files import BINS, RANGES
 from svag_tf.noise.gradients import compiled
 
-_GAMMA = {
-    "gradient": rules.gamma_gradient,
-    "sampled": rules.gamma_gradient,
-    "sign": rules.gamma_sign,
-    "adam": rules.gamma_sign_adam,
-}
 
-
-def sums_of_variables(kind, with_update, theta, m_tilde, v_tilde, factors):
+def sums_of_variables(gamma_of, damping, with_update, theta, m_tilde, v_tilde, factors):
     """Returns each variable's sums and the scale of their squares: shape (8,) each."""
     rows = []
     for weights, first, second, f in zip(theta, m_tilde, v_tilde, factors):
-        m, v, gamma = _elements(kind, first, second, f)
+        m, v, gamma = _elements(gamma_of, first, second, f)
         # A power of two, so that no square over- or underflows.
         largest = ops.max(ops.abs(m), initial=0.0)
         scale = ops.where(largest < 2.0**-32, 2.0**64, 1.0)
@@ -39,7 +32,7 @@ def sums_of_variables(kind, with_update, theta, m_tilde, v_tilde, factors):
             gamma,
         ]
         if with_update:
-            size = {"gradient": signal, "sampled": v * scale * scale}.get(kind, 1.0)
+            size = {"gradient": signal, "sampled": v * scale * scale}.get(damping, 1.0)
             sums += [gamma * gamma * size, ops.square(ops.cast(weights, "float32"))]
         totals = [ops.sum(part) for part in sums]
         totals += [ops.zeros((), "float32")] * (7 - len(totals))
@@ -47,11 +40,11 @@ def sums_of_variables(kind, with_update, theta, m_tilde, v_tilde, factors):
     return rows
 
 
-def histograms_of_variables(kind, theta, m_tilde, v_tilde, factors):
+def histograms_of_variables(gamma_of, theta, m_tilde, v_tilde, factors):
     """Returns counts of gamma and log10 eta^2 for every variable: shape (BINS,)."""
     counts: dict[str, list] = {name: [] for name in RANGES}
     for first, second, f in zip(m_tilde, v_tilde, factors):
-        m, v, gamma = _elements(kind, first, second, f)
+        m, v, gamma = _elements(gamma_of, first, second, f)
         has_gradient = _has_gradient(m, v)
         signal, noise = rules.signal_and_noise(m, v, f[2])
         eta2 = ops.clip(noise / signal, 0.0, 1e30)  # Infinite where m = 0.
@@ -68,12 +61,12 @@ def histograms_of_variables(kind, theta, m_tilde, v_tilde, factors):
     return counts
 
 
-def _elements(kind, m_tilde, v_tilde, factors):
+def _elements(gamma_of, m_tilde, v_tilde, factors):
     """Returns m, v and gamma of every element, in float32."""
     first, second, _, _, factor = factors
     m = rules.bias_corrected(ops.cast(m_tilde, "float32"), first)
     v = ops.cast(v_tilde, "float32") * second
-    return m, v, _GAMMA[kind](*rules.signal_and_noise(m, v, factor))
+    return m, v, gamma_of(*rules.signal_and_noise(m, v, factor))
 
 
 def _has_gradient(m, v):

@@ -1,4 +1,4 @@
-"""The seven optimizers, a file each."""
+"""The optimizers, a file each."""
 
 from svag_tf.optimizers.msgd import MSGD
 from svag_tf.optimizers.mssd import MSSD

@@ -91,9 +91,6 @@ _INSTEAD = {
         "Leave it out: no optimizer of Keras has it.",
     ),
     "dtype": "Write state_dtype={}.",
-    "adaptation": "SVAS and MSVAS have one.",
-    "aggregation": "SSD and MSSD have one.",
-    "variance": "MSVAG has one.",
 }
 
 
@@ -134,9 +131,19 @@ def _instead(cls, name, value):
         if isinstance(value, tuple | list) and value:  # The first of two betas.
             value = value[0]
         return _INSTEAD[_plain(name)].format(_shown(value))
+    if owners := _owners(name):
+        return f"{' and '.join(owners)} {'have' if owners[1:] else 'has'} one."
     for likely in difflib.get_close_matches(_plain(name), known, 1):
         return f"Did you mean {known[likely]}={_shown(value)}?"
     return f"Its arguments are {', '.join(known.values())}."
+
+
+def _owners(name):
+    """Returns the names of the methods that have this argument of their own."""
+    from svag_tf import optimizers  # Incomplete when this module is imported.
+
+    classes = [getattr(optimizers, cls) for cls in optimizers.__all__]
+    return [cls.__name__ for cls in classes if name in cls.own_arguments()]
 
 
 def _plain(name):

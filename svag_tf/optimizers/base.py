@@ -60,9 +60,10 @@ class MomentOptimizer(ReplicatedOptimizer):
     second_slot = "v_tilde"
     # Whether the direction depends on the update count t.
     counts_updates = False
-    # How a method that estimates the noise damps its step, for `GradientNoise`:
-    # "gradient" damps m, "sampled" g, by `rules.gamma_gradient`; "sign" and "adam" a
-    # sign, by `rules.gamma_sign` and `rules.gamma_sign_adam`.
+    # For methods that estimate the noise, which `GradientNoise` measures: the factor
+    # that damps each element, a function of `rules.signal_and_noise`, and what it
+    # damps: "gradient" for m, "sampled" for g, "sign" for the sign of either.
+    gamma: Any = None
     damping: str | None = None
     m_tilde: list | tuple = ()
     v_tilde: list | tuple = ()

@@ -77,6 +77,7 @@ class MSVAG(MomentOptimizer):
 
     slots = ("m_tilde", "v_tilde")
     counts_updates = True
+    gamma = staticmethod(rules.gamma_gradient)
     damping = "gradient"
 
     def __init__(
@@ -199,7 +200,7 @@ class MSVAG(MomentOptimizer):
             noise = rules.signal_and_variance(m, v, factor)
         else:
             noise = rules.signal_and_noise(m, v, factor)
-        return rules.gamma_gradient(*noise) * m
+        return self.gamma(*noise) * m
 
     def noise_factor(self, t):
         """Returns rho / (1 - rho), which makes v - m^2 rho s, or rho for c."""

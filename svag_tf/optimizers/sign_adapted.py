@@ -50,11 +50,11 @@ class SignAdaptedOptimizer(MomentOptimizer):
             name=name,
         )
         self.adaptation = adaptation
-        self.damping = "adam" if adaptation == "adam" else "sign"
 
-    def gamma(self, signal, noise):
-        """Returns the factor of the chosen adaptation."""
-        return _GAMMAS[self.adaptation](signal, noise)
+    @property
+    def gamma(self):
+        """The factor of the chosen adaptation, a function of signal and noise."""
+        return _GAMMAS[self.adaptation]
 
     def get_config(self):
         """Returns the arguments that make an equal optimizer, for `from_config`."""

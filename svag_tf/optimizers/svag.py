@@ -62,11 +62,12 @@ class SVAG(MomentOptimizer):
 
     slots = ("m_tilde", "v_tilde")
     counts_updates = True
+    gamma = staticmethod(rules.gamma_gradient)
     damping = "sampled"
 
     def direction(self, g, m, v, factor):
         """Returns gamma * g; see the class."""
-        return rules.gamma_gradient(*rules.signal_and_noise(m, v, factor)) * g
+        return self.gamma(*rules.signal_and_noise(m, v, factor)) * g
 
     def noise_factor(self, t):
         """Returns 1 / (1 - rho), which makes v - m^2 s, the variance of g."""

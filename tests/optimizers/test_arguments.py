@@ -11,14 +11,20 @@ import numpy as np
 import pytest
 import table
 from keras import ops
+from oracle import METHODS
 
 import svag_tf
 from svag_tf import distribution
 
 tf = pytest.importorskip("tensorflow")
 
-CLASSES = [getattr(svag_tf, name) for name in svag_tf.__all__ if name.isupper()]
-ADAPTED_SIGNS = [svag_tf.SVAS, svag_tf.MSVAS]
+CLASSES = table.classes()
+# The arguments that not all methods have, their default and another value.
+OWN = {
+    "adaptation": ("gaussian", "adam"),
+    "aggregation": ("mean", "majority_vote"),
+    "variance": ("time", "replicas"),
+}
 
 KERAS_DEFAULTS = {
     "weight_decay": None,
@@ -34,9 +40,10 @@ KERAS_DEFAULTS = {
 }
 
 
-def test_there_are_seven_classes():
-    names = {"MSGD", "MSSD", "MSVAG", "MSVAS", "SSD", "SVAG", "SVAS"}
-    assert {cls.__name__ for cls in CLASSES} == names
+def test_classes():
+    names = {cls.__name__ for cls in CLASSES}
+    assert names >= {"MSGD", "MSSD", "MSVAG", "MSVAS", "SSD", "SVAG", "SVAS"}
+    assert names == {method.cls for method in METHODS.values()} <= set(svag_tf.__all__)
     assert all(issubclass(cls, keras.optimizers.Optimizer) for cls in CLASSES)
 
 
@@ -48,12 +55,8 @@ def test_signature(cls):
     assert all(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters.values())
     assert 0 < defaults.pop("learning_rate") < 1
     assert defaults.pop("beta") == 0.9
-    if cls in ADAPTED_SIGNS:
-        assert defaults.pop("adaptation") == "gaussian"
-    if cls in (svag_tf.SSD, svag_tf.MSSD):
-        assert defaults.pop("aggregation") == "mean"
-    if cls is svag_tf.MSVAG:
-        assert defaults.pop("variance") == "time"
+    for name in cls.own_arguments():
+        assert defaults.pop(name) == OWN[name][0]
     assert defaults.pop("state_dtype") is None
     assert defaults.pop("jit_compile") == "auto"
     assert defaults.pop("sparse_updates") == "exact"
@@ -117,7 +120,7 @@ def test_wrong_argument(cls, name, value, error, valid):
     assert f"Received: {name}={value!r}" in message
 
 
-@pytest.mark.parametrize("cls", ADAPTED_SIGNS)
+@pytest.mark.parametrize("cls", [svag_tf.SVAS, svag_tf.MSVAS])
 @pytest.mark.parametrize(
     "value, error", [("laplace", ValueError), ("", ValueError), (None, TypeError)]
 )
@@ -238,14 +241,14 @@ def test_pickle_and_copy():
 
 
 def test_arguments_that_only_some_methods_have():
-    for name, value, owners in (
-        ("adaptation", "adam", ADAPTED_SIGNS),
-        ("aggregation", "mean", [svag_tf.SSD, svag_tf.MSSD]),
-        ("variance", "time", [svag_tf.MSVAG]),
-    ):
+    for name, (_, value) in OWN.items():
+        owners = [cls for cls in CLASSES if name in cls.own_arguments()]
+        assert owners
         for cls in CLASSES:
             if cls in owners:
-                cls(**{name: value})
+                config = cls(**{name: value}).get_config()
+                assert config[name] == value
+                assert cls.from_config(config).get_config() == config
                 continue
             with pytest.raises(TypeError, match=f"`{name}`. .* ha(s|ve) one") as raised:
                 cls(**{name: value})

@@ -7,19 +7,18 @@ import table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from oracle import Oracle
+from oracle import METHODS, Oracle
 
 tf = pytest.importorskip("tensorflow")
 
-GRADIENT_METHODS = ("msgd", "svag", "msvag")
-SIGN_METHODS = tuple(v for v in table.VARIANTS if v not in GRADIENT_METHODS)
-# Each damped method without its gamma. SVAG's would be SGD, which is not here.
+SIGN_METHODS = tuple(name for name, method in METHODS.items() if method.sign)
+DAMPED = tuple(name for name, method in METHODS.items() if method.noise)
+# Damped methods without their gamma. SVAG's would be SGD, which is not here.
 PLAIN = {
-    "msvag": "msgd",
-    "svas_gaussian": "ssd",
-    "svas_adam": "ssd",
-    "msvas_gaussian": "mssd",
-    "msvas_adam": "mssd",
+    damped: plain
+    for plain, method in METHODS.items()
+    for damped in DAMPED
+    if not method.noise and method[1:3] == METHODS[damped][1:3]
 }
 MODES = ("eager", "xla", "op by op")
 
@@ -169,14 +168,15 @@ def test_first_gradient_is_taken_whole(variant, beta, mode):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("beta", table.BETAS)
-def test_first_gradient_is_taken_whole_by_svag(beta, mode):
+@pytest.mark.parametrize("variant", [v for v in DAMPED if v not in PLAIN])
+def test_first_gradient_is_taken_whole_without_average(variant, beta, mode):
     g = np.array([1.0, -0.3, 1e-25, -1e15, 1e25, 7e-4, 0.0], np.float32)
-    _, _, step = stepper("svag", g.shape, mode, beta)
+    _, _, step = stepper(variant, g.shape, mode, beta)
     np.testing.assert_array_equal(step(g), g)
 
 
 @pytest.mark.parametrize("beta", table.BETAS)
-@pytest.mark.parametrize("variant", ("svag", *PLAIN))
+@pytest.mark.parametrize("variant", DAMPED)
 def test_first_gradient_after_zeros_is_not_the_first_step(variant, beta):
     """Zeros are observations. gamma is that of the oracle, and below 1."""
     oracle = Oracle(variant, 1.0, beta, ())
@@ -184,7 +184,8 @@ def test_first_gradient_after_zeros_is_not_the_first_step(variant, beta):
     for g in (0.0, 0.0, 0.0, 2.0):
         update, expected = step(g), oracle.update(g)
         np.testing.assert_allclose(update, expected, 1e-6)
-    plain = 1.0 if variant in SIGN_METHODS else oracle.m if "m" in variant else 2.0
+    plain = {"m": oracle.m, "g": 2.0}[METHODS[variant].step]
+    plain = 1.0 if METHODS[variant].sign else plain
     assert beta == 0 or update < 0.99 * plain
 
 

@@ -5,6 +5,9 @@ import numpy as np
 import pytest
 import table
 from keras import ops
+from oracle import METHODS
+
+from svag_tf import rules
 
 tf = pytest.importorskip("tensorflow")
 
@@ -97,20 +100,10 @@ def test_ssd_is_the_sign_of_sgd():
     np.testing.assert_array_equal(ours, np.sign(noisy()))
 
 
-@pytest.mark.parametrize(
-    "variant, plain",
-    [
-        ("svag", "msgd"),
-        ("msvag", "msgd"),
-        ("svas_gaussian", "ssd"),
-        ("svas_adam", "ssd"),
-        ("msvas_gaussian", "ssd"),
-        ("msvas_adam", "ssd"),
-        ("mssd", "ssd"),
-    ],
-)
-def test_without_averaging_all_are_plain(variant, plain):
+@pytest.mark.parametrize("variant", table.VARIANTS)
+def test_without_averaging_all_are_plain(variant):
     """beta = 0: no averaging, gamma = 1."""
+    plain = "ssd" if METHODS[variant].sign else "msgd"
     np.testing.assert_allclose(
         updates(table.make(variant, 0.0, 1.0), noisy()),
         updates(table.make(plain, 0.0, 1.0), noisy()),
@@ -124,7 +117,7 @@ def test_scale_of_the_gradient(variant, size):
     """Gradient methods scale with it, sign methods do not see it: gamma has no unit."""
     scaled = updates(table.make(variant, 0.9, 1.0), noisy() * np.float32(size))
     base = updates(table.make(variant, 0.9, 1.0), noisy())
-    if variant in ("msgd", "svag", "msvag"):
+    if not METHODS[variant].sign:
         base = base * size
     np.testing.assert_allclose(scaled, base, 1e-6)
 
@@ -142,3 +135,20 @@ def test_learning_rate_zero_averages_and_does_not_move(variant):
     optimizer = table.make(variant, 0.9, 0.0)
     assert not updates(optimizer, noisy(steps=3)).any()
     assert all(ops.any(slot != 0) for slot in optimizer.m_tilde)
+
+
+@pytest.mark.parametrize("cls", table.classes())
+def test_gamma_is_what_the_direction_is_damped_by(cls):
+    """`GradientNoise` reports `gamma`, and takes it for what the step has."""
+    optimizer = cls()
+    if optimizer.damping is None:
+        assert optimizer.gamma is None
+        return
+    rng = np.random.default_rng(0)
+    g, m = (ops.convert_to_tensor(rng.normal(size=50), "float32") for _ in range(2))
+    v = ops.square(m) + ops.convert_to_tensor(rng.random(50), "float32")
+    factor = ops.convert_to_tensor(0.7, "float32")
+    gamma = optimizer.gamma(*rules.signal_and_noise(m, v, factor))
+    step = optimizer.direction(g, m, v, factor)
+    whole = {"gradient": [m], "sampled": [g], "sign": [ops.sign(m), ops.sign(g)]}
+    assert any(np.array_equal(step, gamma * part) for part in whole[optimizer.damping])

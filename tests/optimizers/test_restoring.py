@@ -7,7 +7,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from oracle import Oracle
+from oracle import METHODS, Oracle
 
 import svag_tf
 from svag_tf.saving.optimizer_state import Identity, all_or_error, matched
@@ -16,7 +16,7 @@ tf = pytest.importorskip("tensorflow")
 
 SHAPES = {"kernel": (3, 2), "second": (3, 2), "bias": (2,)}
 WAYS = ("checkpoint", "checkpoint, not built", "store", "store, not built")
-CLASSES = ("MSVAG", "SVAG", "MSSD", "SSD", "MSVAS", "SVAS", "MSGD")
+CLASSES = sorted({method.cls for method in METHODS.values()})
 OURS = svag_tf.OptimizerStateWarning
 
 

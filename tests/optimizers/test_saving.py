@@ -1,5 +1,6 @@
 """k + k steps equal 2k, bit for bit, through every way of saving; and export."""
 
+import inspect
 import json
 import types
 
@@ -198,6 +199,11 @@ def test_config(variant, arguments):
     by_keras = keras.optimizers.deserialize(serialized)
     assert type(by_keras) is type(optimizer)
     assert by_keras.get_config() == optimizer.get_config()
+
+
+@pytest.mark.parametrize("cls", table.classes())
+def test_config_has_every_argument(cls):
+    assert set(inspect.signature(cls).parameters) <= set(cls().get_config())
 
 
 def test_config_holds_every_argument():
