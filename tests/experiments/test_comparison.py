@@ -221,14 +221,14 @@ def made_up(monkeypatch):
     made = []
 
     def play(config, folder, report, data):
-        name, rate = config["optimizer"]["name"], config["optimizer"]["learning_rate"]
+        name, rate = config.optimizer.name, config.optimizer.learning_rate
         folder.mkdir(parents=True, exist_ok=True)
-        made.append((name, rate, config["seed"]))
+        made.append((name, rate, config.seed))
         final = {1e-3: 0.7, 0.01: 0.8, 0.1: 0.9, 1.0: 0.9}.get(rate, 0.2)
         final -= 0.05 * (name == "mssd")
-        for epoch in range(config["epochs"] + 1):
-            loss = 1.0 - final * epoch / config["epochs"] - 0.01 * (rate == 1.0)
-            if epoch == 1 and (rate == 10.0 or (name, config["seed"]) == ("ssd", 1)):
+        for epoch in range(config.epochs + 1):
+            loss = 1.0 - final * epoch / config.epochs - 0.01 * (rate == 1.0)
+            if epoch == 1 and (rate == 10.0 or (name, config.seed) == ("ssd", 1)):
                 loss = float("nan")
             if epoch == 1 and rate == 100.0:
                 raise RuntimeError("out of memory\nand more")
@@ -239,8 +239,8 @@ def made_up(monkeypatch):
                 "train_seconds": 0.5,
                 "seconds": 1.0,
             }
-            accuracy = 0.1 + (final - 0.1) * epoch / config["epochs"]
-            if config["problem"] == "quadratic_deep":
+            accuracy = 0.1 + (final - 0.1) * epoch / config.epochs
+            if config.problem == "quadratic_deep":
                 accuracy = float("nan")
             for part in ("train", "test"):
                 row |= {f"{part}_loss": loss, f"{part}_accuracy": accuracy}

@@ -203,8 +203,8 @@ def test_the_trial_leaves_the_model_as_it_was(make_config):
     config = checked(make_config(problem="tiny"))
     data, model = training.prepared(config)
     before = [keras.ops.convert_to_numpy(v).copy() for v in model.variables]
-    parts = made_of.made_of(config, data, model)
-    assert made_of.made_of(config, data, model) == parts
+    parts = made_of.made_of(config.problem, data, model)
+    assert made_of.made_of(config.problem, data, model) == parts
     for variable, value in zip(model.variables, before, strict=True):
         np.testing.assert_array_equal(variable, value)
 
@@ -338,7 +338,7 @@ for _ in range(int(sys.argv[1])):
 config = runpy.run_path(sys.argv[2])["get_config"]()
 config.train_examples, config.test_examples = 200, 100
 config = checked(config)
-print(json.dumps(made_of.made_of(config, *prepared(config))))
+print(json.dumps(made_of.made_of(config.problem, *prepared(config))))
 """
 
 

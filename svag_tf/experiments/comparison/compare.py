@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -41,12 +41,13 @@ from svag_tf.experiments.comparison.tuning import (
     outwards,
 )
 from svag_tf.experiments.comparison.variants import Variant, parse_variant, titles
+from svag_tf.experiments.config import differences, plain
 from svag_tf.experiments.errors import DivergedError, ExperimentError
 from svag_tf.experiments.files import read_json, write_json
 from svag_tf.experiments.optimizers import OPTIMIZERS, build_optimizer
 from svag_tf.experiments.problems import PROBLEMS, checks, made_of
 from svag_tf.experiments.problems.data import Data
-from svag_tf.experiments.training.config import checked, differences
+from svag_tf.experiments.training.config import TrainingConfig, checked
 from svag_tf.experiments.training.distributed import started
 from svag_tf.experiments.training.run_folder import Row, RunFolder
 from svag_tf.experiments.training.train import prepared, train
@@ -179,7 +180,7 @@ class Plan:
         fresh: whether runs of something else are deleted instead of refused.
     """
 
-    config: dict[str, Any]
+    config: TrainingConfig
     data: Data
     variants: list[Variant]
     seeds: list[int]
@@ -192,26 +193,24 @@ class Plan:
     @property
     def common(self) -> dict[str, Any]:
         """The part of the config that all runs of a workdir have in common."""
-        own = {"name": None, "learning_rate": None}
-        return self.config | {
-            "seed": None,
-            "optimizer": self.config["optimizer"] | own,
-        }
+        config = plain(self.config)
+        config["seed"] = None
+        config["optimizer"] |= {"name": None, "learning_rate": None}
+        return config
 
     @property
     def accuracy(self) -> bool:
         """Whether the problem has an accuracy; otherwise its loss counts."""
-        return PROBLEMS[self.config["problem"]].accuracy
+        return PROBLEMS[self.config.problem].accuracy
 
     def config_of(
         self, variant: Variant, rate: float | None, seed: int
-    ) -> dict[str, Any]:
+    ) -> TrainingConfig:
         """Returns the checked config of a run; a rate of None keeps the config's."""
-        config = copy.deepcopy(self.config)
-        config["seed"] = seed
         own = {"name": variant.name, **dict(variant.arguments)}
         if rate is not None:
             own["learning_rate"] = rate
+        config = plain(self.config) | {"seed": seed}
         config["optimizer"] |= own
         return checked(config)
 
@@ -256,23 +255,21 @@ def _planned(
                 f"{name} must name at least one, and none twice. Received: "
                 f"{name}={values}"
             )
-    whole = copy.deepcopy(config.to_dict() if hasattr(config, "to_dict") else config)
-    whole.setdefault("optimizer", {})["name"] = variants[0].name
+    given = copy.deepcopy(config.to_dict() if hasattr(config, "to_dict") else config)
+    given.setdefault("optimizer", {})["name"] = variants[0].name
     for seed in seeds:
-        whole = checked(whole | {"seed": seed})
-    rate = whole["optimizer"]["learning_rate"]
+        whole = checked(given | {"seed": seed})
+    rate = whole.optimizer.learning_rate
     if budget is not None and rate is not None:
         raise ExperimentError(
             "optimizer.learning_rate is what is tuned. Leave it None, give one "
             "optimizer its own (--optimizers=adam:learning_rate=0.001), or do not "
             f"tune (--notune). Received: optimizer.learning_rate={rate}"
         )
-    problem = whole["problem"]
-    data = checks.load(problem, PROBLEMS[problem], whole["data_dir"])
+    data = checks.load(whole.problem, PROBLEMS[whole.problem], whole.data_dir)
     examples = len(data.x_train), len(data.x_test)
-    protocol = whole if protocol is None else protocol
-    used = budgeted(whole, budget, examples, kept) if budget else whole
-    used = checked(used)
+    protocol = vars(whole) if protocol is None else protocol
+    used = checked(budgeted(whole, budget, examples, kept)) if budget else whole
     plan = Plan(
         used,
         data,
@@ -290,17 +287,18 @@ def _planned(
             if plan.tunes(variant):
                 rate = plan.budget.rates[0]
             one = plan.config_of(variant, rate, seed)
-            build_optimizer(one["optimizer"], one["schedule"], 1, 1)
+            build_optimizer(one.optimizer, one.schedule, 1, 1)
             RunFolder(plan.folder_of(variant, rate, seed)).check(one)
     _check_workdir(plan)
     return plan
 
 
-def _made_of(config: dict[str, Any], data: Data) -> dict[str, str]:
+def _made_of(config: TrainingConfig, data: Data) -> dict[str, str]:
     """Describes data and model, which are the same in all runs, whatever their seed."""
-    config = config | {"seed": 0}
+    config = replace(config, seed=0)
     with started(config) as distribution:
-        return made_of.made_of(config, *prepared(config, data, distribution))
+        made = prepared(config, data, distribution)
+        return made_of.made_of(config.problem, *made, config.distribution == "none")
 
 
 def _check_workdir(plan: Plan) -> None:
@@ -348,13 +346,13 @@ def _tune(
     plan: Plan, variant: Variant, storage: Storage, display: _Display, retry: bool
 ) -> list[Outcome]:
     """Makes a run for each of the budget's rates, with the first seed."""
-    epochs, seed = plan.config["epochs"], plan.seeds[0]
+    epochs, seed = plan.config.epochs, plan.seeds[0]
     default = inspect.signature(OPTIMIZERS[variant.name]).parameters["learning_rate"]
     rates = outwards(plan.budget.rates, default.default)
     # The study varies the rate; its config has one only to be complete.
     study = storage.study(
-        f"{plan.config['problem']} {variant.label} tuning",
-        plan.config_of(variant, min(rates), seed),
+        f"{plan.config.problem} {variant.label} tuning",
+        plain(plan.config_of(variant, min(rates), seed)),
         plan.accuracy,
         optuna.pruners.PercentilePruner(
             KEPT_PERCENT, STARTUP_RUNS, n_warmup_steps=math.ceil(epochs / 4)
@@ -391,8 +389,8 @@ def _run_seeds(
 ) -> list[Outcome]:
     """Makes a run for each seed."""
     study = storage.study(
-        f"{plan.config['problem']} {variant.label} seeds",
-        plan.config_of(variant, rate, plan.seeds[0]) | {"seed": None},
+        f"{plan.config.problem} {variant.label} seeds",
+        plain(plan.config_of(variant, rate, plan.seeds[0])) | {"seed": None},
         plan.accuracy,
         optuna.pruners.NopPruner(),
         plan.made_of,
@@ -431,7 +429,7 @@ def _outcomes(
 def _run(
     trial: optuna.Trial,
     plan: Plan,
-    config: dict[str, Any],
+    config: TrainingConfig,
     folder: Path,
     prune: bool,
     display: _Display,
@@ -445,7 +443,7 @@ def _run(
         rows.append(row)
         display.advance()
         finite = math.isfinite(row["train_loss"]) and math.isfinite(row["test_loss"])
-        if prune and finite and 0 < row["epoch"] < config["epochs"]:
+        if prune and finite and 0 < row["epoch"] < config.epochs:
             trial.report(row[field], row["epoch"])
             if trial.should_prune():
                 raise optuna.TrialPruned
@@ -462,10 +460,10 @@ def _run(
     except Exception as problem:  # out of memory, a numerical library's error, ...
         ended = "failed"
         error = f"{type(problem).__name__}: {problem}".strip().splitlines()[0]
-    rate = config["optimizer"]["learning_rate"]
+    rate: Any = config.optimizer.learning_rate
     outcome = Outcome(
         learning_rate=rows[0]["learning_rate"] if rate is None and rows else rate,
-        seed=config["seed"],
+        seed=config.seed,
         ended=ended,
         error=error,
         rows=rows,
@@ -491,7 +489,7 @@ class _Display:
 
     def __init__(self, plan: Plan):
         self.titles = titles(plan.variants)
-        self._epochs = plan.config["epochs"] + 1  # and epoch 0, before training
+        self._epochs = plan.config.epochs + 1  # and epoch 0, before training
         rates = len(plan.budget.rates) if plan.budget else 0
         self._runs = sum(
             len(plan.seeds) + rates * plan.tunes(variant) for variant in plan.variants

@@ -19,9 +19,11 @@ from rich.table import Table
 from svag_tf.experiments.comparison import faithfulness
 from svag_tf.experiments.comparison.baselines import published
 from svag_tf.experiments.comparison.tuning import GRID
+from svag_tf.experiments.config import plain
 from svag_tf.experiments.files import write_json, write_text
 from svag_tf.experiments.optimizers import TITLES
 from svag_tf.experiments.plots import save_comparison, save_sensitivity
+from svag_tf.experiments.training.config import TrainingConfig
 from svag_tf.experiments.training.run_folder import Row
 
 MEASURES = (
@@ -136,7 +138,7 @@ class Comparison:
         about: command, machine and so on.
     """
 
-    config: dict[str, Any]
+    config: TrainingConfig
     titles: dict[str, str]
     tuning: dict[str, list[Outcome]]
     runs: dict[str, list[Outcome]]
@@ -173,10 +175,10 @@ def write_report(comparison: Comparison, workdir: Path) -> list[dict[str, Any]]:
     write_text(workdir / "results.csv", _csv(results, COLUMNS))
     if tried:
         write_text(workdir / "tuning.csv", _csv(tried, TUNING_COLUMNS))
-    curves = published(comparison.config["problem"])
+    curves = published(comparison.config.problem)
     write_text(workdir / "results.md", _markdown(comparison, rows, target, curves))
     checks = faithfulness.checks(
-        comparison.config["problem"],
+        comparison.config.problem,
         {label: [o.rows for o in runs] for label, runs in comparison.runs.items()},
     )
     if checks:
@@ -186,7 +188,7 @@ def write_report(comparison: Comparison, workdir: Path) -> list[dict[str, Any]]:
         {
             "budget": comparison.budget,
             **comparison.about,
-            "config": comparison.config,
+            "config": plain(comparison.config),
             "target": target,
             "ranking": ranking,
             "results": results,
@@ -327,12 +329,12 @@ def caption(comparison: Comparison) -> str:
     """Returns problem, budget and seeds in a line."""
     budget = comparison.budget
     if budget["name"] == "none":
-        rate = comparison.config["optimizer"]["learning_rate"]
+        rate = comparison.config.optimizer.learning_rate
         rates = "untuned" if rate is None else f"learning rate {rate:g}"
     else:
         rates = f"tuned, {budget['name']} budget"
     seeds = len(comparison.seeds)
-    return f"{comparison.config['problem']}, {rates}, {seeds} seed" + "s" * (seeds > 1)
+    return f"{comparison.config.problem}, {rates}, {seeds} seed" + "s" * (seeds > 1)
 
 
 def _result(label: str, outcome: Outcome, target: float, accuracy: bool):
@@ -364,7 +366,7 @@ def _tried(label: str, outcome: Outcome, chosen: bool) -> dict[str, Any]:
 def _comparable(comparison: Comparison) -> bool:
     """Returns whether an epoch has as many batches as in the published curves."""
     budget = comparison.budget
-    curves = published(comparison.config["problem"])
+    curves = published(comparison.config.problem)
     return (
         bool(curves)
         and budget["train_examples"] == budget["whole_train_examples"]
@@ -491,7 +493,7 @@ def _markdown(
     ]
     counts = "accuracy" if accuracy else "loss"
     parts = [
-        f"# {comparison.config['problem']}: {len(rows)} optimizers compared\n",
+        f"# {comparison.config.problem}: {len(rows)} optimizers compared\n",
         _budget_text(comparison.budget) + "\n",
         _table(_headings(target, accuracy), cells),
         "Mean ± standard deviation over the seeds, after the last epoch. Ranked by the "
@@ -550,7 +552,7 @@ def _faithfulness(comparison: Comparison, checks: Sequence[faithfulness.Check]) 
             f"{budget['batch_size']}"
         )
     about = [_budget_text(comparison.budget) + "\n", *_about(comparison)]
-    return faithfulness.page(comparison.config["problem"], checks, subset, about)
+    return faithfulness.page(comparison.config.problem, checks, subset, about)
 
 
 def _tuning_cells(comparison: Comparison, label: str) -> list[str]:

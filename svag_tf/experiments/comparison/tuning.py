@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import json
 import math
@@ -11,7 +10,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import numpy as np
 from svag_tf.experiments.comparison.baselines import published
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.problems import made_of
+from svag_tf.experiments.training.config import TrainingConfig
 from svag_tf.optional import filelock, optuna, sqlalchemy
 
 # DeepOBS' grid: 36 rates from 1e-5 to 1e2, a factor of 10^0.2 apart.
@@ -67,32 +67,32 @@ BUDGETS = {
 
 
 def budgeted(
-    config: Mapping[str, Any],
+    config: TrainingConfig,
     budget: Budget,
     examples: tuple[int, int],
     kept: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> TrainingConfig:
     """Returns a config with the length and data of a budget.
 
     Args:
-        config: nested dicts.
+        config: a checked one.
         budget: one of `BUDGETS`.
         examples: sizes of the whole training and test set.
         kept: fields that the user has set, which are not changed.
     """
-    result = copy.deepcopy(dict(config))
+    changed: dict[str, Any] = {}
     if budget.epochs is not None and "epochs" not in kept:
-        result["epochs"] = min(result["epochs"], budget.epochs)
+        changed["epochs"] = min(config.epochs, budget.epochs)
     for name, n in zip(("train_examples", "test_examples"), examples):
         limit = getattr(budget, name)
         if limit is not None and name not in kept:
-            limit = min(limit, result[name] or n)
-            result[name] = limit if limit < n else None
-    return result
+            limit = min(limit, getattr(config, name) or n)
+            changed[name] = limit if limit < n else None
+    return replace(config, **changed)
 
 
 def describe(
-    config: Mapping[str, Any],
+    config: TrainingConfig,
     protocol: Mapping[str, Any],
     budget: Budget | None,
     examples: tuple[int, int],
@@ -102,7 +102,7 @@ def describe(
 
     Args:
         config: the config of the runs.
-        protocol: the config in its file.
+        protocol: `epochs` and `batch_size` of the config in its file.
         budget: the requested budget; None if nothing is tuned.
         examples: sizes of the whole training and test set.
         seeds: seeds of the runs with the best rate.
@@ -113,20 +113,21 @@ def describe(
         `train_examples` and `test_examples`, each also as `whole_*`; `batch_size`,
         `seeds` and `learning_rates`.
     """
-    curves = published(config["problem"]).get("sgd", {})
-    whole = {
-        "epochs": curves.get("epochs", protocol["epochs"]),
-        "batch_size": curves.get("batch_size", protocol["batch_size"]),
-        "train_examples": None,
-        "test_examples": None,
-    }
+    curves = published(config.problem).get("sgd", protocol)
+    whole = replace(
+        config,
+        epochs=curves["epochs"],
+        batch_size=curves["batch_size"],
+        train_examples=None,
+        test_examples=None,
+    )
     changed = []
     if budget is not None:
         expected = budgeted(whole, budget, examples)
         changed = [
-            f"{name} is {config[name] or 'all'}, not {value or 'all'}"
-            for name, value in expected.items()
-            if config[name] != value
+            f"{name} is {getattr(config, name) or 'all'}, not {value or 'all'}"
+            for name, value in vars(expected).items()
+            if getattr(config, name) != value
         ]
         if len(seeds) < budget.seeds:
             changed.append(f"{len(seeds)} seeds, not {budget.seeds}")
@@ -135,13 +136,13 @@ def describe(
         "name": "custom" if changed else asked,
         "asked": asked,
         "changed": changed,
-        "epochs": config["epochs"],
-        "whole_epochs": whole["epochs"],
-        "train_examples": config["train_examples"] or examples[0],
+        "epochs": config.epochs,
+        "whole_epochs": whole.epochs,
+        "train_examples": config.train_examples or examples[0],
         "whole_train_examples": examples[0],
-        "test_examples": config["test_examples"] or examples[1],
+        "test_examples": config.test_examples or examples[1],
         "whole_test_examples": examples[1],
-        "batch_size": config["batch_size"],
+        "batch_size": config.batch_size,
         "seeds": list(seeds),
         "learning_rates": list(budget.rates) if budget else [],
     }

@@ -27,6 +27,7 @@ import numpy as np
 
 from svag_tf.distribution import LossScaleOptimizer, processes, set_local_state
 from svag_tf.experiments.errors import ExperimentError
+from svag_tf.experiments.training.config import TrainingConfig
 from svag_tf.experiments.training.run_folder import RunFolder, State
 
 MEET_WITHIN = 300.0  # Seconds that a worker waits for the others.
@@ -296,27 +297,27 @@ class JaxProcesses(Distribution):
 
 
 @contextlib.contextmanager
-def started(config: dict[str, Any]) -> Iterator[Distribution]:
+def started(config: TrainingConfig) -> Iterator[Distribution]:
     """Joins the devices and processes that a config names, once per process.
 
     Args:
-        config: as `config.checked` returns it.
+        config: a checked one.
 
     Raises:
         ExperimentError: if they are not available; later, if another process is gone.
     """
-    name = config["distribution"]
+    name = config.distribution
     if name == "none":
         yield Distribution()
     elif name == "jax":
-        with _last_words(), _jax(config["replicas"]):
+        with _last_words(), _jax(config.replicas):
             yield JaxProcesses()
     else:
         import tensorflow as tf
 
         try:
             if name == "mirrored":
-                strategy = mirrored_strategy(config["replicas"])
+                strategy = mirrored_strategy(config.replicas)
             else:
                 strategy = multi_worker_strategy()
             yield Mirrored(strategy)

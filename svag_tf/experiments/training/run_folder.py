@@ -28,6 +28,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from svag_tf.experiments.config import differences, plain
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.files import (
     read_json,
@@ -38,7 +39,7 @@ from svag_tf.experiments.files import (
     write_text,
 )
 from svag_tf.experiments.problems import made_of
-from svag_tf.experiments.training.config import differences
+from svag_tf.experiments.training.config import TrainingConfig
 from svag_tf.optional import filelock
 from svag_tf.saving.model_state import random_states
 
@@ -120,12 +121,12 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
 
     def check(
-        self, config: Mapping[str, Any], found: Mapping[str, str] | None = None
+        self, config: TrainingConfig, found: Mapping[str, str] | None = None
     ) -> State:
         """Checks whether a run of `config` may use this folder. Only reads.
 
         Args:
-            config: as `config.checked` returns it.
+            config: a checked one.
             found: the result of `made_of`. Defaults to `None`: not known yet.
 
         Returns:
@@ -147,7 +148,7 @@ class RunFolder:
             others = (*self.results, self.state, self.checkpoints, self.tensorboard)
             self._refuse_existing(others, self.config)
             return fresh
-        changed = differences(read_json(self.config), config)
+        changed = differences(read_json(self.config), plain(config))
         if changed:
             raise ExperimentError(
                 f"The workdir {self.path} holds a run of another config. Name another "
@@ -184,14 +185,14 @@ class RunFolder:
     @contextlib.contextmanager
     def opened(
         self,
-        config: Mapping[str, Any],
+        config: TrainingConfig,
         found: Mapping[str, str],
         fresh: bool = False,
     ) -> Iterator[State]:
         """Creates the folder if needed and keeps other processes out of it.
 
         Args:
-            config: as `config.checked` returns it.
+            config: a checked one.
             found: the result of `made_of`.
             fresh: delete a run of other data or another model instead of refusing it.
                 Defaults to `False`.
@@ -209,7 +210,7 @@ class RunFolder:
                     self._delete()
                     state = self.check(config)
                 if not self.config.exists():
-                    write_json(self.config, config)
+                    write_json(self.config, plain(config))
                 if not state.rows:
                     state.made_of = dict(found)
                 self.checkpoints.mkdir(exist_ok=True)

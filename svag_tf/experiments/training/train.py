@@ -6,7 +6,7 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from svag_tf.experiments.plots import save_curves
 from svag_tf.experiments.problems import PROBLEMS, Prepare, checks
 from svag_tf.experiments.problems.data import Data
 from svag_tf.experiments.problems.made_of import made_of
-from svag_tf.experiments.training.config import JIT_COMPILE, checked
+from svag_tf.experiments.training.config import JIT_COMPILE, TrainingConfig, checked
 from svag_tf.experiments.training.distributed import Distribution, started
 from svag_tf.experiments.training.run_folder import (
     Row,
@@ -59,7 +59,8 @@ def train(
     `jit_compile="true"`, with which Keras does not allow them).
 
     Args:
-        config: a `ConfigDict` with the fields of `configs/digits.py`, or nested dicts.
+        config: a `ConfigDict` with the fields of `configs/digits.py`, nested dicts, or
+            a checked `TrainingConfig`.
         workdir: folder for the results: `config.json`, `metrics.csv`, `train.log`,
             `curves.png`, `model.keras`, `tensorboard/`, and `state.json` and
             `checkpoints/`, from which an interrupted run resumes. With `noise.preset`
@@ -93,7 +94,9 @@ def train(
             folder = RunFolder(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.check(config)
         data, model = prepared(config, data, distribution)
-        found = made_of(config, data, model)
+        found = made_of(
+            config.problem, data, model, try_batches=config.distribution == "none"
+        )
         state = stack.enter_context(folder.opened(config, found, fresh))
         state = distribution.restore(model, folder, state)
         _train_on(config, folder, state, model, data, report, distribution)
@@ -101,14 +104,14 @@ def train(
 
 
 def prepared(
-    config: dict[str, Any],
+    config: TrainingConfig,
     data: Data | None = None,
     distribution: Distribution | None = None,
 ) -> tuple[Data, keras.Model]:
     """Returns the data and the new, compiled model of a run; sets the global seeds.
 
     Args:
-        config: as `config.checked` returns it.
+        config: a checked one.
         data: the problem's data, if already loaded. Defaults to `None`: it is loaded.
         distribution: where the model is to be trained. Defaults to `None`: on one
             device.
@@ -117,12 +120,12 @@ def prepared(
         ExperimentError: if one of them cannot be made.
     """
     data = _selected(config, data)
-    steps = len(data.x_train) // config["batch_size"]
+    steps = len(data.x_train) // config.batch_size
     return data, _build_model(config, steps, distribution or Distribution())
 
 
 def _train_on(
-    config: dict[str, Any],
+    config: TrainingConfig,
     folder: RunFolder,
     state: State,
     model: keras.Model,
@@ -130,7 +133,7 @@ def _train_on(
     report: Callable[[Row], None] | None,
     distribution: Distribution,
 ) -> None:
-    epochs = config["epochs"]
+    epochs = config.epochs
     trained = state.epoch < epochs and not state.diverged
     chief = distribution.chief
     if not chief:
@@ -180,7 +183,7 @@ def _train_on(
             f"{folder.metrics} and {folder.curves}."
         )
     if trained or not distribution.everywhere(model, folder.model.exists()):
-        if config["optimizer"]["use_ema"]:
+        if config.optimizer.use_ema:
             model.optimizer.finalize_variable_values(model.trainable_variables)
         folder.save_model(model, folder.model)
     if report is None:
@@ -188,13 +191,13 @@ def _train_on(
         _print_exchanged(model)
 
 
-def _noise(config: dict[str, Any], folder: RunFolder) -> list[GradientNoise]:
+def _noise(config: TrainingConfig, folder: RunFolder) -> list[GradientNoise]:
     """Returns the callback that measures the gradients' noise, if configured."""
-    preset, every = config["noise"]["preset"], config["noise"]["every"]
+    preset, every = config.noise.preset, config.noise.every
     if preset is None:
         return []
     # The batch size is given because Keras would count padding too.
-    return [GradientNoise(every, preset, folder.path, config["batch_size"])]
+    return [GradientNoise(every, preset, folder.path, config.batch_size)]
 
 
 def _no_report(row: Row) -> None:
@@ -277,7 +280,7 @@ class _Recorder(keras.callbacks.Callback):
 
     def __init__(
         self,
-        config: dict[str, Any],
+        config: TrainingConfig,
         folder: RunFolder,
         state: State,
         data: Data,
@@ -287,12 +290,12 @@ class _Recorder(keras.callbacks.Callback):
         super().__init__()
         self._config, self._folder, self._state = config, folder, state
         self._tell, self._distribution = tell, distribution
-        problem = PROBLEMS[config["problem"]]
+        problem = PROBLEMS[config.problem]
         self.batches = Batches(
             data.x_train,
             data.y_train,
-            config["batch_size"],
-            config["seed"] if problem.streams is None else None,
+            config.batch_size,
+            config.seed if problem.streams is None else None,
             problem.prepare_train,
         )
         n = min(len(data.x_train), len(data.x_test))
@@ -312,7 +315,7 @@ class _Recorder(keras.callbacks.Callback):
         self._learning_rate = _learning_rate(self.model)
         self.batches.shuffle(epoch)
         if keras.backend.backend() == "torch":  # its dropout draws from a global stream
-            rng = np.random.default_rng([self._config["seed"], epoch, 1])
+            rng = np.random.default_rng([self._config.seed, epoch, 1])
             keras.utils.set_random_seed(int(rng.integers(2**32)))
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -327,7 +330,7 @@ class _Recorder(keras.callbacks.Callback):
         """Evaluates the model as it is and commits the epoch."""
         trained = time.monotonic() - self._start
         first = not self._state.rows
-        with _averaged(model, self._config["optimizer"]["use_ema"] and not first):
+        with _averaged(model, self._config.optimizer.use_ema and not first):
             train_part = _evaluated(model, self._train_part, self._distribution)
             test_part = _evaluated(model, self._test_part, self._distribution)
         row: Row = {
@@ -344,33 +347,33 @@ class _Recorder(keras.callbacks.Callback):
         self._state.rows.append(row)
         check_replicas(model)
         local = local_state(model)  # From all processes.
-        self._folder.commit(self._state, model, self._config["epochs"], local)
+        self._folder.commit(self._state, model, self._config.epochs, local)
         self._tell(row)
 
 
-def _selected(config: dict[str, Any], data: Data | None) -> Data:
+def _selected(config: TrainingConfig, data: Data | None) -> Data:
     """Returns the examples that the config selects."""
-    problem = PROBLEMS[config["problem"]]
+    problem = PROBLEMS[config.problem]
     if data is None:
-        data = checks.load(config["problem"], problem, config["data_dir"])
-    train, test = config["train_examples"], config["test_examples"]
+        data = checks.load(config.problem, problem, config.data_dir)
+    train, test = config.train_examples, config.test_examples
     for name, limit, n in (
         ("train_examples", train, len(data.x_train)),
         ("test_examples", test, len(data.x_test)),
     ):
         if limit is not None and limit > n:
             raise ExperimentError(
-                f"{name} must not exceed the {n} examples of '{config['problem']}'. "
+                f"{name} must not exceed the {n} examples of '{config.problem}'. "
                 f"Received: {name}={limit}"
             )
     data = Data(
         data.x_train[:train], data.y_train[:train],
         data.x_test[:test], data.y_test[:test],
     )  # fmt: skip
-    if config["batch_size"] > len(data.x_train):
+    if config.batch_size > len(data.x_train):
         raise ExperimentError(
             f"batch_size must be in [1, {len(data.x_train)}], the number of training "
-            f"examples. Received: batch_size={config['batch_size']}"
+            f"examples. Received: batch_size={config.batch_size}"
         )
     if problem.streams is not None:
         train, test = (
@@ -380,8 +383,8 @@ def _selected(config: dict[str, Any], data: Data | None) -> Data:
         if test == 0:
             raise ExperimentError(
                 f"test_examples must be at least {problem.streams}, the batch size of "
-                f"'{config['problem']}'. Received: "
-                f"test_examples={config['test_examples']}"
+                f"'{config.problem}'. Received: "
+                f"test_examples={config.test_examples}"
             )
         data = Data(
             data.x_train[:train], data.y_train[:train],
@@ -391,30 +394,30 @@ def _selected(config: dict[str, Any], data: Data | None) -> Data:
 
 
 def _build_model(
-    config: dict[str, Any], steps_per_epoch: int, distribution: Distribution
+    config: TrainingConfig, steps_per_epoch: int, distribution: Distribution
 ) -> keras.Model:
-    jit_compile = JIT_COMPILE[config["jit_compile"]]
-    keras.utils.set_random_seed(config["seed"])
+    jit_compile = JIT_COMPILE[config.jit_compile]
+    keras.utils.set_random_seed(config.seed)
     if keras.backend.backend() == "tensorflow" and jit_compile is not True:
         import tensorflow as tf
 
         tf.config.experimental.enable_op_determinism()
-    problem = PROBLEMS[config["problem"]]
+    problem = PROBLEMS[config.problem]
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(config["dtype_policy"])
+    keras.config.set_dtype_policy(config.dtype_policy)
     try:
         with distribution.scope():
-            model = checks.build(config["problem"], problem)
-            distribution.prepare(model, config["batch_size"])
+            model = checks.build(config.problem, problem)
+            distribution.prepare(model, config.batch_size)
             optimizer = build_optimizer(
-                config["optimizer"],
-                config["schedule"],
-                config["epochs"],
+                config.optimizer,
+                config.schedule,
+                config.epochs,
                 steps_per_epoch,
             )
             model.compile(
-                optimizer=distribution.optimizer(optimizer, config["dtype_policy"]),
-                loss=checks.loss(config["problem"], problem),
+                optimizer=distribution.optimizer(optimizer, config.dtype_policy),
+                loss=checks.loss(config.problem, problem),
                 jit_compile=jit_compile,
                 **distribution.metrics(["accuracy"] if problem.accuracy else []),
             )
@@ -497,8 +500,8 @@ def _tensorboard(folder: Path, rows: list[Row], chief: bool) -> Iterator[Any]:
         yield show
 
 
-def _title(config: Mapping[str, Any]) -> str:
-    return f"{config['problem']}, {config['optimizer']['name']}"
+def _title(config: TrainingConfig) -> str:
+    return f"{config.problem}, {config.optimizer.name}"
 
 
 def _print_exchanged(model: keras.Model) -> None:
@@ -515,7 +518,7 @@ def _print_exchanged(model: keras.Model) -> None:
 
 
 def _print_results(
-    config: dict[str, Any], folder: RunFolder, rows: list[Row], parameters: int
+    config: TrainingConfig, folder: RunFolder, rows: list[Row], parameters: int
 ) -> None:
     measures = {"loss": ".4f"}
     if has_accuracy(rows[0]):
