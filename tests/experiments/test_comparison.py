@@ -23,11 +23,12 @@ from svag_tf.experiments.comparison.report import (
 )
 from svag_tf.experiments.errors import DivergedError, ExperimentError
 from svag_tf.experiments.problems import PROBLEMS
+from svag_tf.experiments.training.run_folder import RunFolder
 from svag_tf.experiments.training.train import train
 
 
 def values(folder):
-    return json.loads((folder / "state.json").read_text())["values_sha256"]
+    return RunFolder(folder).ended().values_sha256
 
 
 def visible(folder):
@@ -90,7 +91,7 @@ def test_results(make_config, tmp_path, capsys):
 def test_finished_runs_are_not_made_again(make_config, tmp_path):
     config = make_config(epochs=1)
     first = compare(config, ["ssd"], tmp_path, seeds=[0, 1])
-    states = [tmp_path / f"ssd-seed{i}" / "state.json" for i in (0, 1)]
+    states = [tmp_path / f"ssd-seed{i}" / "checkpoints" / "epoch_1" for i in (0, 1)]
     times = [state.stat().st_mtime_ns for state in states]
     again = compare(config, ["ssd", "mssd"], tmp_path, seeds=[0, 1])
     mine = [r | {"rank": 1} for r in again if r["optimizer"] == "ssd"]

@@ -27,8 +27,8 @@ from svag_tf.experiments.simulations.gradient_noise.measurement import (
 )
 
 FILES = [
-    ".lock", "calibration.png", "config.json", "layers.png", "measurements",
-    "results.csv", "results.json", "results.md", "scatter.png", "state.npz",
+    ".lock", "calibration.png", "checkpoints", "config.json", "layers.png",
+    "measurements", "results.csv", "results.json", "results.md", "scatter.png",
 ]  # fmt: skip
 
 
@@ -227,8 +227,16 @@ def test_goes_on_after_an_interruption(tmp_path, monkeypatch, capsys):
         ExperimentError, match=r"another config.*\n.*elements: 10 -> 11"
     ):
         simulate(make_config(elements=11), tmp_path / "parts")
-    (tmp_path / "parts" / "state.npz").write_bytes(b"nothing")
-    with pytest.raises(ExperimentError, match=r"state\.npz is corrupt"):
+    for step in (3, 12):
+        commit = tmp_path / "parts" / "checkpoints" / f"step_{step}"
+        (commit / "values.npz").write_bytes(b"nothing")
+    with (
+        pytest.warns(UserWarning, match="step_12 is damaged"),
+        pytest.raises(ExperimentError, match=r"None of these is whole: .*step_3.*Del"),
+    ):
+        simulate(make_config(), tmp_path / "parts")
+    (tmp_path / "parts" / "state.npz").write_bytes(b"as before")
+    with pytest.raises(ExperimentError, match=r"state\.npz is of an earlier version"):
         simulate(make_config(), tmp_path / "parts")
 
 

@@ -297,7 +297,7 @@ def test_a_run_of_something_else_is_refused(run_of, tmp_path, before, after, par
 @pytest.mark.slow
 def test_fresh_leaves_a_run_of_the_same(run_of, tmp_path):
     run_of()
-    state = tmp_path / "run" / "state.json"
+    state = tmp_path / "run" / "checkpoints" / "epoch_1" / "state.json"
     before = state.stat().st_mtime_ns
     run_of(fresh=True)
     assert state.stat().st_mtime_ns == before
@@ -308,7 +308,7 @@ def test_fresh_leaves_a_run_of_the_same(run_of, tmp_path):
 
 def test_an_earlier_run_that_does_not_say(run_of, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "made_of", lambda *_: {})
+        patch.setattr(training, "made_of", lambda *_, **__: {})
         run_of()
     with pytest.raises(ExperimentError, match="does not say of which data and model"):
         run_of()

@@ -41,7 +41,7 @@ from svag_tf.experiments.comparison.tuning import (
     outwards,
 )
 from svag_tf.experiments.comparison.variants import Variant, parse_variant, titles
-from svag_tf.experiments.config import differences, plain
+from svag_tf.experiments.config import plain
 from svag_tf.experiments.errors import DivergedError, ExperimentError
 from svag_tf.experiments.files import read_json, write_json
 from svag_tf.experiments.optimizers import OPTIMIZERS, build_optimizer
@@ -51,6 +51,7 @@ from svag_tf.experiments.training.config import TrainingConfig, checked
 from svag_tf.experiments.training.distributed import started
 from svag_tf.experiments.training.run_folder import Row, RunFolder
 from svag_tf.experiments.training.train import prepared, train
+from svag_tf.experiments.workdir import refuse_another_config
 from svag_tf.optional import filelock, matplotlib, optuna, require, sqlalchemy
 
 CONFIG, MADE_OF = "config.json", "made_of"
@@ -308,15 +309,9 @@ def _check_workdir(plan: Plan) -> None:
         return
     before = read_json(path)
     parts = before.pop(MADE_OF, None)
-    changed = differences(before, plan.common)
-    if changed:
-        raise ExperimentError(
-            f"The workdir {plan.workdir} holds a comparison with another config. Name "
-            "another --workdir, or use the old values (old -> new):\n  "
-            + "\n  ".join(changed)
-        )
+    what = f"The workdir {plan.workdir} holds a comparison"
+    refuse_another_config(f"{what} with", before, plan.common)
     if not plan.fresh:
-        what = f"The workdir {plan.workdir} holds a comparison"
         made_of.refuse(what, parts, plan.made_of)
 
 
@@ -326,8 +321,8 @@ def _begin(plan: Plan) -> None:
     if path.exists():
         if not made_of.differ(read_json(path).get(MADE_OF), plan.made_of):
             return
-        for state in plan.workdir.glob("*/state.json"):
-            RunFolder(state.parent).clear()
+        for checkpoints in plan.workdir.glob("*/checkpoints"):
+            RunFolder(checkpoints.parent).clear()
         shutil.rmtree(plan.workdir / "tuning", ignore_errors=True)
     write_json(path, plan.common | {MADE_OF: plan.made_of})
 

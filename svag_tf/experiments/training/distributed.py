@@ -28,7 +28,7 @@ import numpy as np
 from svag_tf.distribution import LossScaleOptimizer, processes, set_local_state
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.training.config import TrainingConfig
-from svag_tf.experiments.training.run_folder import RunFolder, State
+from svag_tf.experiments.training.run_folder import LOCAL, MODEL, RunFolder, State
 
 MEET_WITHIN = 300.0  # Seconds that a worker waits for the others.
 GO_ON = (
@@ -111,15 +111,17 @@ class Distribution:
             return state
         # All at once: on JAX all processes must assign to a variable together.
         state = State(**json.loads(_from_chief(self, model, _json(state))))
-        names = [name for name in (state.checkpoint, state.local_state) if name]
+        commit = folder.checkpoint(state).parent
         with tempfile.TemporaryDirectory() as temporary:
             copy = RunFolder(temporary)
-            copy.checkpoints.mkdir()
-            for name in names:
-                path = folder.checkpoints / name
-                content = path.read_bytes() if self.chief else b""
+            copied = copy.checkpoint(state).parent
+            copied.mkdir(parents=True)
+            for name in (MODEL, LOCAL) if state.epoch >= 0 else ():
+                path = commit / name
+                content = path.read_bytes() if self.chief and path.exists() else b""
                 content = _from_chief(self, model, content)
-                (copy.checkpoints / name).write_bytes(content)
+                if content:
+                    (copied / name).write_bytes(content)
             _restore(model, copy, state)
         return state
 

@@ -12,14 +12,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from svag_tf.experiments.config import checked, differences, field, plain, whole
+from svag_tf.experiments.config import checked, field, plain, whole
 from svag_tf.experiments.errors import DivergedError, ExperimentError
-from svag_tf.experiments.files import (
-    read_json,
-    replacing,
-    writable_folder,
-    write_json,
-)
+from svag_tf.experiments.files import read_json, writable_folder, write_json
 from svag_tf.experiments.problems import PROBLEMS
 from svag_tf.experiments.problems.data import Data
 from svag_tf.experiments.simulations.gradient_noise import figures
@@ -37,8 +32,15 @@ from svag_tf.experiments.simulations.report import Report, progress
 from svag_tf.experiments.training import config as training_config
 from svag_tf.experiments.training.config import TrainingConfig
 from svag_tf.experiments.training.train import Batches, prepared
+from svag_tf.experiments.workdir import (
+    START_AGAIN,
+    locked,
+    refuse_another_config,
+    refuse_older,
+)
 from svag_tf.noise.gradients import GradientStatistics, gradient_statistics
 from svag_tf.optional import filelock, matplotlib, require
+from svag_tf.saving.commits import Commits, restore_state, save_state
 
 PART = 50  # examples between two signs of progress
 
@@ -74,8 +76,8 @@ def simulate(
 
     Args:
         config: see configs/gradient_noise.py.
-        workdir: folder for the results. An interrupted run resumes from `state.npz` and
-            `measurements/` in it.
+        workdir: folder for the results. An interrupted run resumes from `checkpoints/`
+            and `measurements/` in it.
         command: the command line, for the report.
 
     Returns:
@@ -93,14 +95,8 @@ def simulate(
     data, model = prepared(config.training)
     _check_problem(config, data, model)
     (writable_folder(workdir) / "measurements").mkdir(exist_ok=True)
-    try:
-        with filelock.FileLock(workdir / ".lock", blocking=False):
-            return _simulate(config, workdir, command, data, model)
-    except filelock.Timeout:
-        raise ExperimentError(
-            f"The workdir {workdir} is in use by another process. Wait for it to end, "
-            "or name another --workdir."
-        ) from None
+    with locked(workdir):
+        return _simulate(config, workdir, command, data, model)
 
 
 def _checked(config: Any) -> Config:
@@ -251,49 +247,27 @@ def _measure_all(
                 )
                 measurement.save(_measurement(workdir, step + 1))
                 seconds = before + time.monotonic() - begin
-                _save_state(workdir, model, step + 1, seconds)
+                with _commits(workdir).new(step + 1) as commit:
+                    save_state(model, commit, step=step + 1, seconds=seconds)
     return seconds
-
-
-def _values(model: keras.Model) -> list[Any]:
-    return [*model.weights, *model.optimizer.variables]
-
-
-def _save_state(workdir: Path, model: keras.Model, step: int, seconds: float) -> None:
-    """Saves the state to resume from; replacing its file commits the measurement."""
-    arrays: dict[str, Any] = {
-        f"value_{i}": keras.ops.convert_to_numpy(v.value)
-        for i, v in enumerate(_values(model))
-    }
-    arrays |= {"step": step, "seconds": seconds}
-    with replacing(workdir / "state.npz") as temporary:
-        np.savez(temporary, **arrays)
 
 
 def _restored(workdir: Path, config: Config, model: keras.Model) -> tuple[int, float]:
     """Restores the model of the last measurement; returns its step and seconds."""
-    path, config_path = workdir / "state.npz", workdir / "config.json"
-    if config_path.exists():
-        changed = differences(read_json(config_path), plain(config))
-        if changed:
-            raise ExperimentError(
-                f"The workdir {workdir} holds a run of another config. Name another "
-                "--workdir, or use the old values (old -> new):\n  "
-                + "\n  ".join(changed)
-            )
+    path = workdir / "config.json"
+    if path.exists():
+        what = f"The workdir {workdir} holds a run of"
+        refuse_another_config(what, read_json(path), plain(config))
     else:
-        write_json(config_path, plain(config))
-    if not path.exists():
-        return 0, 0.0
+        write_json(path, plain(config))
+    refuse_older(workdir / "state.npz")
     try:
-        with np.load(path) as file:
-            step, seconds = int(file["step"]), float(file["seconds"])
-            values = [file[f"value_{i}"] for i in range(len(_values(model)))]
-        for variable, value in zip(_values(model), values, strict=True):
-            variable.assign(value)
-    except (OSError, ValueError, KeyError) as error:
-        raise ExperimentError(
-            f"{path} is corrupt: {error}. Delete the folder to start afresh, or name "
-            "another --workdir."
-        ) from error
-    return step, seconds
+        last = _commits(workdir).last()
+        facts = restore_state(model, last) if last else {"step": 0, "seconds": 0.0}
+    except ValueError as error:
+        raise ExperimentError(f"{error} {START_AGAIN}") from error
+    return facts["step"], facts["seconds"]
+
+
+def _commits(workdir: Path) -> Commits:
+    return Commits(workdir / "checkpoints", "step")
