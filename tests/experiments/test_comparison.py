@@ -11,16 +11,15 @@ from pathlib import Path
 import pytest
 
 from svag_tf.experiments.comparison import compare as comparison
-from svag_tf.experiments.comparison import tuning
+from svag_tf.experiments.comparison.budgets import BUDGETS
 from svag_tf.experiments.comparison.compare import compare
 from svag_tf.experiments.comparison.faithfulness import published_variants
 from svag_tf.experiments.comparison.report import (
     COLUMNS,
     TUNING_COLUMNS,
     mean_and_deviation,
-    steps_to,
-    summary,
 )
+from svag_tf.experiments.comparison.results import steps_to, summary
 from svag_tf.experiments.errors import DivergedError, ExperimentError
 from svag_tf.experiments.problems import PROBLEMS
 from svag_tf.experiments.training.run_folder import RunFolder
@@ -217,8 +216,8 @@ RATES = (0.01, 0.1, 1.0, 10.0, 100.0)
 @pytest.fixture
 def made_up(monkeypatch):
     """Replaces trainings by fake ones; yields the list of those that were made."""
-    budget = replace(tuning.BUDGETS["quick"], stride=5, seeds=2)
-    monkeypatch.setitem(tuning.BUDGETS, "quick", budget)
+    budget = replace(BUDGETS["quick"], stride=5, seeds=2)
+    monkeypatch.setitem(BUDGETS, "quick", budget)
     made = []
 
     def play(config, folder, report, data):

@@ -15,6 +15,7 @@ from tiers import sampled
 
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.optimizers import OPTIMIZERS
+from svag_tf.experiments.training import preparing
 from svag_tf.experiments.training import train as training
 from svag_tf.experiments.training.config import checked
 from svag_tf.experiments.training.run_folder import COLUMNS, RunFolder, fingerprint
@@ -64,7 +65,7 @@ def test_results(make_config, tmp_path, capsys):
 def test_the_numbers_are_those_of_the_saved_model(make_config, tmp_path):
     rows = train(make_config(), tmp_path / "a")
     model = keras.models.load_model(tmp_path / "a" / "model.keras")
-    data = training._selected(checked(make_config()), None)
+    data = preparing.selected(checked(make_config()), None)
     loss, accuracy = model.evaluate(data.x_test, data.y_test, verbose=0)
     assert rows[-1]["test_loss"] == pytest.approx(loss, rel=1e-5)
     assert rows[-1]["test_accuracy"] == pytest.approx(accuracy)
@@ -255,7 +256,7 @@ def test_ema_evaluates_and_saves_the_average(make_config, tmp_path):
     assert rows[0]["test_loss"] == plain[0]["test_loss"]
     assert rows[3]["test_loss"] != plain[3]["test_loss"]
     model = keras.models.load_model(tmp_path / "average" / "model.keras")
-    data = training._selected(checked(make_config()), None)
+    data = preparing.selected(checked(make_config()), None)
     loss, _ = model.evaluate(data.x_test, data.y_test, verbose=0)
     assert rows[3]["test_loss"] == pytest.approx(loss, rel=1e-5)
 

@@ -10,15 +10,14 @@ import pytest
 from conftest import ROOT
 
 from svag_tf.experiments.comparison.baselines import published
-from svag_tf.experiments.comparison.tuning import (
+from svag_tf.experiments.comparison.budgets import (
     BUDGETS,
     GRID,
-    Queue,
-    Storage,
     budgeted,
     describe,
     outwards,
 )
+from svag_tf.experiments.comparison.storage import Queue, Storage
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.training.config import checked
 

@@ -23,7 +23,8 @@ from svag_tf.experiments.config import checked, number, whole
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.optimizers import OPTIMIZERS
 from svag_tf.experiments.simulations import plots
-from svag_tf.experiments.simulations.report import Finding, Report, progress, table
+from svag_tf.experiments.simulations.report import Finding, Report, progress
+from svag_tf.experiments.tables import markdown
 from svag_tf.optional import matplotlib, require
 
 Array = NDArray[Any]
@@ -296,7 +297,7 @@ def _table(
         "deviation at all",
     ]
     return (
-        f"{table(headings, lines)}\n"
+        f"{markdown(headings, lines)}\n"
         f"Means over {len(share)} data sets after {config.steps} steps; "
         f"{config.examples} training and {config.test_examples} test examples "
         f"each, p = {config.majority:g}, Adam with epsilon {config.epsilon:g}. "

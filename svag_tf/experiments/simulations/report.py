@@ -25,6 +25,7 @@ from svag_tf.experiments import machine
 from svag_tf.experiments.config import plain
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.files import writable_folder, write_json, write_text
+from svag_tf.experiments.tables import markdown
 
 Row = Mapping[str, Any]
 PACKAGES = ("svag_tf", "tensorflow", "keras", "numpy")  # that the numbers depend on
@@ -86,12 +87,6 @@ def progress(
             bar.update(task, description="done", completed=steps)
     except KeyboardInterrupt:
         raise ExperimentError(interrupted) from None
-
-
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Formats a Markdown table, right-aligned except for the first column."""
-    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 class Report:
@@ -166,9 +161,9 @@ def _page(tables: str, findings: Sequence[Finding], about: Mapping[str, Any]) ->
         if name in PACKAGES
     )
     lines = [[f.claim, f.measured, _verdict(f)] for f in findings]
-    claims = table(["the paper's claim", "measured", "verdict"], lines)
+    headings = ["the paper's claim", "measured", "verdict"]
     return (
-        f"# {about['title']}\n\n{claims.replace('---:', '---')}\n{tables}\n"
+        f"# {about['title']}\n\n{markdown(headings, lines, left=(0, 1, 2))}\n{tables}\n"
         f"    {about['command']}\n\n"
         f"Commit {machine['commit'] or 'unknown'}, {machine['date'][:10]}, "
         f"{about['seconds']:.0f} s on {machine['cpu']}, {machine['cores']} cores. "

@@ -24,7 +24,8 @@ from svag_tf import rules
 from svag_tf.experiments.config import checked, several, whole
 from svag_tf.experiments.plots import DIRECTIONS
 from svag_tf.experiments.simulations import plots
-from svag_tf.experiments.simulations.report import Finding, Report, progress, table
+from svag_tf.experiments.simulations.report import Finding, Report, progress
+from svag_tf.experiments.tables import markdown
 from svag_tf.optional import matplotlib, require
 
 Array = NDArray[Any]
@@ -216,7 +217,7 @@ def _table(results: list[dict[str, Any]], config: Config) -> str:
     ]
     headings = ["", "η", "measured best γ", "the Lemma's γ", "standard errors off"]
     return (
-        f"{table(headings, lines)}\n"
+        f"{markdown(headings, lines)}\n"
         f"Measured: mean and standard error of {config.batches} batches of "
         f"{config.samples} gradients. The error is a parabola in γ; its vertex is "
         "the best γ.\n"

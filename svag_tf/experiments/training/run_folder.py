@@ -8,9 +8,7 @@ from the last one. The other files are results, made anew from what is committed
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
-import io
 import json
 import math
 import os
@@ -35,6 +33,7 @@ from svag_tf.experiments.files import (
     write_text,
 )
 from svag_tf.experiments.problems import made_of
+from svag_tf.experiments.tables import as_csv
 from svag_tf.experiments.training.config import TrainingConfig
 from svag_tf.experiments.workdir import (
     START_AGAIN,
@@ -277,15 +276,7 @@ class RunFolder:
 
     def write_tables(self, state: State, epochs: int) -> None:
         """Writes `metrics.csv` and `train.log` from the state."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for row in state.rows:
-            values = (row[name] for name in COLUMNS)
-            writer.writerow(
-                np.float32(v) if isinstance(v, float) else v for v in values
-            )
-        write_text(self.metrics, text.getvalue())
+        write_text(self.metrics, as_csv(state.rows, COLUMNS))
         lines = [log_line(state.rows[: i + 1], epochs) for i in range(len(state.rows))]
         write_text(self.log, "\n".join(lines) + "\n")
 

@@ -11,7 +11,8 @@ from svag_tf.experiments.simulations.gradient_noise.measurement import (
     Measurement,
     quotient,
 )
-from svag_tf.experiments.simulations.report import Finding, table
+from svag_tf.experiments.simulations.report import Finding
+from svag_tf.experiments.tables import markdown
 from svag_tf.experiments.training.config import TrainingConfig
 
 SYMBOLS = {"m": "m", "s": "s", "rho_s": "ρ s", "eta2": "η²", "gamma": "γ"}
@@ -122,9 +123,9 @@ def tables_of(
         "Ratio / correlation. The ratio is 1 without bias: Σ m G / Σ G² for m, the "
         "median of the quotients for η², the quotient of the sums for the others. The "
         "correlation is that of the logarithms for s, ρ s and η².\n\n"
-        + table(["updates", "loss", *quantities], over_time)
+        + markdown(["updates", "loss", *quantities], over_time)
         + f"\nLayer by layer, after {last} updates:\n\n"
-        + table(["", "elements", *quantities], per_layer)
+        + markdown(["", "elements", *quantities], per_layer)
         + f"\nProblem {training.problem}, its first {examples} training examples, "
         f"batches of {training.batch_size}, M-SVAG, seed {training.seed}, "
         f"{last} updates ({last / (examples // training.batch_size):.1f} epochs). "

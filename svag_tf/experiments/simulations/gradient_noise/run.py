@@ -31,7 +31,7 @@ from svag_tf.experiments.simulations.gradient_noise.measurement import (
 from svag_tf.experiments.simulations.report import Report, progress
 from svag_tf.experiments.training import config as training_config
 from svag_tf.experiments.training.config import TrainingConfig
-from svag_tf.experiments.training.train import Batches, prepared
+from svag_tf.experiments.training.preparing import Batches, prepared
 from svag_tf.experiments.workdir import (
     START_AGAIN,
     locked,
@@ -263,7 +263,9 @@ def _restored(workdir: Path, config: Config, model: keras.Model) -> tuple[int, f
     refuse_older(workdir / "state.npz")
     try:
         last = _commits(workdir).last()
-        facts = restore_state(model, last) if last else {"step": 0, "seconds": 0.0}
+        if last is None:
+            return 0, 0.0
+        facts = restore_state(model, last)
     except ValueError as error:
         raise ExperimentError(f"{error} {START_AGAIN}") from error
     return facts["step"], facts["seconds"]

@@ -18,7 +18,8 @@ from svag_tf.experiments.simulations.noisy_quadratic.simulator import (
     grid,
     sgd_floor,
 )
-from svag_tf.experiments.simulations.report import Finding, table
+from svag_tf.experiments.simulations.report import Finding
+from svag_tf.experiments.tables import markdown
 
 
 def against_sign_descent(config: Config, outcomes: Outcomes) -> Iterator[Finding]:
@@ -154,7 +155,7 @@ def tables_of(config: Config, problems: Sequence[Quadratic], outcomes: Outcomes)
                 )
             lines.append(line)
         headings = [problem.name, *(f"noise {noise:g}" for noise in levels)]
-        parts.append(table(headings, lines))
+        parts.append(markdown(headings, lines))
     caption = (
         f"Mean loss over {config.seeds} seeds after {config.steps} steps, with "
         f"the best of {len(rates)} learning rates from {rates[0]:g} to {rates[-1]:g} "
