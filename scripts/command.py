@@ -1,8 +1,10 @@
 """Shared by the commands: the flag --config, quiet imports and short errors."""
 
 import contextlib
+import importlib
 import os
 import runpy
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,8 +59,7 @@ def define_config(default: str = "digits.py") -> Callable[[], tuple[Any, str]]:
     except (TypeError, ValueError) as error:
         sys.exit(f"Error: bad field in --config: {' '.join(str(error).split())}")
 
-    # So that --help shows it among the flags of the command.
-    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["config"])
+    _show_in_help("config")
 
     def config() -> tuple[Any, str]:
         path = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
@@ -67,6 +68,33 @@ def define_config(default: str = "digits.py") -> Callable[[], tuple[Any, str]]:
         return holder.value, path.stem
 
     return config
+
+
+def _show_in_help(flag: str) -> None:
+    """Makes --help show a flag that is defined here among those of the command."""
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag])
+
+
+def simulate(name: str) -> None:
+    """Is all of a simulation's command: --config, --workdir, and the simulation.
+
+    Args:
+        name: the simulation's, a module in `svag_tf.experiments.simulations`, and that
+            of its file in configs/.
+    """
+    given = define_config(f"{name}.py")
+    workdir = flags.DEFINE_string(
+        "workdir", f"runs/{name.replace('_', '-')}", "Folder for the results."
+    )
+    _show_in_help("workdir")
+
+    def main() -> None:
+        simulation = importlib.import_module(f"svag_tf.experiments.simulations.{name}")
+        config, _ = given()
+        command_line = shlex.join(["python", *sys.argv])
+        simulation.simulate(config, workdir.value, command_line)
+
+    run(main)
 
 
 def _check_file(default: str) -> None:

@@ -8,24 +8,7 @@ after an interruption, it resumes after the last measurement. Exit code: 0 if al
 done, else not 0.
 """
 
-import shlex
-import sys
-
 import command
-from absl import flags
-
-_CONFIG = command.define_config("gradient_noise.py")
-_WORKDIR = flags.DEFINE_string(
-    "workdir", "runs/gradient-noise", "Folder for the results."
-)
-
-
-def main() -> None:
-    from svag_tf.experiments.simulations.gradient_noise import simulate
-
-    config, _ = _CONFIG()
-    simulate(config, _WORKDIR.value, shlex.join(["python", *sys.argv]))
-
 
 if __name__ == "__main__":
-    command.run(main)
+    command.simulate("gradient_noise")

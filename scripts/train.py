@@ -36,7 +36,7 @@ def main() -> None:
 
     given, name = _CONFIG()
     config = checked(given)
-    workdir = _WORKDIR.value or f"runs/{name}-{config['optimizer']['name']}"
+    workdir = _WORKDIR.value or f"runs/{name}-{config.optimizer.name}"
     if _EXPORT.value:
         from svag_tf.experiments.training.exporting import check_format, export_once
 

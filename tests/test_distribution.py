@@ -15,7 +15,7 @@ from filelock import FileLock
 import svag_tf
 from svag_tf import distribution, replicas
 from svag_tf.distribution.processes import Here
-from svag_tf.experiments.training.distributed import Shards
+from svag_tf.experiments.training.steps import Shards
 from svag_tf.experiments.training.train import Batches
 
 SCRIPT = Path(__file__).with_name("distribution_script.py")

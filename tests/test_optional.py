@@ -81,7 +81,7 @@ def test_every_module_can_be_imported_without_them(backend):
     """
     modules = python_without(backend, blocked, code)
     assert len(modules) > 70
-    assert {"svag_tf.kernels", "svag_tf.experiments.comparison.tuning"} <= set(modules)
+    assert {"svag_tf.kernels", "svag_tf.experiments.comparison.storage"} <= set(modules)
 
 
 USES = {
@@ -93,7 +93,7 @@ USES = {
     "gradient_noise.simulate({}, 'x')": "filelock",
     "measure.benchmark(None)": "matplotlib",
     "replicas.benchmark_replicas('x')": "matplotlib",
-    "tuning.Storage('study.db', pathlib.Path('.'))": "filelock",
+    "storage.Storage('study.db', pathlib.Path('.'))": "filelock",
     "jax_rows.optax_msvag(0.1)": "optax",
     "jax_rows.jax_meter()()": "jax",
     "torch_rows.TorchRows(None, 1)": "torch",
@@ -109,7 +109,7 @@ def test_what_uses_one_says_how_to_get_it(tmp_path):
         import json, os, pathlib
         from svag_tf.noise import report
         from svag_tf.experiments.comparison import compare as comparison
-        from svag_tf.experiments.comparison import tuning
+        from svag_tf.experiments.comparison import storage
         from svag_tf.experiments.training import train as training
         from svag_tf.experiments.benchmark import (
             jax_rows, measure, replicas, torch_rows

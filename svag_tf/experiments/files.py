@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -61,20 +60,13 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any, exact: bool = False) -> None:
-    """Writes a whole JSON file, or nothing.
-
-    Args:
-        path: the file to write.
-        value: its content.
-        exact: write `NaN` and `Infinity`, which Python can read but JSON does not have.
-            Defaults to `False`: numbers that are not finite become `null`.
+def write_json(path: Path, value: Any) -> None:
+    """Writes a whole JSON file, or nothing; numbers that are not finite are `null`.
 
     Raises:
         ExperimentError: if the file cannot be written.
     """
-    value = value if exact else _finite(value)
-    write_text(path, json.dumps(value, indent=2, allow_nan=exact) + "\n")
+    write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -90,12 +82,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ExperimentError(f"{path} is corrupt: it does not hold a JSON object.")
     return value
-
-
-def sha256(path: Path) -> str:
-    """Returns the SHA-256 of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove_temporaries(folder: Path, pattern: str) -> None:

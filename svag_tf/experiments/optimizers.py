@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import keras
@@ -15,6 +16,7 @@ from keras.optimizers.schedules import (
 )
 
 import svag_tf
+from svag_tf.experiments.config import field, number, one_of, whole
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.optimizers.base import MomentOptimizer
 
@@ -61,7 +63,54 @@ METHODS = {
 OPTIMIZERS = {name: method.create for name, method in METHODS.items()}
 TITLES = {name: method.title for name, method in METHODS.items()}
 SCHEDULES = ("constant", "cosine", "step")
+STATE_DTYPES = ("float16", "bfloat16", "float32", "float64")
 DEFAULT_STEP_FACTOR = 0.1
+
+
+def _is_rising(epochs: Any) -> bool:
+    whole = all(isinstance(e, int) and not isinstance(e, bool) for e in epochs)
+    return whole and list(epochs) == sorted({e for e in epochs if e >= 1})
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """An optimizer: its name, and arguments of its class; None for its default."""
+
+    name: str = one_of(OPTIMIZERS)
+    learning_rate: float | None = number(0, optional=True)
+    beta: float | None = number(0, 1, "[)", optional=True)
+    adaptation: str | None = one_of(("gaussian", "adam"), optional=True)
+    state_dtype: str | None = one_of(STATE_DTYPES, optional=True)
+    aggregation: str | None = one_of(("mean", "majority_vote"), optional=True)
+    variance: str | None = one_of(("time", "replicas"), optional=True)
+    momentum: float | None = number(0, 1, optional=True)
+    beta_1: float | None = number(0, 1, "[)", optional=True)
+    beta_2: float | None = number(0, 1, "[)", optional=True)
+    epsilon: float | None = number(0, optional=True)
+    weight_decay: float | None = number(0, optional=True)
+    clipnorm: float | None = number(0, ends="(]", optional=True)
+    clipvalue: float | None = number(0, ends="(]", optional=True)
+    global_clipnorm: float | None = number(0, ends="(]", optional=True)
+    use_ema: bool | None = field(bool, lambda v: True, "True or False", optional=True)
+    ema_momentum: float | None = number(0, 1, optional=True)
+    ema_overwrite_frequency: int | None = whole(1, optional=True)
+    loss_scale_factor: float | None = number(0, ends="(]", optional=True)
+    gradient_accumulation_steps: int | None = whole(2, optional=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """A learning-rate schedule, see `build_schedule`; None for a default."""
+
+    name: str = one_of(SCHEDULES)
+    warmup_epochs: float = field(
+        float, lambda v: v >= 0, "a finite number >= 0 and less than epochs"
+    )
+    boundaries: tuple[int, ...] = field(
+        tuple, _is_rising, "rising whole epochs >= 1, such as (10, 20)"
+    )
+    factor: float | None = number(0, ends="(]", optional=True)
+    final_fraction: float | None = number(0, 1, optional=True)
 
 
 @keras.saving.register_keras_serializable(package="svag_tf")
@@ -103,16 +152,15 @@ def rate_at(schedule: float | LearningRateSchedule, step: Any) -> Any:
 
 
 def build_optimizer(
-    optimizer: Mapping[str, Any],
-    schedule: Mapping[str, Any],
+    optimizer: OptimizerConfig,
+    schedule: ScheduleConfig,
     epochs: int,
     steps_per_epoch: int,
 ) -> keras.optimizers.Optimizer:
     """Builds the optimizer that a config describes.
 
     Args:
-        optimizer: `name`, and arguments of that optimizer's class. None means the
-            class's default.
+        optimizer: its config.
         schedule: see `build_schedule`. Its peak is the optimizer's learning rate.
         epochs: length of the training.
         steps_per_epoch: batches per epoch.
@@ -121,10 +169,10 @@ def build_optimizer(
         ExperimentError: if an argument is given that the optimizer does not have, or
             a value that it does not accept.
     """
-    name = optimizer["name"]
+    arguments = {k: v for k, v in vars(optimizer).items() if v is not None}
+    name = arguments.pop("name")
     create = OPTIMIZERS[name]
     known = inspect.signature(create).parameters
-    arguments = {k: v for k, v in optimizer.items() if k != "name" and v is not None}
     not_applicable = sorted(set(arguments) - set(known))
     if name == "sgd" and "momentum" in arguments:
         not_applicable.append("momentum")
@@ -143,7 +191,7 @@ def build_optimizer(
 
 
 def build_schedule(
-    schedule: Mapping[str, Any], peak: float, epochs: int, steps_per_epoch: int
+    schedule: ScheduleConfig, peak: float, epochs: int, steps_per_epoch: int
 ) -> float | LearningRateSchedule:
     """Builds a learning-rate schedule; it counts batches, also under accumulation.
 
@@ -153,7 +201,7 @@ def build_schedule(
     Each starts with a linear warm-up (`LinearWarmup`) of `warmup_epochs`.
 
     Args:
-        schedule: `name`, `warmup_epochs`, `boundaries`, `factor`, `final_fraction`.
+        schedule: its config.
         peak: the learning rate after the warm-up.
         epochs: length of the training.
         steps_per_epoch: batches per epoch.
@@ -161,28 +209,27 @@ def build_schedule(
     Returns:
         `peak` itself if the rate is constant, else a schedule.
     """
-    warmup = round(schedule["warmup_epochs"] * steps_per_epoch)
+    warmup = round(schedule.warmup_epochs * steps_per_epoch)
     result: float | LearningRateSchedule = peak
-    if schedule["name"] == "cosine":
+    if schedule.name == "cosine":
         result = CosineDecay(
             initial_learning_rate=peak,
             decay_steps=max(1, epochs * steps_per_epoch - warmup),
-            alpha=schedule["final_fraction"] or 0.0,
+            alpha=schedule.final_fraction or 0.0,
             warmup_target=peak if warmup else None,
             warmup_steps=warmup,
         )
-    elif schedule["name"] == "step":
-        factor = schedule["factor"]
-        factor = DEFAULT_STEP_FACTOR if factor is None else factor
-        ends = [epoch * steps_per_epoch - 1 for epoch in schedule["boundaries"]]
+    elif schedule.name == "step":
+        factor = schedule.factor or DEFAULT_STEP_FACTOR
+        ends = [epoch * steps_per_epoch - 1 for epoch in schedule.boundaries]
         rates = [float(peak * factor**i) for i in range(len(ends) + 1)]
         result = PiecewiseConstantDecay(ends, rates)
     return LinearWarmup(result, warmup) if warmup else result
 
 
-def _applicable(optimizer: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
-    hidden = {"name"} | ({"momentum"} if optimizer["name"] == "sgd" else set())
-    return sorted((set(optimizer) & set(known)) - hidden)
+def _applicable(optimizer: OptimizerConfig, known: Collection[str]) -> list[str]:
+    hidden = {"name"} | ({"momentum"} if optimizer.name == "sgd" else set())
+    return sorted((vars(optimizer).keys() & set(known)) - hidden)
 
 
 def _fields(names: list[str]) -> str:

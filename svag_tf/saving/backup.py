@@ -1,29 +1,16 @@
 """Backups of a training run that survive faults."""
 
-import hashlib
-import json
 import os
 import re
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
-from svag_tf.files import make_writable, temporary_name, whole_folder
-from svag_tf.saving.model_state import (
-    build_optimizers,
-    description_of,
-    first_difference,
-    state_of,
-)
+from svag_tf.files import make_writable
+from svag_tf.saving.commits import Commits, restore_state, save_state
 from svag_tf.saving.optimizer_state import all_or_error
-
-# Not HDF5, as in Keras: it ends the process when the disk is full.
-VALUES, STATE, SUMS = "values.npz", "state.json", "SHA256SUMS"
-KEPT = 2  # Backups: the last, and the one before.
 
 
 class BackupAndRestore(keras.callbacks.Callback):
@@ -80,98 +67,28 @@ class BackupAndRestore(keras.callbacks.Callback):
             )
         self.backup_dir = Path(backup_dir)
         self.delete_checkpoint = delete_checkpoint
+        self._commits = Commits(self.backup_dir)
 
     def on_train_begin(self, logs=None):
         """Restores the last whole backup."""
         make_writable("backup_dir", self.backup_dir)
-        folders = self._folders()
-        for folder in folders:
-            if _is_whole(folder):
-                self._restore(folder)
-                return
-            warnings.warn(
-                f"The backup {folder} is damaged. Trying the one before.", stacklevel=2
-            )
-        if folders:
-            raise ValueError(
-                "None of these backups is whole: "
-                f"{', '.join(map(str, folders))}. Delete them to start afresh."
-            )
+        try:
+            last = self._commits.last()
+        except ValueError as error:
+            raise ValueError(f"{error} Delete them to start afresh.") from None
+        if last:
+            # As Keras' callback of this name does.
+            self.model._initial_epoch = restore_state(self.model, last)["epoch"]
 
     def on_epoch_end(self, epoch, logs=None):
         """Makes a backup, and removes all but this one and the one before."""
-        path = self.backup_dir / f"epoch_{epoch + 1}"
-        shutil.rmtree(path, ignore_errors=True)  # It can only be a damaged one.
-        state = {"epoch": epoch + 1, **description_of(self.model)}
-        with whole_folder(path) as folder:
-            folder.mkdir()
-            np.savez(folder / VALUES, *map(_bytes, state_of(self.model).values()))
-            (folder / STATE).write_text(json.dumps(state))
-            (folder / SUMS).write_text(_sums(folder))
-        for old in self._folders()[KEPT:]:
-            _delete(old)
+        with self._commits.new(epoch + 1) as folder:
+            save_state(self.model, folder, epoch=epoch + 1)
 
     def on_train_end(self, logs=None):
         """Deletes the backups, unless they are to be kept."""
         if self.delete_checkpoint:
-            for folder in self._folders():
-                _delete(folder)
-
-    def _folders(self):
-        """Returns the backups, the last first."""
-        numbers = [
-            int(path.name.removeprefix("epoch_"))
-            for path in self.backup_dir.glob("epoch_*")
-            if path.name.removeprefix("epoch_").isdecimal()
-        ]
-        return [self.backup_dir / f"epoch_{n}" for n in sorted(numbers, reverse=True)]
-
-    def _restore(self, folder):
-        model = self.model
-        found = json.loads((folder / STATE).read_text())
-        epoch = found.pop("epoch")
-        build_optimizers(model, found)
-        expected = description_of(model)
-        if found != expected:
-            raise ValueError(
-                f"The backup {folder} is that of another model or optimizer. "
-                f"{first_difference(found, expected)}"
-            )
-        with np.load(folder / VALUES) as arrays:
-            for i, variable in enumerate(state_of(model).values()):
-                like = keras.ops.convert_to_numpy(variable)
-                value = np.frombuffer(arrays[f"arr_{i}"].tobytes(), like.dtype)
-                variable.assign(value.reshape(like.shape))
-        model._initial_epoch = epoch  # As Keras' callback of this name does.
-
-
-def _delete(folder):
-    """Deletes a backup at once, so that a process killed here leaves no damaged one."""
-    deleted = temporary_name(folder)
-    if deleted.exists():
-        shutil.rmtree(deleted)
-    os.replace(folder, deleted)
-    shutil.rmtree(deleted)
-
-
-def _bytes(variable):
-    """Returns a variable's value as NumPy can write it; it does not know bfloat16."""
-    value = np.ascontiguousarray(keras.ops.convert_to_numpy(variable))
-    return np.frombuffer(value.tobytes(), np.uint8)
-
-
-def _sums(folder):
-    return "".join(
-        f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n"
-        for name in (VALUES, STATE)
-    )
-
-
-def _is_whole(folder):
-    try:
-        return (folder / SUMS).read_bytes() == _sums(folder).encode()
-    except OSError:
-        return False
+            self._commits.delete()
 
 
 def restore_latest(manager: Any) -> str | None:

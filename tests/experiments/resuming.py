@@ -1,9 +1,10 @@
 """Ends runs at a chosen moment, and collects what must be the same afterwards."""
 
-import json
 import os
 
 import keras
+
+from svag_tf.experiments.training.run_folder import RunFolder
 
 
 class Killed(BaseException):
@@ -27,11 +28,11 @@ def kill_at_replacement(monkeypatch, number, after):
 
 def outcome(folder):
     """Returns what must be the same however often a run was interrupted."""
-    state = json.loads((folder / "state.json").read_text())
+    state = RunFolder(folder).ended()
     model = keras.models.load_model(folder / "model.keras", compile=False)
     return (
         (folder / "metrics.csv").read_bytes(),
-        state["values_sha256"],
-        state["random"],
+        state.values_sha256,
+        state.random,
         [v.tobytes() for v in model.get_weights()],
     )

@@ -11,23 +11,23 @@ from pathlib import Path
 import pytest
 
 from svag_tf.experiments.comparison import compare as comparison
-from svag_tf.experiments.comparison import tuning
+from svag_tf.experiments.comparison.budgets import BUDGETS
 from svag_tf.experiments.comparison.compare import compare
 from svag_tf.experiments.comparison.faithfulness import published_variants
 from svag_tf.experiments.comparison.report import (
     COLUMNS,
     TUNING_COLUMNS,
     mean_and_deviation,
-    steps_to,
-    summary,
 )
+from svag_tf.experiments.comparison.results import steps_to, summary
 from svag_tf.experiments.errors import DivergedError, ExperimentError
 from svag_tf.experiments.problems import PROBLEMS
+from svag_tf.experiments.training.run_folder import RunFolder
 from svag_tf.experiments.training.train import train
 
 
 def values(folder):
-    return json.loads((folder / "state.json").read_text())["values_sha256"]
+    return RunFolder(folder).ended().values_sha256
 
 
 def visible(folder):
@@ -90,7 +90,7 @@ def test_results(make_config, tmp_path, capsys):
 def test_finished_runs_are_not_made_again(make_config, tmp_path):
     config = make_config(epochs=1)
     first = compare(config, ["ssd"], tmp_path, seeds=[0, 1])
-    states = [tmp_path / f"ssd-seed{i}" / "state.json" for i in (0, 1)]
+    states = [tmp_path / f"ssd-seed{i}" / "checkpoints" / "epoch_1" for i in (0, 1)]
     times = [state.stat().st_mtime_ns for state in states]
     again = compare(config, ["ssd", "mssd"], tmp_path, seeds=[0, 1])
     mine = [r | {"rank": 1} for r in again if r["optimizer"] == "ssd"]
@@ -216,19 +216,19 @@ RATES = (0.01, 0.1, 1.0, 10.0, 100.0)
 @pytest.fixture
 def made_up(monkeypatch):
     """Replaces trainings by fake ones; yields the list of those that were made."""
-    budget = replace(tuning.BUDGETS["quick"], stride=5, seeds=2)
-    monkeypatch.setitem(tuning.BUDGETS, "quick", budget)
+    budget = replace(BUDGETS["quick"], stride=5, seeds=2)
+    monkeypatch.setitem(BUDGETS, "quick", budget)
     made = []
 
     def play(config, folder, report, data):
-        name, rate = config["optimizer"]["name"], config["optimizer"]["learning_rate"]
+        name, rate = config.optimizer.name, config.optimizer.learning_rate
         folder.mkdir(parents=True, exist_ok=True)
-        made.append((name, rate, config["seed"]))
+        made.append((name, rate, config.seed))
         final = {1e-3: 0.7, 0.01: 0.8, 0.1: 0.9, 1.0: 0.9}.get(rate, 0.2)
         final -= 0.05 * (name == "mssd")
-        for epoch in range(config["epochs"] + 1):
-            loss = 1.0 - final * epoch / config["epochs"] - 0.01 * (rate == 1.0)
-            if epoch == 1 and (rate == 10.0 or (name, config["seed"]) == ("ssd", 1)):
+        for epoch in range(config.epochs + 1):
+            loss = 1.0 - final * epoch / config.epochs - 0.01 * (rate == 1.0)
+            if epoch == 1 and (rate == 10.0 or (name, config.seed) == ("ssd", 1)):
                 loss = float("nan")
             if epoch == 1 and rate == 100.0:
                 raise RuntimeError("out of memory\nand more")
@@ -239,8 +239,8 @@ def made_up(monkeypatch):
                 "train_seconds": 0.5,
                 "seconds": 1.0,
             }
-            accuracy = 0.1 + (final - 0.1) * epoch / config["epochs"]
-            if config["problem"] == "quadratic_deep":
+            accuracy = 0.1 + (final - 0.1) * epoch / config.epochs
+            if config.problem == "quadratic_deep":
                 accuracy = float("nan")
             for part in ("train", "test"):
                 row |= {f"{part}_loss": loss, f"{part}_accuracy": accuracy}

@@ -1,12 +1,14 @@
 """Every bad config is refused with the field, what it may be and what it was."""
 
+import dataclasses
 import json
 
 import pytest
 from ml_collections import ConfigDict
 
+from svag_tf.experiments.config import differences, flatten, plain
 from svag_tf.experiments.errors import ExperimentError
-from svag_tf.experiments.training.config import FIELDS, checked, differences, flatten
+from svag_tf.experiments.training.config import FIELDS, checked
 
 BAD = {
     "problem": ["mnist", ""],
@@ -113,16 +115,22 @@ def test_a_boundary_after_the_end(make_config):
         checked(make_config(**fields))
 
 
-def test_the_result_is_plain_json_and_whole_numbers_may_stand_for_floats(make_config):
-    fields = {"schedule.name": "step", "schedule.boundaries": (1, 2)}
+def test_the_result_is_frozen_and_typed_and_has_a_plain_form(make_config):
+    fields = {"schedule.name": "step", "schedule.boundaries": [1, 2]}
     config = make_config(**fields).to_dict()
-    config["optimizer"]["learning_rate"] = 1
+    config["optimizer"]["learning_rate"], config["schedule"]["warmup_epochs"] = 1, 0
     result = checked(config)
-    assert result == json.loads(json.dumps(result))
-    assert result["schedule"]["boundaries"] == [1, 2]
-    assert isinstance(result["optimizer"]["learning_rate"], float)
-    assert checked(result) == result
-    assert flatten(result).keys() == FIELDS.keys()
+    hash(result)
+    for part in (result, result.optimizer, result.noise, result.schedule):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            part.name = "other"
+    assert result.schedule.boundaries == (1, 2)
+    rates = (result.optimizer.learning_rate, result.schedule.warmup_epochs)
+    assert rates == (1, 0) and [type(rate) for rate in rates] == [float, float]
+    text = json.dumps(plain(result))
+    assert plain(result) == json.loads(text) and '"boundaries": [1, 2]' in text
+    assert checked(plain(result)) == checked(result) == result
+    assert flatten(plain(result)).keys() == FIELDS.keys()
 
 
 def test_differences_name_the_fields():

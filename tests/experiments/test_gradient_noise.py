@@ -14,8 +14,8 @@ from resuming import Killed
 from svag_tf.experiments import problems
 from svag_tf.experiments.errors import DivergedError, ExperimentError
 from svag_tf.experiments.problems.data import Data
-from svag_tf.experiments.simulations import gradient_noise
-from svag_tf.experiments.simulations.gradient_noise import (
+from svag_tf.experiments.simulations.gradient_noise import figures, run, simulate
+from svag_tf.experiments.simulations.gradient_noise.measurement import (
     QUANTITIES,
     Measurement,
     binned,
@@ -24,12 +24,11 @@ from svag_tf.experiments.simulations.gradient_noise import (
     exact_values,
     labels_of,
     rho_of,
-    simulate,
 )
 
 FILES = [
-    ".lock", "calibration.png", "config.json", "layers.png", "measurements",
-    "results.csv", "results.json", "results.md", "scatter.png", "state.npz",
+    ".lock", "calibration.png", "checkpoints", "config.json", "layers.png",
+    "measurements", "results.csv", "results.json", "results.md", "scatter.png",
 ]  # fmt: skip
 
 
@@ -51,8 +50,8 @@ def _little_problem(monkeypatch):
 
 @pytest.fixture
 def _no_pictures(monkeypatch):
-    for name in ("_draw_scatter", "_draw_calibration", "_draw_layers"):
-        monkeypatch.setattr(gradient_noise, name, lambda *arguments: None)
+    for name in ("draw_scatter", "draw_calibration", "draw_layers"):
+        monkeypatch.setattr(figures, name, lambda *arguments: None)
 
 
 def make_config(**fields):
@@ -161,8 +160,8 @@ def test_results(tmp_path):
     assert measurement.bins["s"].shape == (2, 25)
     assert np.bincount(measurement.layers).tolist() == [10, 5, 10, 3]
     # Once more, by the optimizer itself: what the run measured after 12 updates.
-    data, model = gradient_noise.prepared(gradient_noise._checked(make_config())[1])
-    batches = gradient_noise.Batches(data.x_train, data.y_train, 5, 0)
+    data, model = run.prepared(run._checked(make_config()).training)
+    batches = run.Batches(data.x_train, data.y_train, 5, 0)
     for step in range(12):
         batches.shuffle(step // 10)
         model.train_on_batch(*batches[step % 10])
@@ -220,7 +219,7 @@ def test_goes_on_after_an_interruption(tmp_path, monkeypatch, capsys):
     rows = [(tmp_path / n / "results.csv").read_bytes() for n in ("whole", "parts")]
     assert rows[0] == rows[1]
     # Complete: nothing is measured again, the tables are made anew.
-    monkeypatch.setattr(gradient_noise, "_measured", None)
+    monkeypatch.setattr(run, "measured", None)
     (tmp_path / "parts" / "results.md").unlink()
     simulate(make_config(), tmp_path / "parts")
     assert (tmp_path / "parts" / "results.md").exists()
@@ -228,8 +227,16 @@ def test_goes_on_after_an_interruption(tmp_path, monkeypatch, capsys):
         ExperimentError, match=r"another config.*\n.*elements: 10 -> 11"
     ):
         simulate(make_config(elements=11), tmp_path / "parts")
-    (tmp_path / "parts" / "state.npz").write_bytes(b"nothing")
-    with pytest.raises(ExperimentError, match=r"state\.npz is corrupt"):
+    for step in (3, 12):
+        commit = tmp_path / "parts" / "checkpoints" / f"step_{step}"
+        (commit / "values.npz").write_bytes(b"nothing")
+    with (
+        pytest.warns(UserWarning, match="step_12 is damaged"),
+        pytest.raises(ExperimentError, match=r"None of these is whole: .*step_3.*Del"),
+    ):
+        simulate(make_config(), tmp_path / "parts")
+    (tmp_path / "parts" / "state.npz").write_bytes(b"as before")
+    with pytest.raises(ExperimentError, match=r"state\.npz is of an earlier version"):
         simulate(make_config(), tmp_path / "parts")
 
 

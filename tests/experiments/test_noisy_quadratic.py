@@ -10,15 +10,20 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from svag_tf.experiments.config import checked
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.optimizers import OPTIMIZERS
-from svag_tf.experiments.simulations import noisy_quadratic
-from svag_tf.experiments.simulations.noisy_quadratic import (
+from svag_tf.experiments.simulations.noisy_quadratic import simulate
+from svag_tf.experiments.simulations.noisy_quadratic.findings import (
+    against_sign_descent,
+    of_the_long_run,
+    slope_of,
+)
+from svag_tf.experiments.simulations.noisy_quadratic.simulator import (
+    Config,
     quadratics,
     sgd_floor,
-    simulate,
     simulator,
-    slope_of,
 )
 
 pytestmark = pytest.mark.skipif(
@@ -166,31 +171,36 @@ def test_results(small):
 
 
 def test_losses_that_underflow_are_equal(small):
-    config = {**make_config().to_dict(), "noise_levels": [0.0, 0.1]}
+    config = checked(make_config(noise_levels=(0.0, 0.1)), Config)
     outcomes = {
         key: dataclasses.replace(outcome, finals=np.zeros_like(outcome.finals))
         if key[1] == 0.0
         else outcome
         for key, outcome in small[0]["outcomes"].items()
     }
-    *_, rotation = noisy_quadratic._against_sign_descent(config, outcomes)
+    *_, rotation = against_sign_descent(config, outcomes)
     assert rotation.agrees and rotation.numbers["mild"][0] == 1.0
 
 
 def test_findings_that_do_not_hold_are_told(small):
-    config = {**make_config().to_dict(), "noise_levels": [0.0, 0.1]}
+    config = checked(
+        make_config(
+            noise_levels=(0.0, 0.1),
+            long_steps=3000,
+            long_noise=0.01,
+            long_rates=(1.0, 0.1),
+        ),
+        Config,
+    )
     outcomes = dict(small[0]["outcomes"])
     swapped = {
         (problem, noise, {"sgd": "ssd", "ssd": "sgd"}.get(method, method)): outcome
         for (problem, noise, method), outcome in outcomes.items()
     }
-    claims = noisy_quadratic._against_sign_descent(config, swapped)
+    claims = against_sign_descent(config, swapped)
     assert [finding.agrees for finding in claims] == [False, False, False]
     flat = np.ones_like(small[0]["long"]["ideal"])
-    config |= {"long_steps": 3000, "long_noise": 0.01, "long_rates": [1.0, 0.1]}
-    claims = noisy_quadratic._of_the_long_run(
-        config, quadratics(50, 0)[0], {"ideal": flat, "sgd": flat}
-    )
+    claims = of_the_long_run(config, quadratics(50, 0)[0], {"ideal": flat, "sgd": flat})
     assert [finding.agrees for finding in claims] == [False, False]
     assert all(dataclasses.asdict(finding)["measured"] for finding in claims)
 

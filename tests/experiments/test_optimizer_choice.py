@@ -11,6 +11,7 @@ from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.optimizers import (
     OPTIMIZERS,
     LinearWarmup,
+    ScheduleConfig,
     build_optimizer,
     build_schedule,
 )
@@ -33,7 +34,7 @@ CLASSES = {
 
 def build(make_config, **fields):
     config = checked(make_config(**fields))
-    return build_optimizer(config["optimizer"], config["schedule"], 3, 10)
+    return build_optimizer(config.optimizer, config.schedule, 3, 10)
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -95,9 +96,9 @@ def test_what_the_class_refuses_is_told(make_config):
 
 
 def rates(epochs=4, steps_per_epoch=5, peak=0.5, **fields):
-    schedule = {"name": "constant", "warmup_epochs": 0.0, "boundaries": [],
-                "factor": None, "final_fraction": None, **fields}  # fmt: skip
-    built = build_schedule(schedule, peak, epochs, steps_per_epoch)
+    given = {"name": "constant", "warmup_epochs": 0.0, "boundaries": (),
+             "factor": None, "final_fraction": None, **fields}  # fmt: skip
+    built = build_schedule(ScheduleConfig(**given), peak, epochs, steps_per_epoch)
     optimizer = keras.optimizers.SGD(built)
     values = []
     for step in range(epochs * steps_per_epoch):
@@ -117,12 +118,12 @@ def test_constant_with_warmup():
 
 def test_step():
     expected = [0.5] * 5 + [0.05] * 10 + [0.005] * 5
-    np.testing.assert_allclose(rates(name="step", boundaries=[1, 3]), expected)
+    np.testing.assert_allclose(rates(name="step", boundaries=(1, 3)), expected)
 
 
 def test_step_with_warmup_and_factor():
     expected = [0.5 * 0.2 ** (t >= 10) * min(1, (t + 1) / 5) for t in range(20)]
-    got = rates(name="step", boundaries=[2], factor=0.2, warmup_epochs=1.0)
+    got = rates(name="step", boundaries=(2,), factor=0.2, warmup_epochs=1.0)
     np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 

@@ -203,8 +203,8 @@ def test_the_trial_leaves_the_model_as_it_was(make_config):
     config = checked(make_config(problem="tiny"))
     data, model = training.prepared(config)
     before = [keras.ops.convert_to_numpy(v).copy() for v in model.variables]
-    parts = made_of.made_of(config, data, model)
-    assert made_of.made_of(config, data, model) == parts
+    parts = made_of.made_of(config.problem, data, model)
+    assert made_of.made_of(config.problem, data, model) == parts
     for variable, value in zip(model.variables, before, strict=True):
         np.testing.assert_array_equal(variable, value)
 
@@ -297,7 +297,7 @@ def test_a_run_of_something_else_is_refused(run_of, tmp_path, before, after, par
 @pytest.mark.slow
 def test_fresh_leaves_a_run_of_the_same(run_of, tmp_path):
     run_of()
-    state = tmp_path / "run" / "state.json"
+    state = tmp_path / "run" / "checkpoints" / "epoch_1" / "state.json"
     before = state.stat().st_mtime_ns
     run_of(fresh=True)
     assert state.stat().st_mtime_ns == before
@@ -308,7 +308,7 @@ def test_fresh_leaves_a_run_of_the_same(run_of, tmp_path):
 
 def test_an_earlier_run_that_does_not_say(run_of, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "made_of", lambda *_: {})
+        patch.setattr(training, "made_of", lambda *_, **__: {})
         run_of()
     with pytest.raises(ExperimentError, match="does not say of which data and model"):
         run_of()
@@ -338,7 +338,7 @@ for _ in range(int(sys.argv[1])):
 config = runpy.run_path(sys.argv[2])["get_config"]()
 config.train_examples, config.test_examples = 200, 100
 config = checked(config)
-print(json.dumps(made_of.made_of(config, *prepared(config))))
+print(json.dumps(made_of.made_of(config.problem, *prepared(config))))
 """
 
 

@@ -80,9 +80,8 @@ def test_sizes(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_configs(name, load_config):
     config = checked(load_config(name))
-    assert config["problem"] == name
-    assert (config["epochs"], config["batch_size"]) == CONFIGS[name]
-    assert config.keys() == load_config("digits").to_dict().keys()
+    assert config.problem == name
+    assert (config.epochs, config.batch_size) == CONFIGS[name]
 
 
 def test_fmnist_2c2d_is_that_of_deepobs():

@@ -12,6 +12,8 @@ import keras
 import pytest
 from tiers import sampled
 
+from svag_tf.experiments.training.run_folder import RunFolder
+
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--config.epochs=3", "--config.train_examples=320", "--config.test_examples=50")
 
@@ -58,16 +60,13 @@ def test_killed_twice_and_started_again(tmp_path):
 
     cut = tmp_path / "cut"
     kill_when(cut / "config.json", *TINY, "--workdir=cut", cwd=tmp_path, delay=0.1)
-    second = cut / "checkpoints" / "epoch_0001.keras"
+    second = cut / "checkpoints" / "epoch_1"
     kill_when(second, *TINY, "--workdir=cut", cwd=tmp_path)
     code, output, errors = run(*TINY, "--workdir=cut", cwd=tmp_path)
     assert code == 0, errors
     whole = tmp_path / "whole"
     assert (cut / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
-    values = [
-        json.loads((folder / "state.json").read_text())["values_sha256"]
-        for folder in (cut, whole)
-    ]
+    values = [RunFolder(folder).ended().values_sha256 for folder in (cut, whole)]
     assert values[0] == values[1]
 
     code, _, errors = run(*TINY, "--workdir=cut", "--config.seed=7", cwd=tmp_path)
@@ -145,8 +144,7 @@ def test_other_backends(tmp_path, backend):
     code, output, errors = run(*flags, cwd=tmp_path, KERAS_BACKEND=backend)
     assert code == 0, errors
     assert "final (epoch 1)" in output
-    state = json.loads((tmp_path / "run" / "state.json").read_text())
-    assert state["backend"] == backend
+    assert RunFolder(tmp_path / "run").ended().backend == backend
 
 
 @pytest.mark.slow

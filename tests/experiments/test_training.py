@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 
 import keras
 import numpy as np
@@ -14,17 +15,19 @@ from tiers import sampled
 
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.optimizers import OPTIMIZERS
-from svag_tf.experiments.training import run_folder
+from svag_tf.experiments.training import preparing
 from svag_tf.experiments.training import train as training
+from svag_tf.experiments.training.config import checked
 from svag_tf.experiments.training.run_folder import COLUMNS, RunFolder, fingerprint
 from svag_tf.experiments.training.train import Batches, train
 from svag_tf.noise import files as noise_files
+from svag_tf.saving import commits
 
 RESULTS = {"config.json", "metrics.csv", "train.log", "curves.png", "model.keras",
-           "state.json", "checkpoints", ".lock"}  # fmt: skip
+           "checkpoints", ".lock"}  # fmt: skip
 if training.summary is not None:
     RESULTS.add("tensorboard")
-CHECKPOINTS = ["epoch_0002.json", "epoch_0002.keras", "epoch_0003.keras"]
+CHECKPOINTS = ["epoch_2", "epoch_3"]
 
 
 def snapshot(folder):
@@ -62,7 +65,7 @@ def test_results(make_config, tmp_path, capsys):
 def test_the_numbers_are_those_of_the_saved_model(make_config, tmp_path):
     rows = train(make_config(), tmp_path / "a")
     model = keras.models.load_model(tmp_path / "a" / "model.keras")
-    data = training._selected(make_config().to_dict(), None)
+    data = preparing.selected(checked(make_config()), None)
     loss, accuracy = model.evaluate(data.x_test, data.y_test, verbose=0)
     assert rows[-1]["test_loss"] == pytest.approx(loss, rel=1e-5)
     assert rows[-1]["test_accuracy"] == pytest.approx(accuracy)
@@ -87,7 +90,7 @@ def test_tensorboard_holds_every_epoch_once(make_config, tmp_path, monkeypatch):
         return found
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_at_replacement(patch, 12, after=True)
+        kill_at_replacement(patch, 7, after=True)  # epoch 2 is committed
         train(make_config(), tmp_path / "a")
     rows = train(make_config(), tmp_path / "a")
     for part in ("train", "test"):
@@ -138,7 +141,7 @@ def test_killed_and_resumed_is_bit_for_bit_the_same(
     config = make_config(**fields)
     train(config, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_at_replacement(patch, 8, after=False)  # while epoch 1 is committed
+        kill_at_replacement(patch, 4, after=False)  # while epoch 1 is committed
         train(config, tmp_path / "cut")
     train(config, tmp_path / "cut")
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
@@ -149,25 +152,25 @@ def whole(tmp_path_factory):
     return tmp_path_factory.mktemp("whole") / "run"
 
 
-# The files are put in place in this order: config.json; then for each of four epochs
-# a checkpoint, the state of the epoch before (but for the first), state.json,
-# metrics.csv, train.log; then the tables again (2), curves.png and model.keras.
+# Files and folders are put in place in this order: config.json; then for each of four
+# epochs a commit, from the third on a name for the old one to delete, metrics.csv,
+# train.log; then the tables again (2), curves.png and model.keras.
 @pytest.mark.parametrize(
     "number, after, left",
     sampled(
-        lambda case: case[:2] == (12, False),
+        lambda case: case[:2] == (7, False),
         [
             (0, False, {".tmp-config.json"}),
             (0, True, {"config.json"}),
             (1, False, {"config.json"}),
-            (1, True, {"config.json"}),  # epoch 0's checkpoint without a state
-            (10, False, {"state.json"}),  # before epoch 2's checkpoint
-            (11, False, {"state.json"}),  # after it, before the state of epoch 1
-            (12, False, {"state.json"}),  # before the state that names the checkpoint
-            (12, True, {"state.json"}),  # after the state, before metrics.csv
-            (22, False, {"state.json", "metrics.csv"}),  # trained; before curves.png
-            (23, False, {"curves.png"}),  # before model.keras
-            (23, True, RESULTS),
+            (1, True, {"checkpoints"}),  # after epoch 0's commit, before metrics.csv
+            (7, False, {"checkpoints"}),  # before epoch 2's commit
+            (7, True, {"checkpoints"}),  # after it, before epoch 0's is deleted
+            (8, True, {"checkpoints"}),  # while it is deleted
+            (12, True, {"checkpoints"}),  # the same after the last epoch
+            (17, False, {"checkpoints", "metrics.csv"}),  # trained; before curves.png
+            (18, False, {"curves.png"}),  # before model.keras
+            (18, True, RESULTS),
         ],
     ),
 )
@@ -253,7 +256,7 @@ def test_ema_evaluates_and_saves_the_average(make_config, tmp_path):
     assert rows[0]["test_loss"] == plain[0]["test_loss"]
     assert rows[3]["test_loss"] != plain[3]["test_loss"]
     model = keras.models.load_model(tmp_path / "average" / "model.keras")
-    data = training._selected(make_config().to_dict(), None)
+    data = preparing.selected(checked(make_config()), None)
     loss, _ = model.evaluate(data.x_test, data.y_test, verbose=0)
     assert rows[3]["test_loss"] == pytest.approx(loss, rel=1e-5)
 
@@ -263,7 +266,7 @@ def test_ema_killed_before_the_model_is_saved(make_config, tmp_path, monkeypatch
     config = make_config(**{"optimizer.use_ema": True, "optimizer.ema_momentum": 0.9})
     train(config, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_at_replacement(patch, 22, after=False)
+        kill_at_replacement(patch, 17, after=False)
         train(config, tmp_path / "cut")
     train(config, tmp_path / "cut")
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
@@ -293,11 +296,11 @@ def test_results_without_a_config_are_refused(make_config, tmp_path, name):
     assert snapshot(tmp_path) == before
 
 
-def test_results_without_a_state_are_refused(make_config, tmp_path):
+def test_results_without_a_commit_are_refused(make_config, tmp_path):
     train(make_config(epochs=1), tmp_path)
-    (tmp_path / "state.json").unlink()
+    shutil.rmtree(tmp_path / "checkpoints")
     before = snapshot(tmp_path)
-    with pytest.raises(ExperimentError, match=r"no state\.json but holds metrics\.csv"):
+    with pytest.raises(ExperimentError, match=r"no checkpoints but holds metrics\.csv"):
         train(make_config(epochs=1), tmp_path)
     assert snapshot(tmp_path) == before
 
@@ -319,18 +322,19 @@ def flip(path):
 
 
 DAMAGES = [
-    ("checkpoints/epoch_0002.keras", cut_half),
-    ("checkpoints/epoch_0002.keras", flip),
-    ("checkpoints/epoch_0002.keras", lambda path: path.unlink()),
-    ("state.json", cut_half),
-    ("state.json", lambda path: path.write_text("{}")),
-    ("state.json", flip),
+    ("checkpoints/epoch_2/model.keras", cut_half),
+    ("checkpoints/epoch_2/model.keras", flip),
+    ("checkpoints/epoch_2/model.keras", lambda path: path.unlink()),
+    ("checkpoints/epoch_2/state.json", cut_half),
+    ("checkpoints/epoch_2/state.json", lambda path: path.write_text("{}")),
+    ("checkpoints/epoch_2/state.json", flip),
+    ("checkpoints/epoch_2/SHA256SUMS", cut_half),
 ]
 
 
 def after_epoch_2(config, folder, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_at_replacement(patch, 14, after=True)  # epoch 2 is committed
+        kill_at_replacement(patch, 10, after=True)  # epoch 2 is committed
         train(config, folder)
 
 
@@ -343,31 +347,25 @@ def test_goes_on_from_the_epoch_before_what_is_corrupt(
     folder = tmp_path / "run"
     after_epoch_2(make_config(), folder, monkeypatch)
     damage(folder / name)
-    with pytest.warns(UserWarning, match=f"{os.path.basename(name)}.* epoch before, 1"):
+    with pytest.warns(UserWarning, match="epoch_2 is damaged. Trying the one before"):
         train(make_config(), folder)
     assert outcome(folder) == outcome(whole)
     train(make_config(), folder)  # No warning is left.
 
 
-@pytest.mark.filterwarnings("ignore:.* Resuming from the epoch before")
+@pytest.mark.filterwarnings("ignore:.*epoch_2 is damaged")
 def test_damaged_at_any_byte(make_config, tmp_path, monkeypatch):
-    """The epoch before, or the same if the byte says nothing."""
     after_epoch_2(make_config(), tmp_path, monkeypatch)
-    last = RunFolder(tmp_path).ended()
-    for name in ("state.json", "checkpoints/epoch_0002.keras"):
-        path = tmp_path / name
+    assert RunFolder(tmp_path).ended().epoch == 2
+    for path in (tmp_path / "checkpoints" / "epoch_2").iterdir():
         content = path.read_bytes()
-        epochs = []
         for position in np.linspace(0, len(content) - 1, 100).astype(int):
             flipped = bytearray(content)
             flipped[position] ^= 1 << position % 8
             for damaged in (flipped, content[:position]):
                 path.write_bytes(damaged)
-                state = RunFolder(tmp_path).ended()
-                assert state == last or state.epoch == 1
-                epochs.append(state.epoch)
+                assert RunFolder(tmp_path).ended().epoch == 1, (path, position)
         path.write_bytes(content)
-        assert epochs.count(1) > 150
 
 
 @pytest.mark.parametrize(
@@ -379,33 +377,49 @@ def test_corruption_of_all_is_told_and_nothing_is_touched(
     folder = tmp_path / "run"
     after_epoch_2(make_config(), folder, monkeypatch)
     damage(folder / name)
-    for epoch in (0, 1):  # Epoch 0's was about to be removed.
-        flip(folder / "checkpoints" / f"epoch_{epoch:04d}.keras")
+    flip(folder / "checkpoints" / "epoch_1" / "model.keras")
     before = snapshot(folder)
-    with pytest.raises(ExperimentError, match=os.path.basename(name)) as error:
+    told = name if name == "config.json" else "None of these is whole: .*epoch_2"
+    with pytest.raises(ExperimentError, match=told) as error:
         train(make_config(), folder)
     assert "Delete the folder" in str(error.value) or name == "config.json"
     assert snapshot(folder) == before
 
 
+def change_state(folder, **fields):
+    """Changes the state of epoch 1, and the sums as if it had been written so."""
+    commit = folder / "checkpoints" / "epoch_1"
+    state = json.loads((commit / "state.json").read_text())
+    (commit / "state.json").write_text(json.dumps(state | fields))
+    sums = commits._sums(commit, ["model.keras", "state.json"])
+    (commit / commits.SUMS).write_text(sums)
+
+
+def test_a_run_of_an_earlier_version_is_refused(make_config, tmp_path):
+    train(make_config(epochs=1), tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "state.json").write_text("{}")
+    before = snapshot(tmp_path)
+    for use in (lambda: train(make_config(epochs=1), tmp_path),
+                RunFolder(tmp_path).ended):  # fmt: skip
+        with pytest.raises(
+            ExperimentError, match=r"state\.json is of an earlier versi"
+        ):
+            use()
+    assert snapshot(tmp_path) == before
+
+
 def test_a_checkpoint_of_other_values_is_refused(make_config, tmp_path, monkeypatch):
     train(make_config(epochs=1), tmp_path)
     (tmp_path / "model.keras").unlink()
-    path = tmp_path / "state.json"
-    state = RunFolder(tmp_path).ended()
-    state.values_sha256 = "0" * 64
-    path.write_text(json.dumps(run_folder._sealed(state)))
+    change_state(tmp_path, values_sha256="0" * 64)
     with pytest.raises(ExperimentError, match="does not restore the values"):
         train(make_config(epochs=1), tmp_path)
 
 
 def test_another_backend_is_refused(make_config, tmp_path):
     train(make_config(epochs=1), tmp_path)
-    path = tmp_path / "state.json"
-    state = json.loads(path.read_text())
-    del state["sha256"]
-    state["backend"] = "numpy"
-    path.write_text(json.dumps(state | {"sha256": run_folder._digest(state)}))
+    change_state(tmp_path, backend="numpy")
     with pytest.raises(ExperimentError, match="KERAS_BACKEND=numpy"):
         train(make_config(epochs=1), tmp_path)
 

@@ -1,25 +1,27 @@
 """Budgets and their names; runs that processes share."""
 
+import runpy
 import sqlite3
+from dataclasses import replace
 
 import filelock
 import optuna
 import pytest
+from conftest import ROOT
 
 from svag_tf.experiments.comparison.baselines import published
-from svag_tf.experiments.comparison.tuning import (
+from svag_tf.experiments.comparison.budgets import (
     BUDGETS,
     GRID,
-    Queue,
-    Storage,
     budgeted,
     describe,
     outwards,
 )
+from svag_tf.experiments.comparison.storage import Queue, Storage
 from svag_tf.experiments.errors import ExperimentError
+from svag_tf.experiments.training.config import checked
 
-P1 = {"problem": "fmnist_2c2d", "epochs": 100, "batch_size": 128,
-      "train_examples": None, "test_examples": None}  # fmt: skip
+P1 = checked(runpy.run_path(str(ROOT / "configs" / "fmnist_2c2d.py"))["get_config"]())
 SIZES = 60_000, 10_000
 
 
@@ -35,10 +37,10 @@ def test_the_grid_is_that_of_deepobs():
 
 
 def described(name, seeds=None, kept=(), problem="fmnist_2c2d", **fields):
-    budget, protocol = BUDGETS[name], P1 | {"problem": problem}
-    config = budgeted(protocol | fields, budget, SIZES, kept)
+    budget, protocol = BUDGETS[name], replace(P1, problem=problem)
+    config = budgeted(replace(protocol, **fields), budget, SIZES, kept)
     seeds = range(budget.seeds) if seeds is None else seeds
-    return describe(config, protocol, budget, SIZES, seeds)
+    return describe(config, vars(protocol), budget, SIZES, seeds)
 
 
 def test_the_budgets():
@@ -53,9 +55,9 @@ def test_the_budgets():
     assert (full["epochs"], full["train_examples"]) == (100, 60_000)
     assert len(full["seeds"]) == 10 and full["learning_rates"] == list(GRID)
     # Data smaller than a budget is used completely.
-    config = budgeted(P1 | {"epochs": 3}, BUDGETS["quick"], (1437, 360))
-    assert config["epochs"] == 3
-    assert config["train_examples"] is None and config["test_examples"] is None
+    config = budgeted(replace(P1, epochs=3), BUDGETS["quick"], (1437, 360))
+    assert config.epochs == 3
+    assert config.train_examples is None and config.test_examples is None
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from svag_tf.experiments.comparison.baselines import published
 from svag_tf.experiments.comparison.variants import Variant
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.optimizers import TITLES
+from svag_tf.experiments.tables import markdown
 from svag_tf.experiments.training.run_folder import Row
 
 # Arguments of DeepOBS' optimizers, besides the learning rate, that differ from Keras'.
@@ -130,10 +131,10 @@ def checks(problem: str, runs: Mapping[str, Sequence[Sequence[Row]]]) -> list[Ch
 
 def table(made: Sequence[Check]) -> str:
     """Formats the checks as a Markdown table."""
-    lines = [
-        "| optimizer | epoch | measure | ours | published | distance | within 3 |",
-        "| --- | ---: | --- | ---: | ---: | ---: | --- |",
-    ]
+    headings = (
+        "optimizer", "epoch", "measure", "ours", "published", "distance", "within 3",
+    )  # fmt: skip
+    rows = []
     for check in made:
         percent = "accuracy" in check.field
         scale, form = (100, ".2f") if percent else (1, ".4f")
@@ -152,8 +153,8 @@ def table(made: Sequence[Check]) -> str:
             "-" if check.agrees is None else f"{check.distance:+.1f}",
             verdict[check.agrees],
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append(cells)
+    return markdown(headings, rows, left=(0, 2, 6))
 
 
 def page(problem: str, made: Sequence[Check], subset: str, about: Sequence[str]) -> str:

@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from svag_tf.experiments.comparison import faithfulness
 from svag_tf.experiments.comparison.baselines import published
-from svag_tf.experiments.comparison.tuning import GRID
+from svag_tf.experiments.comparison.budgets import GRID
+from svag_tf.experiments.comparison.results import (
+    MEASURES,
+    Comparison,
+    Outcome,
+    best,
+    default_target,
+    rank,
+    steps_to,
+    summary,
+)
+from svag_tf.experiments.config import plain
 from svag_tf.experiments.files import write_json, write_text
 from svag_tf.experiments.optimizers import TITLES
 from svag_tf.experiments.plots import save_comparison, save_sensitivity
-from svag_tf.experiments.training.run_folder import Row
+from svag_tf.experiments.tables import as_csv, markdown
 
-MEASURES = (
-    "test_accuracy",
-    "train_accuracy",
-    "test_loss",
-    "train_loss",
-    "train_seconds",
-    "ms_per_step",
-)
 COLUMNS = (
     "rank",
     "optimizer",
@@ -53,103 +52,6 @@ TUNING_COLUMNS = (
     *MEASURES[:5],
     "error",
 )
-ENDED = ("completed", "stopped", "diverged", "failed")  # from best to worst
-TARGET_PART = 0.95
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The outcome of a run.
-
-    Attributes:
-        learning_rate: None only if the run failed at once with a default.
-        seed: the run's seed.
-        ended: one of `ENDED`; "stopped" as hopeless while tuning.
-        error: the error of a failed run.
-        rows: its epochs, as `train` returns them.
-        cpu: the CPU on which it ran.
-    """
-
-    learning_rate: float
-    seed: int
-    ended: str
-    error: str | None
-    rows: list[Row]
-    cpu: str
-
-    def order(self, accuracy: bool) -> tuple[float, float, float]:
-        """Returns a key to sort by: the best run has the lowest."""
-        last = self.rows[-1] if self.rows else {}
-        loss = last.get("test_loss", math.inf)
-        first = -last.get("test_accuracy", 0.0) if accuracy else 0.0
-        return (
-            ENDED.index(self.ended),
-            first if math.isfinite(first) else 0.0,
-            loss if math.isfinite(loss) else math.inf,
-        )
-
-    def sentence(self) -> str:
-        """Returns a sentence for the terminal."""
-        if self.ended == "failed":
-            return f"failed: {self.error}"
-        last = self.rows[-1]
-        if self.ended == "diverged":
-            return f"diverged in epoch {last['epoch']}"
-        text = f"test loss {last['test_loss']:.4f}"
-        if not math.isnan(last["test_accuracy"]):
-            text += f"  accuracy {last['test_accuracy']:.4f}"
-        if self.ended == "stopped":
-            text += f"  stopped as hopeless after epoch {last['epoch']}"
-        return text
-
-    def measures(self) -> dict[str, float]:
-        """Returns `MEASURES` at the end; NaN where there is none."""
-        if not self.rows:
-            return dict.fromkeys(MEASURES, math.nan)
-        # The median, as the first epoch of a process compiles the model.
-        times = [
-            row["train_seconds"] / (row["step"] - before["step"])
-            for before, row in itertools.pairwise(self.rows)
-            if row["step"] > before["step"]
-        ]
-        return {
-            **{name: self.rows[-1][name] for name in MEASURES[:4]},
-            "train_seconds": round(sum(row["train_seconds"] for row in self.rows), 3),
-            "ms_per_step": round(1000 * statistics.median(times or [math.nan]), 3),
-        }
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A finished comparison.
-
-    Attributes:
-        config: the config of all runs except optimizer and seed.
-        titles: titles of the optimizers, by their labels.
-        tuning: for each optimizer, a run for each rate tried; none if it has a rate of
-            its own.
-        runs: for each optimizer, a run for each seed.
-        seeds: seeds of the runs.
-        accuracy: whether the problem has one.
-        budget: see `tuning.describe`.
-        target: test accuracy (or loss) that the user has given.
-        about: command, machine and so on.
-    """
-
-    config: dict[str, Any]
-    titles: dict[str, str]
-    tuning: dict[str, list[Outcome]]
-    runs: dict[str, list[Outcome]]
-    seeds: list[int]
-    accuracy: bool
-    budget: dict[str, Any]
-    target: float | None
-    about: dict[str, Any]
-
-    @property
-    def field(self) -> str:
-        """The measure that counts."""
-        return "test_accuracy" if self.accuracy else "test_loss"
 
 
 def write_report(comparison: Comparison, workdir: Path) -> list[dict[str, Any]]:
@@ -170,13 +72,13 @@ def write_report(comparison: Comparison, workdir: Path) -> list[dict[str, Any]]:
         for outcome in sorted(comparison.tuning[label], key=lambda o: o.learning_rate)
     ]
     rows = summary(results)
-    write_text(workdir / "results.csv", _csv(results, COLUMNS))
+    write_text(workdir / "results.csv", as_csv(results, COLUMNS))
     if tried:
-        write_text(workdir / "tuning.csv", _csv(tried, TUNING_COLUMNS))
-    curves = published(comparison.config["problem"])
+        write_text(workdir / "tuning.csv", as_csv(tried, TUNING_COLUMNS))
+    curves = published(comparison.config.problem)
     write_text(workdir / "results.md", _markdown(comparison, rows, target, curves))
     checks = faithfulness.checks(
-        comparison.config["problem"],
+        comparison.config.problem,
         {label: [o.rows for o in runs] for label, runs in comparison.runs.items()},
     )
     if checks:
@@ -186,7 +88,7 @@ def write_report(comparison: Comparison, workdir: Path) -> list[dict[str, Any]]:
         {
             "budget": comparison.budget,
             **comparison.about,
-            "config": comparison.config,
+            "config": plain(comparison.config),
             "target": target,
             "ranking": ranking,
             "results": results,
@@ -224,92 +126,6 @@ def write_report(comparison: Comparison, workdir: Path) -> list[dict[str, Any]]:
     return results
 
 
-def best(outcomes: Sequence[Outcome], accuracy: bool) -> Outcome | None:
-    """Returns the run with the best final test accuracy, or loss; None if no runs.
-
-    The loss breaks ties of accuracy. Stopped runs come after completed ones, then
-    diverged ones, then failed ones. Of two equal runs, the one with the lower rate is
-    taken.
-    """
-    return min(
-        outcomes, key=lambda o: (*o.order(accuracy), o.learning_rate), default=None
-    )
-
-
-def rank(comparison: Comparison) -> list[str]:
-    """Returns the optimizers' labels, best first.
-
-    The mean final test accuracy counts (the loss if there is none, or if accuracies are
-    equal). Optimizers with runs that diverged or failed come after all others, those
-    with more such runs last.
-    """
-
-    def order(label: str) -> tuple[float, ...]:
-        outcomes = comparison.runs[label]
-        good = [o.measures() for o in outcomes if o.ended == "completed"]
-        mean = {
-            name: statistics.fmean(m[name] for m in good) if good else math.inf
-            for name in ("test_accuracy", "test_loss")
-        }
-        first = -mean["test_accuracy"] if comparison.accuracy else 0.0
-        return (len(outcomes) - len(good), first, mean["test_loss"])
-
-    return sorted(comparison.runs, key=order)
-
-
-def default_target(comparison: Comparison) -> float:
-    """Returns 95 % of the way from the untrained model to the best optimizer's mean.
-
-    NaN if no run was completed.
-    """
-    label = rank(comparison)[0]
-    good = [o for o in comparison.runs[label] if o.ended == "completed"]
-    if not good:
-        return math.nan
-    start, end = (
-        statistics.fmean(o.rows[i][comparison.field] for o in good) for i in (0, -1)
-    )
-    return start + TARGET_PART * (end - start)
-
-
-def steps_to(rows: Sequence[Row], target: float, accuracy: bool) -> int | None:
-    """Returns batches until the first evaluation that reaches the target, or None."""
-    for row in rows:
-        if accuracy and row["test_accuracy"] >= target:
-            return row["step"]
-        if not accuracy and row["test_loss"] <= target:
-            return row["step"]
-    return None
-
-
-def summary(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Summarises each optimizer's results over its seeds, in the given order.
-
-    Returns:
-        One dict per optimizer: `rank`, `optimizer`, `learning_rate`, `runs`,
-        `diverged` and `failed` (how many), for each of `MEASURES` a list of the
-        seeds' values (without runs that diverged or failed), and `steps_to_target`,
-        the same with None for runs that never reached it.
-    """
-    rows: dict[str, dict[str, Any]] = {}
-    for result in results:
-        row = rows.setdefault(
-            result["optimizer"],
-            {
-                **{k: result[k] for k in ("rank", "optimizer", "learning_rate")},
-                **dict.fromkeys(("runs", "diverged", "failed"), 0),
-                **{name: [] for name in (*MEASURES, "steps_to_target")},
-            },
-        )
-        row["runs"] += 1
-        if result["ended"] == "completed":
-            for name in (*MEASURES, "steps_to_target"):
-                row[name].append(result[name])
-        else:
-            row[result["ended"]] += 1
-    return list(rows.values())
-
-
 def mean_and_deviation(values: Sequence[float], form: str) -> str:
     """Formats `mean ± sample standard deviation` with `form`; only the mean of one.
 
@@ -327,12 +143,12 @@ def caption(comparison: Comparison) -> str:
     """Returns problem, budget and seeds in a line."""
     budget = comparison.budget
     if budget["name"] == "none":
-        rate = comparison.config["optimizer"]["learning_rate"]
+        rate = comparison.config.optimizer.learning_rate
         rates = "untuned" if rate is None else f"learning rate {rate:g}"
     else:
         rates = f"tuned, {budget['name']} budget"
     seeds = len(comparison.seeds)
-    return f"{comparison.config['problem']}, {rates}, {seeds} seed" + "s" * (seeds > 1)
+    return f"{comparison.config.problem}, {rates}, {seeds} seed" + "s" * (seeds > 1)
 
 
 def _result(label: str, outcome: Outcome, target: float, accuracy: bool):
@@ -364,29 +180,12 @@ def _tried(label: str, outcome: Outcome, chosen: bool) -> dict[str, Any]:
 def _comparable(comparison: Comparison) -> bool:
     """Returns whether an epoch has as many batches as in the published curves."""
     budget = comparison.budget
-    curves = published(comparison.config["problem"])
+    curves = published(comparison.config.problem)
     return (
         bool(curves)
         and budget["train_examples"] == budget["whole_train_examples"]
         and budget["batch_size"] == curves["sgd"]["batch_size"]
     )
-
-
-def _csv(results: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    for result in results:
-        writer.writerow(
-            {k: np.float32(v) if isinstance(v, float) else v for k, v in result.items()}
-        )
-    return text.getvalue()
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    rule = ["---" if heading in ("optimizer", "") else "---:" for heading in headings]
-    lines = [headings, rule, *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def _headings(target: float, accuracy: bool) -> list[str]:
@@ -491,9 +290,9 @@ def _markdown(
     ]
     counts = "accuracy" if accuracy else "loss"
     parts = [
-        f"# {comparison.config['problem']}: {len(rows)} optimizers compared\n",
+        f"# {comparison.config.problem}: {len(rows)} optimizers compared\n",
         _budget_text(comparison.budget) + "\n",
-        _table(_headings(target, accuracy), cells),
+        markdown(_headings(target, accuracy), cells, left=(1,)),
         "Mean ± standard deviation over the seeds, after the last epoch. Ranked by the "
         f"mean test {counts}; optimizers with runs that diverged or failed come last. "
         'Steps are counted at the evaluations, one per epoch. "Training" is the time '
@@ -503,7 +302,7 @@ def _markdown(
     if labels:
         parts += [
             "## Tuning\n",
-            _table(
+            markdown(
                 [
                     "optimizer",
                     "tried",
@@ -514,6 +313,7 @@ def _markdown(
                     "",
                 ],
                 [_tuning_cells(comparison, label) for label in labels],
+                left=(0, 6),
             ),
             f"With seed {comparison.seeds[0]}, by the final test {counts}: as in "
             "DeepOBS, on the test set itself. All rates are in tuning.csv.\n",
@@ -550,7 +350,7 @@ def _faithfulness(comparison: Comparison, checks: Sequence[faithfulness.Check]) 
             f"{budget['batch_size']}"
         )
     about = [_budget_text(comparison.budget) + "\n", *_about(comparison)]
-    return faithfulness.page(comparison.config["problem"], checks, subset, about)
+    return faithfulness.page(comparison.config.problem, checks, subset, about)
 
 
 def _tuning_cells(comparison: Comparison, label: str) -> list[str]:
@@ -602,7 +402,7 @@ def _published(comparison: Comparison, curves: Mapping[str, Any]) -> list[str]:
     note = "Ten seeds, the full protocol (Schneider, Balles and Hennig 2019)."
     if not same:
         note += " This comparison used less data, so the curves are not in its figure."
-    return [_table(headings, lines), note + "\n"]
+    return [markdown(headings, lines), note + "\n"]
 
 
 def _print(

@@ -26,23 +26,26 @@ _TOLERANCE = 1e-3  # relative, of that loss: devices and thread counts round dif
 MadeOf = dict[str, str]
 
 
-def made_of(config: Mapping[str, Any], data: Data, model: keras.Model) -> MadeOf:
+def made_of(
+    name: str, data: Data, model: keras.Model, try_batches: bool = True
+) -> MadeOf:
     """Describes a run's data and model, part by part; checks that they fit together.
 
     The result is the same in every process: automatic numbers in names are ignored.
 
     Args:
-        config: the run's config, as `config.checked` returns it.
-        data: the examples that it uses.
+        name: the problem's name.
+        data: the examples that the run uses.
         model: compiled; it is not changed.
+        try_batches: put a batch through the model, which must be on one device.
+            Defaults to `True`.
 
     Raises:
         ExperimentError: if data and model do not fit together.
     """
-    name = config["problem"]
     problem = PROBLEMS[name]
     tried = None
-    if config["distribution"] == "none":
+    if try_batches:
         tried = checks.try_batches(name, problem, model, data)
     parts = {field: _array(array) for field, array in data._asdict().items()}
     for part in ("train", "test"):

@@ -10,8 +10,8 @@ that no other example has: one if y = 1, five if y = -1.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,13 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from svag_tf.experiments import machine
+from svag_tf.experiments.config import checked, number, whole
 from svag_tf.experiments.errors import ExperimentError
-from svag_tf.experiments.files import writable_folder
 from svag_tf.experiments.optimizers import OPTIMIZERS
 from svag_tf.experiments.simulations import plots
-from svag_tf.experiments.simulations.report import (
-    Finding,
-    checked,
-    progress,
-    table,
-    whole,
-    write_results,
-)
-from svag_tf.experiments.training.config import Field
-from svag_tf.optional import matplotlib
+from svag_tf.experiments.simulations.report import Finding, Report, progress
+from svag_tf.experiments.tables import markdown
+from svag_tf.optional import matplotlib, require
 
 Array = NDArray[Any]
 
@@ -44,22 +36,20 @@ SHARED, OWN = 3, 5  # features of all examples; features that one example may ha
 EXACT = 1e-5  # float32 has 1.2e-7; a hundred steps add up some of it
 
 
-def _rate(expected: str) -> Field:
-    return Field(float, lambda v: v > 0, expected)
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """See configs/generalization.py."""
 
-
-FIELDS = {
-    "seed": whole(0),
-    "data_sets": whole(1),
-    "examples": whole(2),
-    "test_examples": whole(1),
-    "majority": Field(float, lambda v: 0.5 < v < 1, "a number in (0.5, 1)"),
-    "steps": whole(2),
-    "exact_steps": whole(1),
-    "gradient_rate": _rate("a finite number > 0"),
-    "sign_rate": _rate("a finite number > 0"),
-    "epsilon": _rate("a finite number > 0"),
-}
+    seed: int = whole(0)
+    data_sets: int = whole(1)
+    examples: int = whole(2)
+    test_examples: int = whole(1)
+    majority: float = number(0.5, 1, "()")
+    steps: int = whole(2)
+    exact_steps: int = whole(1)
+    gradient_rate: float = number(0, ends="(]")
+    sign_rate: float = number(0, ends="(]")
+    epsilon: float = number(0, ends="(]")
 
 
 def features(labels: Array) -> Array:
@@ -153,49 +143,46 @@ def simulate(
     Raises:
         ExperimentError: before any work, if the config or the workdir cannot be used.
     """
-    config = checked(config, FIELDS)
-    if config["exact_steps"] > config["steps"]:
+    require(matplotlib)
+    config = checked(config, Config)
+    if config.exact_steps > config.steps:
         raise ExperimentError(
             "exact_steps must be at most steps. Received: "
-            f"exact_steps={config['exact_steps']}, steps={config['steps']}"
+            f"exact_steps={config.exact_steps}, steps={config.steps}"
         )
-    workdir = writable_folder(workdir)
-    about: dict[str, Any] = {
-        "title": "Generalization: least squares after Wilson et al.",
-        "command": command,
-        "config": config,
-        "machine": machine.description(),
-    }
-    begin = time.monotonic()
-    rng = np.random.default_rng(config["seed"])
-    sets, p = config["data_sets"], config["majority"]
-    y = np.stack([draw_labels(rng, config["examples"], p) for _ in range(sets)])
+    title = "Generalization: least squares after Wilson et al."
+    report = Report(title, config, workdir, command)
+    rng = np.random.default_rng(config.seed)
+    sets, p = config.data_sets, config.majority
+    y = np.stack([draw_labels(rng, config.examples, p) for _ in range(sets)])
     x = np.stack([features(labels) for labels in y])
-    new = np.where(rng.random((sets, config["test_examples"])) < p, 1.0, -1.0)
+    new = np.where(rng.random((sets, config.test_examples)) < p, 1.0, -1.0)
     results, deviations = [], {}
-    with progress(len(METHODS)) as report:
+    with progress(len(METHODS)) as show:
         for method in METHODS:
-            report(plots.NAMES[method])
+            show(plots.NAMES[method])
             optimizer = _optimizer(method, config)
             result, deviations[method] = _result(
-                method, optimizer, x, y, new, config["steps"]
+                method, optimizer, x, y, new, config.steps
             )
             results.append(result)
     share = np.mean(new > 0, axis=-1).tolist()
-    exact = {m: d[: config["exact_steps"]].max() for m, d in deviations.items()}
-    findings = _findings(results, share, exact, config["exact_steps"])
-    _draw(results, float(np.mean(share)), workdir / "generalization.png")
-    _draw_deviations(deviations, config["exact_steps"], workdir / "proportional.png")
-    about |= {"seconds": time.monotonic() - begin, "majority_in_test_sets": share}
+    exact = {m: d[: config.exact_steps].max() for m, d in deviations.items()}
+    findings = _findings(results, share, exact, config.exact_steps)
+    _draw(results, float(np.mean(share)), report.folder / "generalization.png")
+    path = report.folder / "proportional.png"
+    _draw_deviations(deviations, config.exact_steps, path)
     tables = _table(results, share, exact, deviations, config)
-    write_results(workdir, _rows(results, share), tables, findings, about)
+    rows = _rows(results, share)
+    report.write(rows, tables, findings, majority_in_test_sets=share)
     return {"results": results, "deviations": deviations, "findings": findings}
 
 
-def _optimizer(method: str, config: Mapping[str, Any]) -> keras.optimizers.Optimizer:
-    rate = config["gradient_rate" if method in GRADIENT_METHODS else "sign_rate"]
+def _optimizer(method: str, config: Config) -> keras.optimizers.Optimizer:
+    in_gradient = method in GRADIENT_METHODS
+    rate = config.gradient_rate if in_gradient else config.sign_rate
     # Adam is a sign method as long as epsilon is negligible beside sqrt(v).
-    extra = {"epsilon": config["epsilon"]} if method == "adam" else {}
+    extra = {"epsilon": config.epsilon} if method == "adam" else {}
     create: Callable[..., keras.optimizers.Optimizer] = OPTIMIZERS[method]
     return create(learning_rate=rate, **extra)
 
@@ -284,7 +271,7 @@ def _table(
     share: list[float],
     exact: Mapping[str, float],
     deviations: Mapping[str, Array],
-    config: Mapping[str, Any],
+    config: Config,
 ) -> str:
     lines = [
         [
@@ -306,14 +293,14 @@ def _table(
         "test accuracy",
         "training loss",
         "θ₁/(θ₂ + θ₃)",
-        f"deviation to step {config['exact_steps']}",
+        f"deviation to step {config.exact_steps}",
         "deviation at all",
     ]
     return (
-        f"{table(headings, lines)}\n"
-        f"Means over {len(share)} data sets after {config['steps']} steps; "
-        f"{config['examples']} training and {config['test_examples']} test examples "
-        f"each, p = {config['majority']:g}, Adam with epsilon {config['epsilon']:g}. "
+        f"{markdown(headings, lines)}\n"
+        f"Means over {len(share)} data sets after {config.steps} steps; "
+        f"{config.examples} training and {config.test_examples} test examples "
+        f"each, p = {config.majority:g}, Adam with epsilon {config.epsilon:g}. "
         f"In the test sets {np.mean(share):.4f} of the labels are 1. Deviation: of "
         "theta from a multiple of sign(X'y), relative, the largest element of all data "
         "sets and steps.\n"

@@ -1,14 +1,14 @@
-"""Shared by the simulations: checked configs, progress, findings and result files."""
+"""Shared by the simulations: progress, findings and result files."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
 import io
-import json
+import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -21,10 +21,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from svag_tf.experiments import machine
+from svag_tf.experiments.config import plain
 from svag_tf.experiments.errors import ExperimentError
-from svag_tf.experiments.files import write_json, write_text
-from svag_tf.experiments.training.config import Field, flatten
-from svag_tf.optional import matplotlib, require
+from svag_tf.experiments.files import writable_folder, write_json, write_text
+from svag_tf.experiments.tables import markdown
 
 Row = Mapping[str, Any]
 PACKAGES = ("svag_tf", "tensorflow", "keras", "numpy")  # that the numbers depend on
@@ -45,51 +46,6 @@ class Finding:
     measured: str
     agrees: bool | None
     numbers: dict[str, Any]
-
-
-def whole(low: int) -> Field:
-    """Returns a field that holds a whole number."""
-    return Field(int, lambda v: v >= low, f"a whole number >= {low}")
-
-
-def list_of(valid: Callable[[Any], bool], expected: str) -> Field:
-    """Returns a field that holds one or more values, none of them twice."""
-
-    def all_valid(values: Any) -> bool:
-        return 0 < len(values) == len(set(values)) and all(map(valid, values))
-
-    return Field(list | tuple, all_valid, expected)  # type: ignore[arg-type]
-
-
-def checked(config: Any, fields: Mapping[str, Field]) -> dict[str, Any]:
-    """Checks every field of a config, and that matplotlib is installed.
-
-    Args:
-        config: a flat `ConfigDict` or dict.
-        fields: the fields that it must have.
-
-    Returns:
-        The config as a dict of plain JSON values.
-
-    Raises:
-        ExperimentError: with the field, its valid values, and the value it had.
-        ImportError: if matplotlib is missing.
-    """
-    require(matplotlib)
-    flat = flatten(config.to_dict() if hasattr(config, "to_dict") else config)
-    unknown, missing = sorted(flat.keys() - fields), sorted(fields.keys() - flat)
-    if unknown or missing:
-        raise ExperimentError(
-            f"The config's fields must be: {', '.join(fields)}. "
-            f"Unknown: {', '.join(unknown) or 'none'}; "
-            f"missing: {', '.join(missing) or 'none'}"
-        )
-    for name, field in fields.items():
-        if not field.accepts(flat[name]):
-            raise ExperimentError(
-                f"{name} must be {field.expected}. Received: {name}={flat[name]!r}"
-            )
-    return json.loads(json.dumps(flat))
 
 
 @contextlib.contextmanager
@@ -133,44 +89,64 @@ def progress(
         raise ExperimentError(interrupted) from None
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Formats a Markdown table, right-aligned except for the first column."""
-    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-def write_results(
-    workdir: Path,
-    rows: Sequence[Row],
-    tables: str,
-    findings: Sequence[Finding],
-    about: Mapping[str, Any],
-) -> None:
-    """Writes results.csv, results.json and results.md, and prints the findings.
+class Report:
+    """The results of a simulation: a folder of figures, tables and findings.
 
     Args:
-        workdir: an existing folder that already has the figures.
-        rows: rows of the CSV file, all with the same names.
-        tables: tables in Markdown.
-        findings: the paper's claims.
-        about: `title`, `command`, `config`, `machine` and `seconds`.
+        title: heading of the page.
+        config: a checked one.
+        workdir: the folder, which is created if needed.
+        command: the command line.
+
+    Raises:
+        ExperimentError: if the folder cannot be written.
     """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(workdir / "results.csv", text.getvalue())
-    write_json(
-        workdir / "results.json",
-        {**about, "findings": [asdict(f) for f in findings], "results": list(rows)},
-    )
-    write_text(workdir / "results.md", _page(tables, findings, about))
-    console = Console(highlight=False, markup=False)
-    for finding in findings:
-        console.print(f"{_verdict(finding)}: {finding.claim} {finding.measured}")
-    console.print(f"Results in {workdir}:")
-    for path in sorted(p for p in workdir.glob("*.*") if p.name[0] != "."):
-        console.print(f"  {path.name}")
+
+    def __init__(
+        self, title: str, config: Any, workdir: str | os.PathLike[str], command: str
+    ):
+        self.folder = writable_folder(workdir)
+        self._start = time.monotonic()
+        self._about: dict[str, Any] = {
+            "title": title,
+            "command": command,
+            "config": plain(config),
+            "machine": machine.description(),
+        }
+
+    def write(
+        self,
+        rows: Sequence[Row],
+        tables: str,
+        findings: Sequence[Finding],
+        **more: Any,
+    ) -> None:
+        """Writes results.csv, results.json and results.md, and prints the findings.
+
+        Args:
+            rows: rows of the CSV file, all with the same names.
+            tables: tables in Markdown.
+            findings: the paper's claims.
+            **more: further content of results.json. `seconds` replaces the time since
+                this object was made.
+        """
+        about = {**self._about, "seconds": time.monotonic() - self._start, **more}
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.folder / "results.csv", text.getvalue())
+        write_json(
+            self.folder / "results.json",
+            {**about, "findings": [asdict(f) for f in findings], "results": list(rows)},
+        )
+        write_text(self.folder / "results.md", _page(tables, findings, about))
+        console = Console(highlight=False, markup=False)
+        for finding in findings:
+            console.print(f"{_verdict(finding)}: {finding.claim} {finding.measured}")
+        console.print(f"Results in {self.folder}:")
+        for path in sorted(p for p in self.folder.glob("*.*") if p.name[0] != "."):
+            console.print(f"  {path.name}")
 
 
 def _verdict(finding: Finding) -> str:
@@ -185,9 +161,9 @@ def _page(tables: str, findings: Sequence[Finding], about: Mapping[str, Any]) ->
         if name in PACKAGES
     )
     lines = [[f.claim, f.measured, _verdict(f)] for f in findings]
-    claims = table(["the paper's claim", "measured", "verdict"], lines)
+    headings = ["the paper's claim", "measured", "verdict"]
     return (
-        f"# {about['title']}\n\n{claims.replace('---:', '---')}\n{tables}\n"
+        f"# {about['title']}\n\n{markdown(headings, lines, left=(0, 1, 2))}\n{tables}\n"
         f"    {about['command']}\n\n"
         f"Commit {machine['commit'] or 'unknown'}, {machine['date'][:10]}, "
         f"{about['seconds']:.0f} s on {machine['cpu']}, {machine['cores']} cores. "

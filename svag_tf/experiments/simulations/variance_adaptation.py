@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 import os
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +21,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from svag_tf import rules
-from svag_tf.experiments import machine
-from svag_tf.experiments.files import writable_folder
+from svag_tf.experiments.config import checked, several, whole
 from svag_tf.experiments.plots import DIRECTIONS
 from svag_tf.experiments.simulations import plots
-from svag_tf.experiments.simulations.report import (
-    Finding,
-    checked,
-    list_of,
-    progress,
-    table,
-    whole,
-    write_results,
-)
+from svag_tf.experiments.simulations.report import Finding, Report, progress
+from svag_tf.experiments.tables import markdown
+from svag_tf.optional import matplotlib, require
 
 Array = NDArray[Any]
 
-FIELDS = {
-    "seed": whole(0),
-    "etas": list_of(
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """See configs/variance_adaptation.py."""
+
+    seed: int = whole(0)
+    etas: tuple[float, ...] = several(
         lambda v: isinstance(v, int | float) and 0 < v < math.inf,
         "finite numbers > 0, at least one and none twice, such as (0.5, 1.0)",
-    ),
-    "batches": whole(10),
-    "samples": whole(10),
-}
+    )
+    batches: int = whole(10)
+    samples: int = whole(10)
+
+
 KINDS = {"gradient": "γ g against ∇L", "sign": "γ sign(g) against sign(∇L)"}
 FACTORS = {
     "gradient": rules.gamma_gradient,
@@ -117,31 +115,23 @@ def simulate(
     Raises:
         ExperimentError: before any work, if the config or the workdir cannot be used.
     """
-    config = checked(config, FIELDS)
-    workdir = writable_folder(workdir)
-    about = {
-        "title": "Variance adaptation: the factors and the Lemma",
-        "command": command,
-        "config": config,
-        "machine": machine.description(),
-    }
-    begin = time.monotonic()
-    rng = np.random.default_rng(config["seed"])
+    require(matplotlib)
+    config = checked(config, Config)
+    title = "Variance adaptation: the factors and the Lemma"
+    report = Report(title, config, workdir, command)
+    rng = np.random.default_rng(config.seed)
     results, curves = [], {}
-    with progress(len(KINDS) * len(config["etas"])) as report:
+    with progress(len(KINDS) * len(config.etas)) as show:
         for kind in KINDS:
-            for eta in config["etas"]:
-                report(f"{kind}, eta = {eta:g}")
-                errors = squared_errors(
-                    kind, eta, config["batches"], config["samples"], rng
-                )
+            for eta in config.etas:
+                show(f"{kind}, eta = {eta:g}")
+                errors = squared_errors(kind, eta, config.batches, config.samples, rng)
                 curves[kind, eta] = errors
                 results.append(_result(kind, eta, errors))
     findings = _findings(results)
-    _draw_factors(workdir / "factors.png")
-    _draw_errors(config["etas"], curves, results, workdir / "lemma.png")
-    about["seconds"] = time.monotonic() - begin
-    write_results(workdir, results, _table(results, config), findings, about)
+    _draw_factors(report.folder / "factors.png")
+    _draw_errors(config.etas, curves, results, report.folder / "lemma.png")
+    report.write(results, _table(results, config), findings)
     return {"results": results, "findings": findings}
 
 
@@ -214,7 +204,7 @@ def _findings(results: list[dict[str, Any]]) -> list[Finding]:
     return findings
 
 
-def _table(results: list[dict[str, Any]], config: Mapping[str, Any]) -> str:
+def _table(results: list[dict[str, Any]], config: Config) -> str:
     lines = [
         [
             KINDS[row["kind"]],
@@ -227,9 +217,9 @@ def _table(results: list[dict[str, Any]], config: Mapping[str, Any]) -> str:
     ]
     headings = ["", "η", "measured best γ", "the Lemma's γ", "standard errors off"]
     return (
-        f"{table(headings, lines)}\n"
-        f"Measured: mean and standard error of {config['batches']} batches of "
-        f"{config['samples']} gradients. The error is a parabola in γ; its vertex is "
+        f"{markdown(headings, lines)}\n"
+        f"Measured: mean and standard error of {config.batches} batches of "
+        f"{config.samples} gradients. The error is a parabola in γ; its vertex is "
         "the best γ.\n"
     )
 
@@ -262,7 +252,7 @@ def _draw_factors(path: Path) -> None:
 
 
 def _draw_errors(
-    etas: list[float],
+    etas: Sequence[float],
     curves: Mapping[tuple[str, float], Array],
     results: list[dict[str, Any]],
     path: Path,

@@ -94,7 +94,7 @@ def check_format(format: str) -> None:
 def _load(folder: RunFolder, trainable: bool) -> keras.Model:
     """Loads the model as saved at the end, or the one from which training continues."""
     state = folder.ended()
-    path = folder.checkpoints / state.checkpoint if trainable else folder.model
+    path = folder.checkpoint(state) if trainable else folder.model
     if not path.is_file():
         raise ExperimentError(f"The run in {folder.path} has no {path.name} yet.")
     try:

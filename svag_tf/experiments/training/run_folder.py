@@ -1,26 +1,21 @@
 """The folder of a run: its files, who may write to it, and its commit points.
 
-After every epoch `RunFolder.commit` writes a checkpoint and then `state.json`, which
-names it. The replacement of `state.json` is the commit: a run killed at any moment
-continues from the last one. The checkpoint and the state of the epoch before are kept
-beside them, in case one of the two is damaged later.
+After every epoch `RunFolder.commit` makes a commit in `checkpoints/`, of which
+`svag_tf.saving.commits` says what it guarantees: a run killed at any moment continues
+from the last one. The other files are results, made anew from what is committed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
-import io
 import json
 import math
 import os
 import shutil
 import statistics
-import warnings
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,18 +23,25 @@ from typing import Any
 import keras
 import numpy as np
 
+from svag_tf.experiments.config import plain
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.files import (
     read_json,
     remove_temporaries,
     replacing,
-    sha256,
     write_json,
     write_text,
 )
 from svag_tf.experiments.problems import made_of
-from svag_tf.experiments.training.config import differences
-from svag_tf.optional import filelock
+from svag_tf.experiments.tables import as_csv
+from svag_tf.experiments.training.config import TrainingConfig
+from svag_tf.experiments.workdir import (
+    START_AGAIN,
+    locked,
+    refuse_another_config,
+    refuse_older,
+)
+from svag_tf.saving.commits import Commits
 from svag_tf.saving.model_state import random_states
 
 COLUMNS = (
@@ -51,10 +53,9 @@ COLUMNS = (
     "test_loss",
     "test_accuracy",
 )
-CHECKPOINTS = "epoch_*.keras"
-KEPT = "epoch_*.*"  # Checkpoints, and the state of the epoch before the last.
 TIMES = ("train_seconds", "seconds")
-START_AGAIN = "Delete the folder to start afresh, or name another --workdir."
+# In a commit; the last is the state that differs between replicas, if there is any.
+MODEL, STATE, LOCAL = "model.keras", "state.json", "local_state.npz"
 
 Row = dict[str, Any]
 
@@ -66,24 +67,15 @@ class State:
     Attributes:
         backend: Keras' backend that made it.
         rows: one dict for epoch 0 (before training), 1, 2, ...: `COLUMNS`, `TIMES`.
-        checkpoint: name of the file in `checkpoints/`.
-        checkpoint_sha256: its SHA-256.
         random: state of the model's random generators (Keras does not save it).
         values_sha256: SHA-256 of all values of model and optimizer.
-        local_state: name of the file in `checkpoints/` with the state that differs
-            between replicas; empty if there is none.
-        local_state_sha256: its SHA-256.
-        made_of: see `made_of.made_of`; empty in runs of earlier versions.
+        made_of: see `made_of.made_of`.
     """
 
     backend: str
     rows: list[Row] = field(default_factory=list)
-    checkpoint: str = ""
-    checkpoint_sha256: str = ""
     random: list[list[int]] = field(default_factory=list)
     values_sha256: str = ""
-    local_state: str = ""
-    local_state_sha256: str = ""
     made_of: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -110,22 +102,23 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         self.config = self.path / "config.json"
-        self.state = self.path / "state.json"
         self.metrics = self.path / "metrics.csv"
         self.log = self.path / "train.log"
         self.curves = self.path / "curves.png"
         self.model = self.path / "model.keras"
         self.results = (self.metrics, self.log, self.curves, self.model)
         self.checkpoints = self.path / "checkpoints"
+        self.commits = Commits(self.checkpoints)
+        self.older = self.path / "state.json"  # Of earlier versions.
         self.tensorboard = self.path / "tensorboard"
 
     def check(
-        self, config: Mapping[str, Any], found: Mapping[str, str] | None = None
+        self, config: TrainingConfig, found: Mapping[str, str] | None = None
     ) -> State:
         """Checks whether a run of `config` may use this folder. Only reads.
 
         Args:
-            config: as `config.checked` returns it.
+            config: a checked one.
             found: the result of `made_of`. Defaults to `None`: not known yet.
 
         Returns:
@@ -142,26 +135,23 @@ class RunFolder:
                 f"The workdir {self.path} cannot be written: {existing} is not a "
                 "writable folder."
             )
-        fresh = State(keras.backend.backend())
         if not os.path.lexists(self.config):
-            others = (*self.results, self.state, self.checkpoints, self.tensorboard)
+            others = (*self.results, self.older, self.checkpoints, self.tensorboard)
             self._refuse_existing(others, self.config)
-            return fresh
-        changed = differences(read_json(self.config), config)
-        if changed:
-            raise ExperimentError(
-                f"The workdir {self.path} holds a run of another config. Name another "
-                "--workdir, or use the old values (old -> new):\n  "
-                + "\n  ".join(changed)
-            )
-        if not os.path.lexists(self.state):
-            self._refuse_existing(self.results, self.state)
-            return fresh
-        state, _ = self._good_state()
-        if state.backend != fresh.backend:
+            return State(keras.backend.backend())
+        refuse_another_config(
+            f"The workdir {self.path} holds a run of",
+            read_json(self.config),
+            plain(config),
+        )
+        state = self._last()
+        if state.epoch < 0:
+            self._refuse_existing(self.results, self.checkpoints)
+            return state
+        if state.backend != keras.backend.backend():
             raise ExperimentError(
                 f"The workdir {self.path} holds a run on Keras' backend "
-                f"'{state.backend}', and this is '{fresh.backend}'. Set "
+                f"'{state.backend}', and this is '{keras.backend.backend()}'. Set "
                 f"KERAS_BACKEND={state.backend}, or name another --workdir."
             )
         if found is not None:
@@ -175,23 +165,33 @@ class RunFolder:
         Raises:
             ExperimentError: if there is none, or if it is corrupt.
         """
-        if not self.state.is_file():
-            raise ExperimentError(
-                f"{self.path} holds no run: it has no {self.state.name}."
-            )
-        return self._good_state()[0]
+        state = self._last()
+        if state.epoch < 0:
+            raise ExperimentError(f"{self.path} holds no run: no epoch is finished.")
+        return state
+
+    def _last(self) -> State:
+        """Returns the state of the last whole commit, or one before the first epoch."""
+        refuse_older(self.older)
+        try:
+            commit = self.commits.last()
+        except ValueError as error:
+            raise ExperimentError(f"{error} {START_AGAIN}") from error
+        if commit is None:
+            return State(keras.backend.backend())
+        return State(**read_json(commit / STATE))
 
     @contextlib.contextmanager
     def opened(
         self,
-        config: Mapping[str, Any],
+        config: TrainingConfig,
         found: Mapping[str, str],
         fresh: bool = False,
     ) -> Iterator[State]:
         """Creates the folder if needed and keeps other processes out of it.
 
         Args:
-            config: as `config.checked` returns it.
+            config: a checked one.
             found: the result of `made_of`.
             fresh: delete a run of other data or another model instead of refusing it.
                 Defaults to `False`.
@@ -203,23 +203,18 @@ class RunFolder:
         with contextlib.ExitStack() as stack:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(self._locked())
+                stack.enter_context(locked(self.path))
                 state = self.check(config, None if fresh else found)
                 if fresh and state.rows and made_of.differ(state.made_of, found):
                     self._delete()
                     state = self.check(config)
                 if not self.config.exists():
-                    write_json(self.config, config)
+                    write_json(self.config, plain(config))
                 if not state.rows:
                     state.made_of = dict(found)
-                self.checkpoints.mkdir(exist_ok=True)
-                if state.epoch >= 0 and self._good_state()[1] != self.state:
-                    # Replaces a damaged one.
-                    write_json(self.state, _sealed(state), exact=True)
-                for path in (self.config, self.state, *self.results):
+                for path in (self.config, *self.results):
                     remove_temporaries(self.path, path.name)
-                remove_temporaries(self.checkpoints, KEPT)
-                self._remove_old_checkpoints(state)
+                self.commits.clean()
             except OSError as error:
                 raise ExperimentError(
                     f"The workdir {self.path} cannot be written: {error}"
@@ -232,29 +227,18 @@ class RunFolder:
         Raises:
             ExperimentError: if another process is using it.
         """
-        with self._locked():
+        with locked(self.path):
             self._delete()
 
     def _delete(self) -> None:
         # In such an order that a later start never takes the remains for a run.
         shutil.rmtree(self.path / "export", ignore_errors=True)
-        for path in (*self.results, self.state):
+        for path in (*self.results, self.older):
             path.unlink(missing_ok=True)
+        self.commits.delete()
         for folder in (self.checkpoints, self.tensorboard):
             shutil.rmtree(folder, ignore_errors=True)
         self.config.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keeps other processes out of the folder, which exists."""
-        try:
-            with filelock.FileLock(self.path / ".lock", blocking=False):
-                yield
-        except filelock.Timeout as error:
-            raise ExperimentError(
-                f"The workdir {self.path} is in use by another process. Wait for it "
-                "to end, or name another --workdir."
-            ) from error
 
     def commit(
         self,
@@ -271,41 +255,28 @@ class RunFolder:
             epochs: length of the whole run, for the log.
             local_state: the result of `svag_tf.distribution.local_state`.
         """
-        name = f"epoch_{state.epoch:04d}.keras"
-        path = self.checkpoints / name
-        self.save_model(model, path)
-        if state.checkpoint:  # Unchanged except for the rows.
-            before = self.checkpoints / Path(state.checkpoint).with_suffix(".json")
-            last = replace(state, rows=state.rows[:-1])
-            write_json(before, _sealed(last), exact=True)
-        state.checkpoint, state.checkpoint_sha256 = name, sha256(path)
         state.random = [
             [int(number) for number in keras.ops.convert_to_numpy(v)]
             for v in random_states(model)
         ]
         state.values_sha256 = fingerprint(model)
-        state.local_state = state.local_state_sha256 = ""
-        if local_state:
-            state.local_state = f"epoch_{state.epoch:04d}.npz"
-            with replacing(self.checkpoints / state.local_state) as temporary:
-                np.savez(temporary, *local_state)
-            path = self.checkpoints / state.local_state
-            state.local_state_sha256 = sha256(path)
-        write_json(self.state, _sealed(state), exact=True)
+        try:
+            with self.commits.new(state.epoch) as folder:
+                model.save(folder / MODEL)
+                if local_state:
+                    np.savez(folder / LOCAL, *local_state)
+                (folder / STATE).write_text(json.dumps(asdict(state), indent=2))
+        except OSError as error:
+            raise ExperimentError(str(error)) from error
         self.write_tables(state, epochs)
-        self._remove_old_checkpoints(state)
+
+    def checkpoint(self, state: State) -> Path:
+        """Returns the model's file in the commit of a state."""
+        return self.commits.path(state.epoch) / MODEL
 
     def write_tables(self, state: State, epochs: int) -> None:
         """Writes `metrics.csv` and `train.log` from the state."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for row in state.rows:
-            values = (row[name] for name in COLUMNS)
-            writer.writerow(
-                np.float32(v) if isinstance(v, float) else v for v in values
-            )
-        write_text(self.metrics, text.getvalue())
+        write_text(self.metrics, as_csv(state.rows, COLUMNS))
         lines = [log_line(state.rows[: i + 1], epochs) for i in range(len(state.rows))]
         write_text(self.log, "\n".join(lines) + "\n")
 
@@ -319,7 +290,7 @@ class RunFolder:
         Raises:
             ExperimentError: if not every value came back.
         """
-        path = self.checkpoints / state.checkpoint
+        path = self.checkpoint(state)
         try:
             model.load_weights(path)
             for variable, numbers in zip(
@@ -341,56 +312,6 @@ class RunFolder:
         with replacing(path) as temporary:
             model.save(temporary)
 
-    def _good_state(self) -> tuple[State, Path]:
-        """Reads the last state, or the one before if one of its files is damaged.
-
-        Returns:
-            The state, and its file.
-
-        Raises:
-            ExperimentError: if neither is whole.
-        """
-        try:
-            return self._read_state(self.state), self.state
-        except ExperimentError as error:
-            for path in sorted(self.checkpoints.glob("epoch_*.json"), reverse=True):
-                with contextlib.suppress(ExperimentError):
-                    state = self._read_state(path)
-                    warnings.warn(
-                        f"{error} Resuming from the epoch before, {state.epoch}.",
-                        stacklevel=1,
-                    )
-                    return state, path
-            raise ExperimentError(f"{error}\n{START_AGAIN}") from error
-
-    def _read_state(self, path: Path) -> State:
-        try:
-            fields = read_json(path)
-            if fields.pop("sha256", None) != _digest(fields):
-                raise ExperimentError(
-                    f"{path} is corrupt, or of an earlier version of svag_tf: its "
-                    "SHA-256 is not the one in it."
-                )
-            state = State(**fields)
-            checkpoint = self.checkpoints / state.checkpoint
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ExperimentError(f"{path} is corrupt: {error!r}.") from error
-        if checkpoint.parent != self.checkpoints or not checkpoint.is_file():
-            raise ExperimentError(f"The checkpoint {checkpoint} is missing.")
-        self._check_sha256(checkpoint, state.checkpoint_sha256, path)
-        if state.local_state:
-            local_state = self.checkpoints / state.local_state
-            self._check_sha256(local_state, state.local_state_sha256, path)
-        return state
-
-    def _check_sha256(self, path: Path, expected: str, source: Path) -> None:
-        inside = path.parent == self.checkpoints
-        if not inside or not path.is_file() or sha256(path) != expected:
-            raise ExperimentError(
-                f"The checkpoint {path} is corrupt: its SHA-256 is not the one in "
-                f"{source}."
-            )
-
     def _refuse_existing(self, paths: tuple[Path, ...], missing: Path) -> None:
         found = [path.name for path in paths if os.path.lexists(path)]
         if found:
@@ -400,41 +321,13 @@ class RunFolder:
                 "--workdir, or move them away."
             )
 
-    def _remove_old_checkpoints(self, state: State) -> None:
-        kept = {f"epoch_{epoch:04d}" for epoch in (state.epoch, state.epoch - 1)}
-        for path in self.checkpoints.glob(KEPT):
-            if path.stem not in kept:
-                path.unlink()
-
     def read_local_state(self, state: State) -> list[np.ndarray]:
-        """Reads the state of the last commit that differs between replicas.
-
-        Args:
-            state: as `check` returns it.
-
-        Raises:
-            ExperimentError: if it cannot be read.
-        """
-        if not state.local_state:
+        """Reads the state of a commit that differs between replicas, if it has any."""
+        path = self.checkpoint(state).with_name(LOCAL)
+        if not path.exists():
             return []
-        path = self.checkpoints / state.local_state
-        try:
-            with np.load(path) as arrays:
-                return [arrays[f"arr_{i}"] for i in range(len(arrays.files))]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise ExperimentError(
-                f"{path} cannot be read: {error}\n{START_AGAIN}"
-            ) from error
-
-
-def _sealed(state: State) -> dict[str, Any]:
-    """Returns a state's fields with a checksum of them, for the file."""
-    fields = asdict(state)
-    return fields | {"sha256": _digest(fields)}
-
-
-def _digest(fields: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
+        with np.load(path) as arrays:
+            return [arrays[f"arr_{i}"] for i in range(len(arrays.files))]
 
 
 def fingerprint(model: keras.Model) -> str:

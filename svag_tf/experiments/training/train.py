@@ -6,25 +6,28 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from svag_tf.callbacks import GradientNoise
 from svag_tf.distribution import check_replicas, local_state
-from svag_tf.experiments.errors import DivergedError, ExperimentError
-from svag_tf.experiments.optimizers import build_optimizer
+from svag_tf.experiments.errors import DivergedError
 from svag_tf.experiments.plots import save_curves
-from svag_tf.experiments.problems import PROBLEMS, Prepare, checks
+from svag_tf.experiments.problems import PROBLEMS
 from svag_tf.experiments.problems.data import Data
 from svag_tf.experiments.problems.made_of import made_of
-from svag_tf.experiments.training.config import JIT_COMPILE, checked
-from svag_tf.experiments.training.distributed import Distribution, started
+from svag_tf.experiments.training.config import TrainingConfig, checked
+from svag_tf.experiments.training.console import (
+    print_exchanged,
+    print_results,
+    title_of,
+)
+from svag_tf.experiments.training.distributed import started
+from svag_tf.experiments.training.preparing import Batches, prepared
 from svag_tf.experiments.training.run_folder import (
     Row,
     RunFolder,
@@ -32,6 +35,7 @@ from svag_tf.experiments.training.run_folder import (
     has_accuracy,
     log_line,
 )
+from svag_tf.experiments.training.steps import Distribution
 from svag_tf.optional import filelock, matplotlib, require
 
 try:  # optional
@@ -59,10 +63,11 @@ def train(
     `jit_compile="true"`, with which Keras does not allow them).
 
     Args:
-        config: a `ConfigDict` with the fields of `configs/digits.py`, or nested dicts.
+        config: a `ConfigDict` with the fields of `configs/digits.py`, nested dicts, or
+            a checked `TrainingConfig`.
         workdir: folder for the results: `config.json`, `metrics.csv`, `train.log`,
-            `curves.png`, `model.keras`, `tensorboard/`, and `state.json` and
-            `checkpoints/`, from which an interrupted run resumes. With `noise.preset`
+            `curves.png`, `model.keras`, `tensorboard/`, and `checkpoints/`, from
+            which an interrupted run resumes. With `noise.preset`
             also `noise.csv`, see `svag_tf.callbacks.GradientNoise`; make a page of it
             with `python -m svag_tf.report`.
         report: called with the row of every epoch, those of an earlier start first;
@@ -93,36 +98,17 @@ def train(
             folder = RunFolder(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.check(config)
         data, model = prepared(config, data, distribution)
-        found = made_of(config, data, model)
+        found = made_of(
+            config.problem, data, model, try_batches=config.distribution == "none"
+        )
         state = stack.enter_context(folder.opened(config, found, fresh))
         state = distribution.restore(model, folder, state)
         _train_on(config, folder, state, model, data, report, distribution)
     return state.rows
 
 
-def prepared(
-    config: dict[str, Any],
-    data: Data | None = None,
-    distribution: Distribution | None = None,
-) -> tuple[Data, keras.Model]:
-    """Returns the data and the new, compiled model of a run; sets the global seeds.
-
-    Args:
-        config: as `config.checked` returns it.
-        data: the problem's data, if already loaded. Defaults to `None`: it is loaded.
-        distribution: where the model is to be trained. Defaults to `None`: on one
-            device.
-
-    Raises:
-        ExperimentError: if one of them cannot be made.
-    """
-    data = _selected(config, data)
-    steps = len(data.x_train) // config["batch_size"]
-    return data, _build_model(config, steps, distribution or Distribution())
-
-
 def _train_on(
-    config: dict[str, Any],
+    config: TrainingConfig,
     folder: RunFolder,
     state: State,
     model: keras.Model,
@@ -130,7 +116,7 @@ def _train_on(
     report: Callable[[Row], None] | None,
     distribution: Distribution,
 ) -> None:
-    epochs = config["epochs"]
+    epochs = config.epochs
     trained = state.epoch < epochs and not state.diverged
     chief = distribution.chief
     if not chief:
@@ -170,7 +156,7 @@ def _train_on(
     folder.write_tables(state, epochs)
     if chief and (trained or not folder.curves.exists()):
         rate = state.rows[0]["learning_rate"]
-        title = f"{_title(config)} (learning rate {rate:g})"
+        title = f"{title_of(config)} (learning rate {rate:g})"
         save_curves(state.rows, title, folder.curves)
     if state.diverged:
         raise DivergedError(
@@ -180,21 +166,21 @@ def _train_on(
             f"{folder.metrics} and {folder.curves}."
         )
     if trained or not distribution.everywhere(model, folder.model.exists()):
-        if config["optimizer"]["use_ema"]:
+        if config.optimizer.use_ema:
             model.optimizer.finalize_variable_values(model.trainable_variables)
         folder.save_model(model, folder.model)
     if report is None:
-        _print_results(config, folder, state.rows, _parameters(model))
-        _print_exchanged(model)
+        print_results(config, folder, state.rows, model)
+        print_exchanged(model)
 
 
-def _noise(config: dict[str, Any], folder: RunFolder) -> list[GradientNoise]:
+def _noise(config: TrainingConfig, folder: RunFolder) -> list[GradientNoise]:
     """Returns the callback that measures the gradients' noise, if configured."""
-    preset, every = config["noise"]["preset"], config["noise"]["every"]
+    preset, every = config.noise.preset, config.noise.every
     if preset is None:
         return []
     # The batch size is given because Keras would count padding too.
-    return [GradientNoise(every, preset, folder.path, config["batch_size"])]
+    return [GradientNoise(every, preset, folder.path, config.batch_size)]
 
 
 def _no_report(row: Row) -> None:
@@ -214,70 +200,12 @@ def _print_start(folder: RunFolder, state: State, trained: bool) -> None:
         )
 
 
-class Batches(keras.utils.PyDataset):
-    """Batches of arrays that depend only on a seed, the epoch and their number.
-
-    Args:
-        x: inputs, shape (n, ...).
-        y: labels, shape (n, ...).
-        batch_size: examples in a batch.
-        seed: None for the given order and a last batch that may be smaller; a number
-            for shuffled batches of equal size, the remainder left out.
-        prepare: takes the inputs of a batch and a random generator, returns the model's
-            inputs; None for the inputs themselves.
-    """
-
-    def __init__(
-        self,
-        x: np.ndarray,
-        y: np.ndarray,
-        batch_size: int,
-        seed: int | None = None,
-        prepare: Prepare | None = None,
-    ):
-        super().__init__()
-        self._x, self._y, self._batch_size, self._seed = x, y, batch_size, seed
-        self._prepare = prepare
-        self._order = np.arange(len(x))
-        self._epoch = 0
-
-    def shuffle(self, epoch: int) -> None:
-        """Takes the order of epoch 0, 1, 2, ...; without a seed it never changes."""
-        self._epoch = epoch
-        if self._seed is not None:
-            rng = np.random.default_rng([self._seed, epoch])
-            self._order = rng.permutation(len(self._x))
-
-    def __len__(self) -> int:
-        whole, rest = divmod(len(self._x), self._batch_size)
-        return whole + (self._seed is None and rest > 0)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        return self.part(index, slice(None))
-
-    def size(self, index: int) -> int:
-        """Returns the number of examples in batch 0, 1, 2, ..."""
-        return min(self._batch_size, len(self._x) - index * self._batch_size)
-
-    def part(self, index: int, positions: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the examples at some positions, as they are in the whole batch."""
-        start = index * self._batch_size
-        chosen = self._order[start : start + self._batch_size]
-        y = self._y[chosen[positions]]
-        if self._prepare is None:
-            return self._x[chosen[positions]], y
-        # The last number separates this from other streams of the same seed and epoch.
-        key = [self._seed or 0, self._epoch, index, 2]
-        x = self._prepare(self._x[chosen], np.random.default_rng(key))
-        return x[positions], y
-
-
 class _Recorder(keras.callbacks.Callback):
     """Sets each epoch's order, and afterwards evaluates and commits the epoch."""
 
     def __init__(
         self,
-        config: dict[str, Any],
+        config: TrainingConfig,
         folder: RunFolder,
         state: State,
         data: Data,
@@ -287,12 +215,12 @@ class _Recorder(keras.callbacks.Callback):
         super().__init__()
         self._config, self._folder, self._state = config, folder, state
         self._tell, self._distribution = tell, distribution
-        problem = PROBLEMS[config["problem"]]
+        problem = PROBLEMS[config.problem]
         self.batches = Batches(
             data.x_train,
             data.y_train,
-            config["batch_size"],
-            config["seed"] if problem.streams is None else None,
+            config.batch_size,
+            config.seed if problem.streams is None else None,
             problem.prepare_train,
         )
         n = min(len(data.x_train), len(data.x_test))
@@ -312,7 +240,7 @@ class _Recorder(keras.callbacks.Callback):
         self._learning_rate = _learning_rate(self.model)
         self.batches.shuffle(epoch)
         if keras.backend.backend() == "torch":  # its dropout draws from a global stream
-            rng = np.random.default_rng([self._config["seed"], epoch, 1])
+            rng = np.random.default_rng([self._config.seed, epoch, 1])
             keras.utils.set_random_seed(int(rng.integers(2**32)))
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -327,7 +255,7 @@ class _Recorder(keras.callbacks.Callback):
         """Evaluates the model as it is and commits the epoch."""
         trained = time.monotonic() - self._start
         first = not self._state.rows
-        with _averaged(model, self._config["optimizer"]["use_ema"] and not first):
+        with _averaged(model, self._config.optimizer.use_ema and not first):
             train_part = _evaluated(model, self._train_part, self._distribution)
             test_part = _evaluated(model, self._test_part, self._distribution)
         row: Row = {
@@ -344,97 +272,12 @@ class _Recorder(keras.callbacks.Callback):
         self._state.rows.append(row)
         check_replicas(model)
         local = local_state(model)  # From all processes.
-        self._folder.commit(self._state, model, self._config["epochs"], local)
+        self._folder.commit(self._state, model, self._config.epochs, local)
         self._tell(row)
-
-
-def _selected(config: dict[str, Any], data: Data | None) -> Data:
-    """Returns the examples that the config selects."""
-    problem = PROBLEMS[config["problem"]]
-    if data is None:
-        data = checks.load(config["problem"], problem, config["data_dir"])
-    train, test = config["train_examples"], config["test_examples"]
-    for name, limit, n in (
-        ("train_examples", train, len(data.x_train)),
-        ("test_examples", test, len(data.x_test)),
-    ):
-        if limit is not None and limit > n:
-            raise ExperimentError(
-                f"{name} must not exceed the {n} examples of '{config['problem']}'. "
-                f"Received: {name}={limit}"
-            )
-    data = Data(
-        data.x_train[:train], data.y_train[:train],
-        data.x_test[:test], data.y_test[:test],
-    )  # fmt: skip
-    if config["batch_size"] > len(data.x_train):
-        raise ExperimentError(
-            f"batch_size must be in [1, {len(data.x_train)}], the number of training "
-            f"examples. Received: batch_size={config['batch_size']}"
-        )
-    if problem.streams is not None:
-        train, test = (
-            len(x) // problem.streams * problem.streams
-            for x in (data.x_train, data.x_test)
-        )
-        if test == 0:
-            raise ExperimentError(
-                f"test_examples must be at least {problem.streams}, the batch size of "
-                f"'{config['problem']}'. Received: "
-                f"test_examples={config['test_examples']}"
-            )
-        data = Data(
-            data.x_train[:train], data.y_train[:train],
-            data.x_test[:test], data.y_test[:test],
-        )  # fmt: skip
-    return data
-
-
-def _build_model(
-    config: dict[str, Any], steps_per_epoch: int, distribution: Distribution
-) -> keras.Model:
-    jit_compile = JIT_COMPILE[config["jit_compile"]]
-    keras.utils.set_random_seed(config["seed"])
-    if keras.backend.backend() == "tensorflow" and jit_compile is not True:
-        import tensorflow as tf
-
-        tf.config.experimental.enable_op_determinism()
-    problem = PROBLEMS[config["problem"]]
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(config["dtype_policy"])
-    try:
-        with distribution.scope():
-            model = checks.build(config["problem"], problem)
-            distribution.prepare(model, config["batch_size"])
-            optimizer = build_optimizer(
-                config["optimizer"],
-                config["schedule"],
-                config["epochs"],
-                steps_per_epoch,
-            )
-            model.compile(
-                optimizer=distribution.optimizer(optimizer, config["dtype_policy"]),
-                loss=checks.loss(config["problem"], problem),
-                jit_compile=jit_compile,
-                **distribution.metrics(["accuracy"] if problem.accuracy else []),
-            )
-            model.optimizer.build(model.trainable_variables)
-    finally:
-        keras.config.set_dtype_policy(before)
-    if jit_compile is True and not model.jit_compile:
-        raise ExperimentError(
-            "jit_compile='true' is not possible: Keras does not compile this model in "
-            "this process. Use jit_compile='auto'."
-        )
-    return model
 
 
 def _learning_rate(model: keras.Model) -> float:
     return float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
-
-
-def _parameters(model: keras.Model) -> int:
-    return sum(int(np.prod(v.shape)) for v in model.trainable_variables)
 
 
 def _evaluated(
@@ -495,64 +338,3 @@ def _tensorboard(folder: Path, rows: list[Row], chief: bool) -> Iterator[Any]:
         for row in rows:
             show(row)
         yield show
-
-
-def _title(config: Mapping[str, Any]) -> str:
-    return f"{config['problem']}, {config['optimizer']['name']}"
-
-
-def _print_exchanged(model: keras.Model) -> None:
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    payload = getattr(optimizer, "exchanged", None)
-    if payload is None:
-        return
-    n = model.distribute_strategy.num_replicas_in_sync
-    print(
-        f"{n} replicas; each puts {payload.bytes:,} bytes into the exchange of a "
-        f"step, {8 * payload.bytes / payload.parameters:.1f} bits a parameter, and in "
-        f"a ring sends {2 * (n - 1) / n * payload.bytes:,.0f}"
-    )
-
-
-def _print_results(
-    config: dict[str, Any], folder: RunFolder, rows: list[Row], parameters: int
-) -> None:
-    measures = {"loss": ".4f"}
-    if has_accuracy(rows[0]):
-        measures["accuracy"] = ".2%"
-        best = max(rows, key=lambda row: (row["test_accuracy"], -row["test_loss"]))
-    else:
-        best = min(rows, key=lambda row: row["test_loss"])
-    columns = {
-        f"{part}_{measure}": form
-        for part in ("train", "test")
-        for measure, form in measures.items()
-    }
-    table = Table(title=_title(config))
-    table.add_column("")
-    for column in columns:
-        table.add_column(column.replace("_", " "), justify="right")
-    for name, row in (
-        (f"final (epoch {rows[-1]['epoch']})", rows[-1]),
-        (f"best (epoch {best['epoch']})", best),
-    ):
-        table.add_row(name, *(format(row[c], form) for c, form in columns.items()))
-    seconds = sum(row["seconds"] for row in rows)
-    console = Console(highlight=False, markup=False)
-    console.print(table)
-    console.print(
-        f"{parameters:,} parameters, {rows[-1]['step']:,} steps in {seconds:.1f} s, "
-        f"learning rate {rows[0]['learning_rate']:g} at the start and "
-        f"{rows[-1]['learning_rate']:g} in the last epoch",
-    )
-    console.print(f"Results in {folder.path}:")
-    for path, what in (
-        (folder.curves, " and ".join(measures)),
-        (folder.metrics, "the same as numbers"),
-        (folder.model, "the trained model"),
-        (folder.log, "one line an epoch"),
-        (folder.config, "the config"),
-        (folder.tensorboard, "event files: tensorboard --logdir"),
-    ):
-        if path.exists():
-            console.print(f"  {path.name:12} {what}")

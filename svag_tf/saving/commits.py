@@ -1,0 +1,190 @@
+"""Commits: states of a training from which it resumes, whatever failed.
+
+This is the one way in which training is committed: by `BackupAndRestore`, by the runs
+of `scripts/train.py`, and by the simulation of gradient noise. It guarantees:
+
+- A commit is a folder that appears at once, when all of it is on the disk. A process
+  killed at any moment, or a full disk, leaves the commits before it as they were.
+- A commit holds the SHA-256 of its files (`SHA256SUMS`, as `sha256sum --check` reads
+  it). One that is truncated, or has a flipped bit, is never used: the one before is.
+- The last two are kept. Those that are deleted disappear at once.
+
+`save_state` puts all state of a model and its optimizers into a commit, and
+`restore_state` gives it back, bit for bit, to the same model and no other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from svag_tf.files import TEMPORARY_PREFIX, temporary_name, whole_folder
+from svag_tf.saving.model_state import (
+    build_optimizers,
+    description_of,
+    first_difference,
+    state_of,
+)
+
+# Not HDF5, as in Keras: it ends the process when the disk is full.
+VALUES, STATE, SUMS = "values.npz", "state.json", "SHA256SUMS"
+KEPT = 2  # Commits: the last, and the one before.
+
+
+class Commits:
+    """The commits of one training.
+
+    Args:
+        folder: Where they are; it need not exist.
+        unit: What is counted. The commits are the folders `epoch_1`, `epoch_2`, ...
+    """
+
+    def __init__(self, folder: Path, unit: str = "epoch"):
+        self.folder = folder
+        self._prefix = f"{unit}_"
+
+    def path(self, number: int) -> Path:
+        """Returns the path of a commit."""
+        return self.folder / f"{self._prefix}{number}"
+
+    def all(self) -> list[Path]:
+        """Returns the commits, the last first, whole or damaged."""
+        numbers = [
+            int(path.name.removeprefix(self._prefix))
+            for path in self.folder.glob(f"{self._prefix}*")
+            if path.name.removeprefix(self._prefix).isdecimal()
+        ]
+        return [self.path(n) for n in sorted(numbers, reverse=True)]
+
+    @contextlib.contextmanager
+    def new(self, number: int) -> Iterator[Path]:
+        """Gives a folder to fill, which is a commit afterwards; removes old ones.
+
+        Args:
+            number: Greater than that of the last whole commit.
+
+        Raises:
+            OSError: If it cannot be written. The commits before it stay whole.
+        """
+        self.clean()
+        path = self.path(number)
+        shutil.rmtree(path, ignore_errors=True)  # It can only be a damaged one.
+        with whole_folder(path) as folder:
+            folder.mkdir()
+            yield folder
+            names = sorted(file.name for file in folder.iterdir())
+            (folder / SUMS).write_text(_sums(folder, names))
+        for old in self.all()[KEPT:]:
+            _delete(old)
+
+    def last(self) -> Path | None:
+        """Returns the last whole commit; None if there are no commits. Only reads.
+
+        Warns:
+            UserWarning: For each damaged commit after it, with its path.
+
+        Raises:
+            ValueError: If there are commits and none is whole.
+        """
+        commits = self.all()
+        for path in commits:
+            if is_whole(path):
+                return path
+            warnings.warn(f"{path} is damaged. Trying the one before.", stacklevel=3)
+        if commits:
+            raise ValueError(f"None of these is whole: {', '.join(map(str, commits))}.")
+        return None
+
+    def delete(self) -> None:
+        """Deletes all commits, the last first."""
+        for path in self.all():
+            _delete(path)
+        self.clean()
+
+    def clean(self) -> None:
+        """Removes what a killed process has made or deleted by half."""
+        for left in self.folder.glob(f"{TEMPORARY_PREFIX}{self._prefix}*"):
+            shutil.rmtree(left)
+
+
+def is_whole(commit: Path) -> bool:
+    """Returns whether a commit has exactly the files and bytes that were written."""
+    try:
+        sums = (commit / SUMS).read_bytes().decode()
+        names = [line.partition("  ")[2] for line in sums.splitlines()]
+        found = [file.name for file in commit.iterdir() if file.name != SUMS]
+        return sorted(names) == sorted(found) and sums == _sums(commit, names)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _sums(folder: Path, names: list[str]) -> str:
+    lines = []
+    for name in names:
+        with (folder / name).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        lines.append(f"{digest}  {name}\n")
+    return "".join(lines)
+
+
+def _delete(path: Path) -> None:
+    """Deletes a commit at once, so that a process killed here leaves no damaged one."""
+    deleted = temporary_name(path)
+    shutil.rmtree(deleted, ignore_errors=True)
+    os.replace(path, deleted)
+    shutil.rmtree(deleted)
+
+
+def save_state(model: keras.Model, commit: Path, **facts: Any) -> None:
+    """Writes all state from which the model's training continues.
+
+    Args:
+        model: Compiled and built.
+        commit: Folder of a new commit.
+        **facts: Further content of `state.json`.
+    """
+    np.savez(commit / VALUES, *map(_bytes, state_of(model).values()))
+    (commit / STATE).write_text(json.dumps({**facts, **description_of(model)}))
+
+
+def restore_state(model: keras.Model, commit: Path) -> dict[str, Any]:
+    """Restores what `save_state` has written; returns the facts.
+
+    Args:
+        model: Compiled, with its layers built.
+        commit: A whole commit.
+
+    Raises:
+        ValueError: If it is of another model or optimizer. Nothing is restored then.
+    """
+    found = json.loads((commit / STATE).read_text())
+    build_optimizers(model, found)
+    expected = description_of(model)
+    facts = {name: found.pop(name) for name in list(found) if name not in expected}
+    if found != expected:
+        raise ValueError(
+            f"{commit} is that of another model or optimizer. "
+            f"{first_difference(found, expected)}"
+        )
+    with np.load(commit / VALUES) as arrays:
+        for i, variable in enumerate(state_of(model).values()):
+            like = keras.ops.convert_to_numpy(variable)
+            value = np.frombuffer(arrays[f"arr_{i}"].tobytes(), like.dtype)
+            variable.assign(value.reshape(like.shape))
+    return facts
+
+
+def _bytes(variable: Any) -> np.ndarray:
+    """Returns a variable's value as NumPy can write it; it does not know bfloat16."""
+    value = np.ascontiguousarray(keras.ops.convert_to_numpy(variable))
+    return np.frombuffer(value.tobytes(), np.uint8)
