@@ -43,7 +43,7 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(autouse=True)
 def _keras_state_restored():
-    """Starts each test from the same seed, and restores dtype policy and floatx after."""
+    """Starts tests from the same seed; restores dtype policy and floatx after them."""
     keras.utils.set_random_seed(0)
     policy, floatx = keras.config.dtype_policy(), keras.config.floatx()
     yield

@@ -5,7 +5,7 @@ import types
 import keras
 from keras import ops
 
-from svag_tf import replicas, rules
+from svag_tf import internals, replicas, rules
 from svag_tf.optimizers.arguments import check_choice
 from svag_tf.optimizers.base import MomentOptimizer, saturating_cast
 from svag_tf.optimizers.update import Scalars, run_rule
@@ -172,7 +172,7 @@ class MSVAG(MomentOptimizer):
             across = self._replica_variances.variances.pop(id(variable), None)
             if across is None:
                 raise ValueError(_NEEDS_REPLICAS)
-            index = self._get_variable_index(variable)
+            index = internals.variable_index(self, variable)
             slots = [self.c_tilde[index]]
             run_rule(self, self._c_rule, "c", slots, across, learning_rate, index)
         super().update_step(gradient, variable, learning_rate)

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from svag_tf import internals
 from svag_tf.files import make_writable, temporary_name, whole_folder
 from svag_tf.saving.model_state import (
     build_optimizers,
@@ -142,7 +143,7 @@ class BackupAndRestore(keras.callbacks.Callback):
                 like = keras.ops.convert_to_numpy(variable)
                 value = np.frombuffer(arrays[f"arr_{i}"].tobytes(), like.dtype)
                 variable.assign(value.reshape(like.shape))
-        model._initial_epoch = epoch  # As Keras' callback of this name does.
+        internals.set_first_epoch(model, epoch)
 
 
 def _delete(folder):
