@@ -69,8 +69,12 @@ class ReplicatedOptimizer(RestorableOptimizer):
         ]
         if all(g is None for g in given):
             return grads  # Keras warns about it, or raises an error.
-        reduced, self.exchanged = replicas.summed(given)
+        reduced, self.exchanged = self._exchange(given)
         return [g if o else r for g, o, r in zip(grads, own, reduced)]
+
+    def _exchange(self, grads):
+        """Returns what `update_step` is given of all replicas, and the `Payload`."""
+        return replicas.summed(grads)
 
     def _check_replicas(self, variables):
         replicas.check_mirrored([internals.step_count(self), *variables])
