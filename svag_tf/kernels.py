@@ -92,6 +92,7 @@ class Update(NamedTuple):
 def after_gradients(gradients):
     """Returns a context in which graph operations run after these gradients."""
     graph = tf.compat.v1.get_default_graph()
+    gradients = tf.nest.flatten(gradients)  # Some are pairs.
     tensors = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]
     here = [t for t in tensors if tf.is_symbolic_tensor(t) and t.graph is graph]
     return tf.control_dependencies(here) if here else contextlib.nullcontext()

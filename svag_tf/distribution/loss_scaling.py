@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from svag_tf import internals
 from svag_tf.optimizers.arguments import names
 from svag_tf.optimizers.base import MomentOptimizer
 from svag_tf.saving.optimizer_state import RECORD
@@ -104,7 +105,9 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         if not self.built:
             self._waiting = {key: np.asarray(store[key]) for key in keys}
             return
-        for i, variable in enumerate(self._variables):  # Not the inner optimizer's.
+        inner = {id(v) for v in self.inner_optimizer.variables}
+        own = [v for v in self.variables if id(v) not in inner]
+        for i, variable in enumerate(own):
             variable.assign(store[str(i)])
 
     def scale_loss(self, loss: Any) -> Any:
@@ -133,7 +136,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         if not self.built:
             self.build(trainable_variables)
         inner = self.inner_optimizer
-        variables = trainable_variables or inner._trainable_variables
+        variables = trainable_variables or internals.trained_variables(inner)
         grads = inner.reduced(list(grads), variables)
         finite = [
             tf.reduce_all(tf.math.is_finite(g.values if hasattr(g, "values") else g))

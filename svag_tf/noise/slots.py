@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from svag_tf import rules
+from svag_tf import internals, rules
 
 SUPPORTED = (
     "svag_tf's MSVAG (variance='time'), SVAG, MSVAS and SVAS with beta > 0, and Keras' "
@@ -33,7 +33,7 @@ class Slots:
         """Returns for each variable theta, m~, v~ and factors, as lists of tensors."""
         optimizer, variables = self.optimizer, model.trainable_variables
         # The optimizer may hold more: variables of layers that were frozen later.
-        at = [optimizer._get_variable_index(v) for v in variables]
+        at = [internals.variable_index(optimizer, v) for v in variables]
         m, v = self._m(), self._v()
         lists = [variables, [m[i] for i in at], [v[i] for i in at]]
         tensors = [[ops.convert_to_tensor(v.value) for v in part] for part in lists]

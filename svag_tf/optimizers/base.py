@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from svag_tf import rules
+from svag_tf import internals, rules
 from svag_tf.optimizers import arguments, update
 from svag_tf.optimizers.checks import check_gradient, check_variable, densified
 from svag_tf.optimizers.replicated import ReplicatedOptimizer, is_replicated, local
@@ -51,10 +51,6 @@ class MomentOptimizer(ReplicatedOptimizer):
             variable: a list of variables of shape (rows,), `None` for vectors.
     """
 
-    # Keras has no public name for these, which its own optimizers build on as well:
-    # the hooks _clip_gradients, _apply_weight_decay and _backend_update_step, and
-    # _trainable_variables, _get_variable_index, _use_weight_decay and
-    # _get_current_learning_rate.
     slots: tuple[str, ...] = ()
     # The slot from which the noise is estimated.
     second_slot = "v_tilde"
@@ -139,7 +135,7 @@ class MomentOptimizer(ReplicatedOptimizer):
     @property
     def learning_rate(self):
         """The current learning rate; assign a number to change it."""
-        return self._get_current_learning_rate()
+        return super().learning_rate
 
     @learning_rate.setter
     def learning_rate(self, value):
@@ -212,7 +208,7 @@ class MomentOptimizer(ReplicatedOptimizer):
             shape=variable.shape,
             dtype=slot_dtype,
             name=f"{_flat_path(variable)}_{name}",
-            layout=getattr(variable, "_layout", None),
+            layout=internals.layout_of(variable),
         )
 
     def apply(self, grads, trainable_variables=None):
@@ -231,7 +227,7 @@ class MomentOptimizer(ReplicatedOptimizer):
             return super().apply(grads, trainable_variables)  # Nothing, or an error.
         variables = trainable_variables
         if variables is None:
-            variables = self._trainable_variables
+            variables = internals.trained_variables(self)
         if len(grads) != len(variables):
             raise ValueError(
                 "Arguments `grads` and `trainable_variables` must have the same "
@@ -270,7 +266,8 @@ class MomentOptimizer(ReplicatedOptimizer):
             or self.global_clipnorm
         )
 
-    def _clip_gradients(self, grads):
+    def clip_gradients(self, grads):
+        """Returns clipped gradients; those in half precision become float32."""
         if self.clipnorm or self.clipvalue or self.global_clipnorm:
             # The sum of squares of a float16 gradient overflows at a norm of 256.
             grads = [
@@ -279,40 +276,36 @@ class MomentOptimizer(ReplicatedOptimizer):
                 else g
                 for g in grads
             ]
-        return super()._clip_gradients(grads)
+        return super().clip_gradients(grads)
 
-    def _apply_weight_decay(self, variables):
-        """Does nothing: weight decay is folded into the update."""
-
-    def _backend_update_step(self, grads, trainable_variables, learning_rate):
-        # Keras has no public hook around the updates of all variables; without this one
-        # `update_step` computes its scalars by itself, with the same result.
+    def update_variables(self, grads, variables, learning_rate):
+        """Updates variables, each by `update_step`, given all their gradients."""
         with (
             update.of_all_variables(self, learning_rate) as learning_rate,
             kernels.joined() if self._has_many_shapes else nullcontext(),
         ):
             if is_replicated():
-                self._update_replica(grads, trainable_variables, learning_rate)
+                self._update_replica(grads, variables, learning_rate)
             else:
-                super()._backend_update_step(grads, trainable_variables, learning_rate)
-        self._count_updates(trainable_variables)
+                super().update_variables(grads, variables, learning_rate)
+        self._count_updates(variables)
 
     def _count_updates(self, variables):
-        updated = {self._get_variable_index(v) for v in variables}
-        ones = [int(i in updated) for i in range(len(self._trainable_variables))]
+        updated = {internals.variable_index(self, v) for v in variables}
+        ones = [int(i in updated) for i in range(self.update_counts.shape[0])]
         counts, dtype = local(self.update_counts), self.update_counts.dtype
         largest = int(np.iinfo(keras.backend.standardize_dtype(dtype)).max)
         self.assign(
             counts, ops.minimum(counts, largest - 1) + ops.cast(ops.array(ones), dtype)
         )
 
-    def _update_model_variables_moving_average(self, trainable_variables):
-        # Like Keras' own, but goes by each variable's `has_average`, not `iterations`.
+    def update_averages(self, variables):
+        """Updates moving averages; each begins when its `has_average` is still 0."""
         if not self.use_ema:
             return
         begun = ops.unstack(local(self.has_average) > 0)
-        averages = self._model_variables_moving_average
-        for variable, average, has_average in zip(trainable_variables, averages, begun):
+        averages = internals.weight_averages(self)
+        for variable, average, has_average in zip(variables, averages, begun):
             if average is not None:
                 has_average = ops.cast(has_average, variable.dtype)
                 momentum = ops.multiply(has_average, self.ema_momentum)
@@ -321,11 +314,11 @@ class MomentOptimizer(ReplicatedOptimizer):
         ones = ops.ones(self.has_average.shape, self.has_average.dtype)
         self.assign(local(self.has_average), ones)
 
-    def _overwrite_model_variables_with_average_value(self, trainable_variables):
-        for variable in trainable_variables:
-            average = self._model_variables_moving_average[
-                self._get_variable_index(variable)
-            ]
+    def overwrite_with_averages(self, variables):
+        """Gives variables the values of their moving averages."""
+        averages = internals.weight_averages(self)
+        for variable in variables:
+            average = averages[internals.variable_index(self, variable)]
             if average is not None:
                 # A copy: in `fit`, JAX donates a variable's buffer, and a buffer that
                 # two variables share can be donated only once.

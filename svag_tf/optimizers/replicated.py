@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from svag_tf import replicas
+from svag_tf import internals, replicas
 from svag_tf.replicas import uneven_batches
 from svag_tf.saving.restorable import RestorableOptimizer
 
@@ -69,11 +69,15 @@ class ReplicatedOptimizer(RestorableOptimizer):
         ]
         if all(g is None for g in given):
             return grads  # Keras warns about it, or raises an error.
-        reduced, self.exchanged = replicas.summed(given)
+        reduced, self.exchanged = self._exchange(given)
         return [g if o else r for g, o, r in zip(grads, own, reduced)]
 
+    def _exchange(self, grads):
+        """Returns what `update_step` is given of all replicas, and the `Payload`."""
+        return replicas.summed(grads)
+
     def _check_replicas(self, variables):
-        replicas.check_mirrored([self._iterations, *variables])
+        replicas.check_mirrored([internals.step_count(self), *variables])
         if self.scaled_by_keras:
             raise ValueError(
                 "keras.optimizers.LossScaleOptimizer looks for infinite gradients on "
@@ -87,9 +91,10 @@ class ReplicatedOptimizer(RestorableOptimizer):
         for gradient, variable in zip(grads, variables):
             self.update_step(gradient, replicas.local(variable), learning_rate)
 
-    def _backend_increment_gradient_accumulators(self, grads, acc_grads):
+    def accumulate_gradients(self, grads, accumulated):
+        """Adds gradients to the variables that accumulate them."""
         if not is_replicated():
-            super()._backend_increment_gradient_accumulators(grads, acc_grads)
+            super().accumulate_gradients(grads, accumulated)
             return
-        for gradient, accumulated in zip(grads, acc_grads):
-            replicas.local(accumulated).assign_add(gradient)
+        for gradient, variable in zip(grads, accumulated):
+            replicas.local(variable).assign_add(gradient)

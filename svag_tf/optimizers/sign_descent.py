@@ -5,7 +5,7 @@ import functools
 import keras
 from keras import ops
 
-from svag_tf import replicas
+from svag_tf import internals, replicas
 from svag_tf.optimizers.arguments import check_choice
 from svag_tf.optimizers.base import MomentOptimizer
 from svag_tf.optimizers.update import decays, run_rule
@@ -110,7 +110,7 @@ class SignDescentOptimizer(MomentOptimizer):
         ]
         votes, self.exchanged = replicas.majority(ballots)
         for vote, variable in zip(votes, variables):
-            index = self._get_variable_index(variable)
+            index = internals.variable_index(self, variable)
             variable = replicas.local(variable)
             rule = functools.partial(self._vote_rule, decays=decays(self, variable))
             run_rule(self, rule, "vote", [variable], vote, learning_rate, index)
@@ -119,7 +119,7 @@ class SignDescentOptimizer(MomentOptimizer):
         """Returns the tensor whose sign is this replica's vote: g, or its own m~."""
         if not self.slots:
             return gradient
-        index = self._get_variable_index(variable)
+        index = internals.variable_index(self, variable)
         slots = [getattr(self, name)[index] for name in self.slots]
         stored = [variable, *slots]
         run_rule(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from svag_tf import rules
+from svag_tf import internals, rules
 from svag_tf.optimizers.replicated import local
 
 kernels: Any = None
@@ -53,7 +53,8 @@ def of_all_variables(optimizer, learning_rate):
     """Computes the scalars of all variables at once, for the updates made within."""
     learning_rate = ops.convert_to_tensor(learning_rate)
     outer = dict(vars(_CURRENT))
-    dtypes = {compute_dtype(optimizer, v) for v in optimizer._trainable_variables}
+    variables = internals.trained_variables(optimizer)
+    dtypes = {compute_dtype(optimizer, v) for v in variables}
     _CURRENT.scalars = {
         dtype: _scalars_of_variables(optimizer, learning_rate, dtype)
         for dtype in dtypes
@@ -90,7 +91,7 @@ def _scalars_of_variables(optimizer, learning_rate, dtype):
     if optimizer.counts_updates:
         of_count = _scalars_of_count(optimizer, t, dtype)
     decay = learning_rate * (optimizer.weight_decay or 0.0)
-    shape = (len(optimizer._trainable_variables),)
+    shape = (len(internals.trained_variables(optimizer)),)
     columns = [learning_rate, decay, *betas, *of_count]  # As in `Scalars`.
     return ops.unstack(ops.stack([ops.broadcast_to(c, shape) for c in columns], 1))
 
@@ -138,7 +139,7 @@ def slot_dtype(optimizer, variable):
 
 def decays(optimizer, variable):
     """Returns whether weight decay applies to a variable."""
-    return bool(optimizer.weight_decay) and optimizer._use_weight_decay(variable)
+    return bool(optimizer.weight_decay) and internals.decays(optimizer, variable)
 
 
 def update_variable(optimizer, gradient, variable, learning_rate):
@@ -150,7 +151,7 @@ def update_variable(optimizer, gradient, variable, learning_rate):
         variable: One of its variables.
         learning_rate: Scalar tensor.
     """
-    index = optimizer._get_variable_index(variable)
+    index = internals.variable_index(optimizer, variable)
     dtype = compute_dtype(optimizer, variable)
     scalars = _scalars_of(optimizer, index, learning_rate, dtype)
     decay = decays(optimizer, variable)
@@ -191,7 +192,7 @@ def run_rule(optimizer, rule, name, variables, gradient, learning_rate, index):
         learning_rate: Scalar tensor.
         index: Index of the variable that is being updated.
     """
-    variable = optimizer._trainable_variables[index]
+    variable = internals.trained_variables(optimizer)[index]
     dtype = compute_dtype(optimizer, variable)
     rule = functools.partial(rule, dtype=dtype)
     key = (*_rule_key(optimizer), dtype, name, decays(optimizer, variable))
@@ -221,7 +222,8 @@ def _rule_key(optimizer):
 @functools.cache
 def _rule_methods(cls):
     """Returns the names of a class's methods that make the update of one variable."""
-    names = ("new_averages", "new_theta", "direction", "noise_factor", "gamma")
+    names = {"new_averages", "new_theta", "direction", "noise_factor", "gamma"}
+    names.add("signal_and_noise")
     return [n for n in dir(cls) if n in names or n.endswith("_rule")]
 
 

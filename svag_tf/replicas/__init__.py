@@ -8,7 +8,14 @@ and every replica makes the same update to its own copy. After the sum the repli
 not need one another, so the update may be inside a `tf.cond`.
 """
 
-from svag_tf.replicas.exchange import Payload, majority, summed, vote_digits
+from svag_tf.replicas.exchange import (
+    MeanAndVariance,
+    Payload,
+    majority,
+    mean_and_variance,
+    summed,
+    vote_digits,
+)
 from svag_tf.replicas.keras_fit import patch_keras_fit
 from svag_tf.replicas.strategy import (
     check_mirrored,
@@ -20,6 +27,7 @@ from svag_tf.replicas.strategy import (
 )
 
 __all__ = [
+    "MeanAndVariance",
     "Payload",
     "check_mirrored",
     "check_strategy",
@@ -27,6 +35,7 @@ __all__ = [
     "eager_variables",
     "local",
     "majority",
+    "mean_and_variance",
     "mirrored_scope",
     "patch_keras_fit",
     "summed",

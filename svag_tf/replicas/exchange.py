@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from svag_tf.optional import tensorflow as tf
 from svag_tf.replicas.strategy import context
@@ -22,6 +22,13 @@ class Payload(NamedTuple):
     bytes: int
 
 
+class MeanAndVariance(NamedTuple):
+    """The mean gradient of all replicas, and that mean's variance between them."""
+
+    mean: Any
+    variance: Any
+
+
 def summed(grads: list) -> tuple[list, Payload]:
     """Sums gradients over all replicas; `None` stays `None`."""
     present = [g for g in grads if g is not None]
@@ -37,6 +44,32 @@ def summed(grads: list) -> tuple[list, Payload]:
     return [None if g is None else next(reduced) for g in grads], Payload(
         parameters, size
     )
+
+
+def mean_and_variance(grads: list) -> tuple[list, Payload]:
+    """Returns the mean gradients of all replicas and those means' variances.
+
+    With n replicas and their gradients g_i, whose mean is g, the variance of g is
+    estimated by
+
+        c = sum_i (g_i - g)^2 / (n (n - 1)).
+
+    Args:
+        grads: List of this replica's dense gradients, or `None`. Keras divides its loss
+            by n, so that they are g_i / n.
+    """
+    n = context().num_replicas_in_sync
+    means, payload = summed(grads)
+    squares = [
+        None if g is None else tf.square(g * n - mean) / (n * (n - 1))
+        for g, mean in zip(grads, means)
+    ]
+    variances, _ = summed(squares)
+    pairs = [
+        None if mean is None else MeanAndVariance(mean, variance)
+        for mean, variance in zip(means, variances)
+    ]
+    return pairs, payload._replace(bytes=2 * payload.bytes)
 
 
 def majority(values: list) -> tuple[list, Payload]:

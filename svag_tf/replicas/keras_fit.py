@@ -7,9 +7,10 @@ from typing import Any
 
 import keras
 
+from svag_tf import internals
 from svag_tf.optional import tensorflow as tf
 from svag_tf.replicas import uneven_batches
-from svag_tf.replicas.strategy import has_many_workers, is_mirrored
+from svag_tf.replicas.strategy import is_mirrored
 
 
 @functools.cache
@@ -26,8 +27,8 @@ def patch_keras_fit() -> None:
     parts of unequal size. With an optimizer of this package, parts of a batch count by
     their size: see `svag_tf.replicas.uneven_batches`.
     """
-    steps = getattr(keras.Model, "_make_function", None)
-    build = getattr(keras.Model, "_maybe_symbolic_build", None)
+    steps = getattr(keras.Model, internals.MAKE_FUNCTION, None)
+    build = getattr(keras.Model, internals.SYMBOLIC_BUILD, None)
     compute_loss = keras.Model.compute_loss
     if steps is None or build is None:
         return
@@ -39,7 +40,7 @@ def patch_keras_fit() -> None:
         many = is_mirrored(strategy) and strategy.num_replicas_in_sync > 1
         if ours and many and step == model.train_step:
             step = uneven_batches.weighted_by_size(model, step)
-        if not has_many_workers(strategy):
+        if not internals.has_many_workers(strategy):
             return steps(model, step)
         if model.steps_per_execution > 1:
             raise ValueError(
@@ -78,5 +79,5 @@ def patch_keras_fit() -> None:
         return uneven_batches.record_loss(model, loss, y, y_pred, sample_weight)
 
     keras.Model.compute_loss = noted_loss
-    keras.Model._make_function = make_function
-    keras.Model._maybe_symbolic_build = symbolic_build
+    setattr(keras.Model, internals.MAKE_FUNCTION, make_function)
+    setattr(keras.Model, internals.SYMBOLIC_BUILD, symbolic_build)

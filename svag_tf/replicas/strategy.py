@@ -39,13 +39,6 @@ def mirrored_scope() -> bool:
     return tf.distribute.has_strategy() and is_mirrored(tf.distribute.get_strategy())
 
 
-def has_many_workers(strategy: Any) -> bool:
-    return (
-        isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-        and strategy.extended._in_multi_worker_mode()
-    )
-
-
 def context() -> Any:
     """Returns the replica context if this is a mirrored replica, else None."""
     return tf.distribute.get_replica_context() if mirrored_scope() else None
@@ -86,8 +79,6 @@ def check_mirrored(variables: list) -> None:
     """Raises an error if one of the variables has no copy for each replica."""
     for variable in variables:
         value = getattr(variable, "value", variable)
-        if hasattr(value, "_distributed_container"):
-            continue  # Already a copy.
         if not isinstance(value, tf.distribute.DistributedValues):
             raise ValueError(
                 f"The variable {variable.path} is not mirrored: all replicas would "

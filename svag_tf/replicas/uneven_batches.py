@@ -22,6 +22,7 @@ from typing import Any
 
 import keras
 
+from svag_tf import internals
 from svag_tf.optional import tensorflow as tf
 
 _UNEVEN = (
@@ -101,7 +102,7 @@ def weighted_by_size(model: keras.Model, step: Callable) -> Callable:
 def _can_stand_in(model: keras.Model, data: Any) -> bool:
     normalized = any(
         isinstance(layer, keras.layers.BatchNormalization)
-        for layer in model._flatten_layers()
+        for layer in internals.layers_of(model)
     )
     return not normalized and all(
         value is None or isinstance(value, tf.Tensor) for value in tf.nest.flatten(data)
@@ -170,7 +171,7 @@ def record_loss(
     losses = [part for part in tf.nest.flatten(model.loss) if part is not None]
     reductions = {getattr(f, "reduction", "sum_over_batch_size") for f in losses}
     outputs = tf.nest.flatten(y_pred)
-    masks = [getattr(output, "_keras_mask", None) for output in outputs]
+    masks = [internals.mask_of(output) for output in outputs]
     regularized = sum(v.regularizer is not None for v in model.trainable_weights)
     added = len(model.losses) > regularized
     sums = {"sum", "none", None}

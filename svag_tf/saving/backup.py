@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from svag_tf import internals
 from svag_tf.files import make_writable
 from svag_tf.saving.commits import Commits, restore_state, save_state
 from svag_tf.saving.optimizer_state import all_or_error
@@ -78,7 +79,8 @@ class BackupAndRestore(keras.callbacks.Callback):
             raise ValueError(f"{error} Delete them to start afresh.") from None
         if last:
             # As Keras' callback of this name does.
-            self.model._initial_epoch = restore_state(self.model, last)["epoch"]
+            state = restore_state(self.model, last)
+            internals.set_first_epoch(self.model, state["epoch"])
 
     def on_epoch_end(self, epoch, logs=None):
         """Makes a backup, and removes all but this one and the one before."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from svag_tf.optional import tensorflow as tf
+from svag_tf import internals
 from svag_tf.saving.optimizer_state import (
     COUNTS,
     OptimizerState,
@@ -19,23 +19,17 @@ from svag_tf.saving.optimizer_state import (
     resuming,
 )
 
-try:
-    PythonState: Any = tf.train.experimental.PythonState
-except ImportError:  # Then there are no TensorFlow checkpoints to guard either.
-    PythonState = object
-
-# The child under which Keras' optimizers keep all their variables by their number.
-NUMBERED = "_variables"
-# Where they keep the step count. We put a `Guard` there.
-COUNT = "_iterations"
-# Part of TensorFlow's message when another optimizer reads the guard.
+# Where other optimizers expect their step count, a string is saved: they would restore
+# a number, which has the same name in all of them, and silently ignore the rest.
+COUNT = internals.STEP_COUNT
+# Part of TensorFlow's message then.
 GUARD = "this_is_the_state_of_an_optimizer_of_svag_tf_and_not_of_this_class"
 _RECORD = "svag_tf"
 RANDOM_STATES = "_random_states"
 _DIRECT = (GUARD, COUNT, _RECORD, RANDOM_STATES)
 
 
-class Record(PythonState):
+class Record(internals.PythonState):
     """Saved with an optimizer; TensorFlow reads it before it restores any number."""
 
     def __init__(self, optimizer: Any, state: OptimizerState):
@@ -80,47 +74,18 @@ class Record(PythonState):
         for name, variable in places:
             self._restore_entry(name, variable)
         for name in record.get("entries", ()):  # Their file may soon be deleted.
-            self._optimizer._deferred_dependencies.pop(name, None)
+            internals.waiting_value(self._optimizer, name)
         if not complete:
             self._state.begin_accumulation()
 
     def _restore_entry(self, name: str, variable: Any) -> None:
-        positions = self._optimizer._deferred_dependencies.pop(name, ())
-        if not positions:
-            return
-        newest = max(positions, key=lambda p: p.restore_uid)
-        (value,) = newest.value_tensors().values()
-        if value.dtype == variable.dtype:
-            newest.restore(variable)
-        elif newest.bind_object(variable):  # With another `state_dtype`.
-            variable.assign(tf.cast(value, variable.dtype))
-            variable._update_uid = newest.restore_uid
-
-
-class Guard(PythonState):
-    """Saved as a string where other optimizers expect their step count, a number.
-
-    Without it they would restore the step count, which has the same name, and silently
-    ignore the rest. TensorFlow refuses to read a string as a number.
-    """
-
-    def serialize(self) -> str:
-        """Returns an empty string: only its type matters."""
-        return ""
-
-    def deserialize(self, string_value: bytes) -> None:
-        """Does nothing."""
-
-    def _serialize_to_tensors(self) -> dict[str, Any]:
-        (value,) = super()._serialize_to_tensors().values()
-        return {"VARIABLE_VALUE": value}
-
-    def _restore_from_tensors(self, restored_tensors: dict[str, Any]) -> None:
-        pass
+        value = internals.waiting_value(self._optimizer, name)
+        if value is not None:
+            internals.restore_value(value, variable)
 
 
 def children(
-    state: OptimizerState, record: Record, guard: Guard, random_states: Any
+    state: OptimizerState, record: Record, guard: Any, random_states: Any
 ) -> dict[str, Any]:
     """Returns an optimizer's children in a checkpoint, by name."""
     entries = {n: v for n, v in state.entries().items() if n not in COUNTS}
@@ -133,7 +98,7 @@ def children(
 
 def child(name: str, present: dict[str, Any], state: OptimizerState) -> Any:
     """Returns the child to restore under a name; `None` if it has to wait."""
-    if name == NUMBERED:
+    if name == internals.VARIABLES:
         state.start_afresh(
             "The checkpoint holds the state of another class of optimizer"
         )

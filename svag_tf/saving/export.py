@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from svag_tf import internals
 from svag_tf.files import whole_folder
 from svag_tf.saving.exported_data import said_of
 from svag_tf.saving.exported_functions import functions_of
@@ -215,8 +216,8 @@ def _check_model(model):
             "The model must be compiled with an optimizer: model.compile(optimizer, "
             "loss)."
         )
-    if type(model.distribute_strategy).__name__ != "_DefaultDistributionStrategy" or (
-        not all(isinstance(tf_variable(v), tf.Variable) for v in model.variables)
+    if not internals.is_default(model.distribute_strategy) or not all(
+        isinstance(tf_variable(v), tf.Variable) for v in model.variables
     ):
         raise ValueError(
             "The model must not be distributed. Received: a model made under "

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import keras
 
+from svag_tf import internals
+
 tf: Any = None
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf  # type: ignore[no-redef]
@@ -90,14 +92,11 @@ def traced_data(model: keras.Model) -> Iterator[tuple[Any, Any]]:
         parts += inspect.getclosurevars(model.train_function).nonlocals.values()
     for each in parts:
         for function in (each, getattr(each, "__wrapped__", None)):
-            traced = getattr(
-                function, "_list_all_concrete_functions_for_serialization", list
-            )
-            for concrete in traced():
+            for concrete in internals.concrete_functions(function):
                 arguments, _ = concrete.structured_input_signature
                 if arguments:
                     # An iterator stands for the data that it yields.
-                    data = getattr(arguments[0], "_element_spec", arguments[0])
+                    data = internals.element_spec(arguments[0])
                     yield keras.tree.map_structure(_none_for_nothing, data), concrete
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import keras
 
+from svag_tf import internals
+
 
 def class_of(optimizer: keras.optimizers.Optimizer) -> str:
     """Returns the name of an optimizer's class, with that of an inner optimizer."""
@@ -155,7 +157,7 @@ def _rnn_states(model: keras.Model) -> list[Any]:
     """Returns the states of stateful layers, which Keras does not list as variables."""
     return [
         state
-        for layer in model._flatten_layers()
+        for layer in internals.layers_of(model)
         if isinstance(layer, keras.layers.RNN) and layer.stateful
         for state in keras.tree.flatten(layer.states)
     ]
@@ -172,10 +174,9 @@ def description_of(model: keras.Model) -> dict[str, Any]:
         "optimizers": {
             path: {
                 "class": class_of(optimizers[path]),
-                # Keras has no public name for an optimizer's variables to train.
                 "variables": [
                     names.get(id(v), path_of(v))
-                    for v in optimizers[path]._trainable_variables
+                    for v in internals.trained_variables(optimizers[path])
                 ],
             }
             for path in _optimizer_variables(model)

@@ -27,6 +27,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from svag_tf import internals
 from svag_tf.saving.model_state import class_of, path_of, renumbered
 
 # The key of our record in a store of Keras, beside the variables "0", "1", ...
@@ -135,8 +136,8 @@ class OptimizerState:
         optimizer = self._optimizer
         kinds = {name: getattr(optimizer, name) for name in optimizer.slots}
         kinds |= {
-            "average": getattr(optimizer, "_model_variables_moving_average", ()),
-            "accumulated_gradient": getattr(optimizer, "_accumulated_gradients", ()),
+            "average": internals.weight_averages(optimizer),
+            "accumulated_gradient": internals.accumulated_gradients(optimizer),
             "row_update_counts": optimizer.row_update_counts,
         }
         names = {
@@ -144,8 +145,8 @@ class OptimizerState:
             for kind, variables in kinds.items()
             for i, variable in enumerate(variables)
         }
-        names[id(optimizer._iterations)] = "iterations"
-        names[id(optimizer._learning_rate)] = "learning_rate"
+        names[id(internals.step_count(optimizer))] = "iterations"
+        names[id(internals.rate_or_schedule(optimizer))] = "learning_rate"
         names |= {id(getattr(optimizer, name)): name for name in COUNTS}
         others = iter(range(len(optimizer.variables)))  # Added by a subclass.
         return {
@@ -323,15 +324,16 @@ class OptimizerState:
         optimizer = self._optimizer
         steps = optimizer.gradient_accumulation_steps
         if steps:
-            count = int(ops.convert_to_numpy(optimizer._iterations))
-            optimizer._iterations.assign(count - count % steps)
-            for accumulated in optimizer._accumulated_gradients:
+            steps_made = internals.step_count(optimizer)
+            count = int(ops.convert_to_numpy(steps_made))
+            steps_made.assign(count - count % steps)
+            for accumulated in internals.accumulated_gradients(optimizer):
                 if accumulated is not None:
                     accumulated.assign(ops.zeros_like(accumulated))
 
     def _place(self, match: Match, record: dict[str, Any]) -> list[tuple[str, Any]]:
         """Returns pairs as `places` does; restores the counts, which are vectors."""
-        length = len(self._optimizer._trainable_variables)
+        length = len(internals.trained_variables(self._optimizer))
         counts = {name: np.zeros(length, "int64") for name in COUNTS}
         for name in COUNTS:
             saved = record.get(name)
@@ -419,7 +421,7 @@ class OptimizerState:
         """Returns its variables' identities, noted while the model was known."""
         known = self._identities
         if known is None or any(each.in_model is None for each in known):
-            variables = self._optimizer._trainable_variables
+            variables = internals.trained_variables(self._optimizer)
             known = identities_of(variables, _model_of(variables))
             self._identities = known
         return known
@@ -457,7 +459,7 @@ def identities_of(
     name = ""
     if model is not None:
         everything = [path_of(v) for v in model.variables]
-        classes = {type(layer).__name__.lower() for layer in model._flatten_layers()}
+        classes = {type(layer).__name__.lower() for layer in internals.layers_of(model)}
         *new, name = renumbered([*everything, model.name], classes | {"variable"})
         stable = dict(zip(everything, new))
     return [
@@ -569,7 +571,7 @@ def _entry_with_record(store: Any) -> Any:
     A file may have been saved with a `LossScaleOptimizer` and be loaded without one, or
     the other way round. Keras' class for HDF5 files gives access to other entries.
     """
-    path = getattr(store, "_h5_entry_path", None)
+    path = internals.path_in_file(store)
     if path is None or RECORD in store:
         return store
     inner = "inner_optimizer"

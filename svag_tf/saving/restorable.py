@@ -7,6 +7,8 @@ from typing import Any
 
 import keras
 
+from svag_tf import internals
+from svag_tf.optional import tensorflow as tf
 from svag_tf.saving.optimizer_state import OptimizerState
 
 checkpoints: Any = None
@@ -14,10 +16,8 @@ if keras.backend.backend() == "tensorflow":
     from svag_tf.saving import checkpoints
 
 
-class RestorableOptimizer(keras.optimizers.Optimizer):
+class RestorableOptimizer(internals.HookedOptimizer):
     """Base class: Keras' files and TensorFlow's checkpoints, by an `OptimizerState`."""
-
-    # TensorFlow has no public name for _trackable_children and _lookup_dependency.
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -25,12 +25,12 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
         self._record = self._guard = None
         if checkpoints:
             self._record = checkpoints.Record(self, self._state)
-            self._guard = checkpoints.Guard()
+            self._guard = internals.StringState()
 
     def _restore_waiting(self):
         """Restores into newly created variables what was loaded before."""
         # In the graph of a training step this would run at every step.
-        with checkpoints.tf.init_scope() if checkpoints else nullcontext():
+        with tf.init_scope() if checkpoints else nullcontext():
             self._state.restore_waiting()
             if self._record is not None:
                 self._record.restore_waiting()
@@ -66,16 +66,13 @@ class RestorableOptimizer(keras.optimizers.Optimizer):
         if checkpoints:  # TensorFlow saves and restores what is in this list.
             self._random_states = [v.value for v in variables]
 
-    def _trackable_children(self, save_type="checkpoint", **kwargs):
-        children = super()._trackable_children(save_type, **kwargs)
-        if save_type != "checkpoint":
-            return children
+    def saved_children(self, children):
+        """Returns what a checkpoint holds of the optimizer, by name."""
         random_states = children.get(checkpoints.RANDOM_STATES)
         return checkpoints.children(
             self._state, self._record, self._guard, random_states
         )
 
-    def _lookup_dependency(self, name, cached_dependencies=None):
-        if cached_dependencies is None:
-            return super()._lookup_dependency(name)
-        return checkpoints.child(name, cached_dependencies, self._state)
+    def restored_child(self, name, children):
+        """Returns the child to restore under a name; `None` lets it wait."""
+        return checkpoints.child(name, children, self._state)

@@ -5,6 +5,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from svag_tf import internals
+
 
 class PlainMSVAG(keras.optimizers.Optimizer):
     """The paper's equations, one operation after the other."""
@@ -22,7 +24,7 @@ class PlainMSVAG(keras.optimizers.Optimizer):
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         beta = self.beta
-        index = self._get_variable_index(variable)
+        index = internals.variable_index(self, variable)
         m_tilde, v_tilde = self._m[index], self._v[index]
         g = ops.cast(gradient, variable.dtype)
         t = ops.cast(self.iterations + 1, variable.dtype)

@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from svag_tf import internals
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.problems import PROBLEMS, Prepare, checks
 from svag_tf.experiments.problems.data import Data
@@ -53,7 +54,7 @@ def made_of(
         if prepare is not None:
             x = getattr(data, f"x_{part}")[: checks.EXAMPLES]
             parts[f"prepare_{part}"] = _prepared(prepare, x)
-    layers = list(model._flatten_layers(include_self=False))
+    layers = internals.layers_of(model)[1:]
     names = {layer.name: f"layer {i}" for i, layer in enumerate(layers)}
     for i, layer in enumerate(layers):
         kind = type(layer).__name__

@@ -19,6 +19,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from svag_tf import internals
 from svag_tf.distribution import LossScaleOptimizer, processes, set_local_state
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.training.run_folder import LOCAL, MODEL, RunFolder, State
@@ -294,12 +295,12 @@ def _normalize_real_rows(
         real: returns how many rows, from the first on, are examples, given the number
             of all rows.
     """
-    moments = layer._moments  # Keras has no public name for it.
+    moments = internals.moments_of(layer)
 
     def of_real_rows(inputs: Any, mask: Any) -> Any:
         return moments(inputs[: real(keras.ops.shape(inputs)[0])], mask)
 
-    layer._moments = of_real_rows
+    internals.set_moments(layer, of_real_rows)
 
 
 def _drop_as_one_batch(layer: keras.layers.Dropout) -> None:
