@@ -76,6 +76,7 @@ def test_blocks(page, tmp_path, monkeypatch):
             run(page, kind, code, line, namespace)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "backend",
     [pytest.param(name, marks=pytest.mark.needs(name)) for name in ("jax", "torch")],
