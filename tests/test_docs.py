@@ -96,3 +96,46 @@ def test_blocks_of_other_backends(backend, tmp_path):
     for code in codes:
         command = [sys.executable, "-c", code]
         subprocess.run(command, check=True, env=environment, cwd=tmp_path)
+
+
+def text_of_pages():
+    """The text of README.md, CONTRIBUTING.md and all of docs/, by path."""
+    found = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    if not found:
+        pytest.skip("no README.md: this is not a clone")
+    return {page: page.read_text("utf-8") for page in found}
+
+
+def test_commands_name_scripts_and_configs_that_exist():
+    named = re.compile(
+        r"(?<![\w/.])(?:scripts|configs|docs/examples|tests)/[\w/]+\.\w+"
+    )
+    paths = {
+        (page.name, path)
+        for page, text in text_of_pages().items()
+        for path in named.findall(text)
+    }
+    assert len(paths) > 30
+    assert [path for path in sorted(paths) if not (ROOT / path[1]).exists()] == []
+
+
+def anchors(text):
+    """What `#...` may name, as both GitHub and the site make it of headings."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    plain = (re.sub(r"[^\w\s-]", "", heading.lower()) for heading in headings)
+    return {heading.strip().replace(" ", "-") for heading in plain}
+
+
+def test_links_lead_somewhere():
+    """Of the pages that are not on the site, too, where `mkdocs build` checks them."""
+    texts, broken = text_of_pages(), []
+    for page, text in texts.items():
+        for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+            path, _, anchor = link.partition("#")
+            target = (page.parent / path).resolve() if path else page
+            lost = target.suffix == ".png" and not (ROOT / "docs" / "images").exists()
+            missing = not target.exists() and not lost  # Lost in a source archive.
+            if missing or (anchor and anchor not in anchors(texts[target])):
+                broken.append((page.name, link))
+    assert not broken
