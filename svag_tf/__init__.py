@@ -13,6 +13,9 @@ Each is a `keras.optimizers.Optimizer`:
 model.compile(optimizer=svag_tf.MSVAG(learning_rate=0.1), loss="mse")
 ```
 
+Importing this package tells Keras their names, so that `keras.models.load_model` finds
+them, and `keras.optimizers.get("svag_tf>MSVAG")`.
+
 `gradient_statistics` computes what they estimate: the exact gradient and its variance.
 """
 

@@ -54,6 +54,16 @@ def set_local_state(model: keras.Model, states: list[np.ndarray]) -> None:
 
     Raises:
         ValueError: Arrays are missing or have wrong shapes.
+
+    Example:
+
+    >>> import keras
+    >>> import svag_tf
+    >>> from svag_tf import distribution
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> model.compile(svag_tf.MSSD(aggregation="majority_vote"))
+    >>> model.optimizer.build(model.trainable_variables)
+    >>> distribution.set_local_state(model, distribution.local_state(model))
     """
     variables = getattr(inner_optimizer(model.optimizer), "local_variables", ())
     here = replicas_here(model)

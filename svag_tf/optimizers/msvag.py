@@ -30,7 +30,9 @@ class MSVAG(ReplicaVarianceOptimizer):
         learning_rate: Float >= 0, a
             `keras.optimizers.schedules.LearningRateSchedule`, or a callable that
             takes no argument and returns the learning rate. Defaults to
-            `0.1`: gradient steps want the learning rates of SGD.
+            `0.1`. One that suits Keras' or PyTorch's `SGD` with momentum has to be
+            divided by 1 - momentum, as they sum gradients and this averages them: it
+            is ten times as large for 0.9.
         beta: Float in [0, 1), the decay of both averages. One beta serves both; that
             is what makes s unbiased. With 0 there is no averaging: gamma = 1.
             Defaults to `0.9`.

@@ -36,8 +36,8 @@ class MSVAS(SignAdaptedOptimizer):
         learning_rate: Float >= 0, a
             `keras.optimizers.schedules.LearningRateSchedule`, or a callable that
             takes no argument and returns the learning rate. Defaults to
-            `0.001`: every weight moves by up to the learning rate in each step, as
-            with Adam.
+            `0.001`: every weight moves by at most the learning rate in each step.
+            Start with one that suits Adam.
         beta: Float in [0, 1), the decay of both averages. One beta serves both; that
             is what makes s unbiased. With 0 there is no averaging: gamma = 1.
             Defaults to `0.9`.

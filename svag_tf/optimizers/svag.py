@@ -30,7 +30,8 @@ class SVAG(MomentOptimizer):
         learning_rate: Float >= 0, a
             `keras.optimizers.schedules.LearningRateSchedule`, or a callable that
             takes no argument and returns the learning rate. Defaults to
-            `0.1`: gradient steps want the learning rates of SGD.
+            `0.1`. Start with one that suits plain SGD, which is that of Keras' or
+            PyTorch's `SGD` with momentum divided by 1 - momentum, and try larger ones.
         beta: Float in [0, 1), the decay of both averages. One beta serves both; that
             is what makes s unbiased. With 0 there is no averaging: gamma = 1.
             Defaults to `0.9`.

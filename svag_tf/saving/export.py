@@ -78,8 +78,8 @@ def export_trainable(
 
     An input, target or output that is a dict or a list has a name for each part:
     `x_left` and `x_right`, `y_0` and `y_1`, `output_0` and `output_1`, and for the
-    outputs of a dict its keys. Any character but an ASCII letter, a digit or "_"
-    becomes "_": `x_image_encoded`. Each signature is also a function of the loaded
+    outputs of a dict its keys. Any character but an ASCII letter, a digit or `_`
+    becomes `_`: `x_image_encoded`. Each signature is also a function of the loaded
     object, which takes and returns the structures: `loaded.train(x=..., y=...)`.
 
     Args:

@@ -416,3 +416,12 @@ def test_adaptation_is_told_apart():
         for name in ("gaussian", "adam")
     }
     assert not np.allclose(steps["gaussian"], steps["adam"], 1e-2)
+
+
+@pytest.mark.parametrize("cls", svag_tf.optimizers.__all__)
+def test_keras_knows_their_names(cls):
+    for identifier in (
+        f"svag_tf>{cls}",
+        {"class_name": f"svag_tf>{cls}", "config": {}},
+    ):
+        assert type(keras.optimizers.get(identifier)) is getattr(svag_tf, cls)

@@ -1,0 +1,141 @@
+"""The blocks of Python in README.md and docs/ run, page by page.
+
+The blocks of a page run in order in one namespace, in an empty folder; those with
+prompts (`pycon`) are compared with what they print. Of comments that no reader sees,
+
+    <!-- run:
+    code
+    -->
+
+runs too, and `<!-- not run: why -->` before a block leaves it out.
+"""
+
+import doctest
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PIECE = re.compile(
+    r"^<!-- run:\n(?P<hidden>.*?)^-->$"
+    r"|^(?P<left_out><!-- not run: [^\n]+ -->\n\n?)?"
+    r"```(?P<kind>python|pycon)\n(?P<code>.*?)^```$",
+    re.M | re.S,
+)
+OTHER_BACKEND = re.compile(r'os\.environ\["KERAS_BACKEND"\] = "(\w+)"')
+FAST = ("README.md",)
+
+
+def pieces(page):
+    """The kind, code and first line of what a page runs."""
+    text = page.read_text("utf-8")
+    for match in PIECE.finditer(text):
+        if match["left_out"]:
+            continue
+        group = "hidden" if match["hidden"] is not None else "code"
+        line = text.count("\n", 0, match.start(group))
+        yield match["kind"] or "python", match[group], line
+
+
+def pages():
+    found = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    parameters = []
+    for page in found:
+        if page.exists() and any(pieces(page)):
+            name = page.relative_to(ROOT).as_posix()
+            marks = () if name in FAST else pytest.mark.slow
+            parameters.append(pytest.param(page, marks=marks, id=name))
+    return parameters
+
+
+def run(page, kind, code, line, namespace):
+    if kind == "python":
+        # Empty lines before it: a traceback then has the page's line numbers.
+        exec(compile("\n" * line + code, str(page), "exec"), namespace)
+        return
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    test = doctest.DocTestParser().get_doctest(code, namespace, page.name, page, line)
+    said = []
+    runner = doctest.DocTestRunner(optionflags=flags, verbose=False)
+    runner.run(test, out=said.append, clear_globs=False)
+    namespace.update(test.globs)
+    assert not runner.failures, "".join(said)
+
+
+@pytest.mark.parametrize("page", pages())
+def test_blocks(page, tmp_path, monkeypatch):
+    pytest.importorskip("tensorflow")
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__main__"}
+    for kind, code, line in pieces(page):
+        if not OTHER_BACKEND.search(code):
+            run(page, kind, code, line, namespace)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "backend",
+    [pytest.param(name, marks=pytest.mark.needs(name)) for name in ("jax", "torch")],
+)
+def test_blocks_of_other_backends(backend, tmp_path):
+    """Each in a process of its own, as the backend is chosen before Keras' import."""
+    codes = [
+        code
+        for parameter in pages()
+        for _, code, _ in pieces(*parameter.values)
+        if OTHER_BACKEND.findall(code) == [backend]
+    ]
+    if not codes:
+        pytest.skip("no docs/recipes.md: this is not a clone")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("KERAS_BACKEND", None)
+    for code in codes:
+        command = [sys.executable, "-c", code]
+        subprocess.run(command, check=True, env=environment, cwd=tmp_path)
+
+
+def text_of_pages():
+    """The text of README.md, CONTRIBUTING.md and all of docs/, by path."""
+    found = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    if not found:
+        pytest.skip("no README.md: this is not a clone")
+    return {page: page.read_text("utf-8") for page in found}
+
+
+def test_commands_name_scripts_and_configs_that_exist():
+    named = re.compile(
+        r"(?<![\w/.])(?:scripts|configs|docs/examples|tests)/[\w/]+\.\w+"
+    )
+    paths = {
+        (page.name, path)
+        for page, text in text_of_pages().items()
+        for path in named.findall(text)
+    }
+    assert len(paths) > 30
+    assert [path for path in sorted(paths) if not (ROOT / path[1]).exists()] == []
+
+
+def anchors(text):
+    """What `#...` may name, as both GitHub and the site make it of headings."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    plain = (re.sub(r"[^\w\s-]", "", heading.lower()) for heading in headings)
+    return {heading.strip().replace(" ", "-") for heading in plain}
+
+
+def test_links_lead_somewhere():
+    """Of the pages that are not on the site, too, where `mkdocs build` checks them."""
+    texts, broken = text_of_pages(), []
+    for page, text in texts.items():
+        for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+            path, _, anchor = link.partition("#")
+            target = (page.parent / path).resolve() if path else page
+            lost = target.suffix == ".png" and not (ROOT / "docs" / "images").exists()
+            missing = not target.exists() and not lost  # Lost in a source archive.
+            if missing or (anchor and anchor not in anchors(texts[target])):
+                broken.append((page.name, link))
+    assert not broken
