@@ -51,6 +51,7 @@ class PowerSVAG(MomentOptimizer):
         return {**super().get_config(), "power": self.power}
 '''
 
+NEW_IMPORT = "    from svag_tf.optimizers.powersvag import PowerSVAG\n"
 # file -> what is written before which line.
 EDITS = {
     "svag_tf/optimizers/__init__.py": [
@@ -59,7 +60,7 @@ EDITS = {
     ],
     "svag_tf/__init__.py": [
         ('    "SSD",\n', '    "PowerSVAG",\n'),
-        ("        SSD,\n", "        PowerSVAG,\n"),
+        ("    from svag_tf.saving.backup", NEW_IMPORT),
     ],
     "tests/oracle.py": [
         (

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import ROOT
-from resuming import Killed
+from resuming import Killed, kill_at_replacement
 
 from svag_tf.experiments import problems
 from svag_tf.experiments.errors import DivergedError, ExperimentError
@@ -238,6 +238,23 @@ def test_goes_on_after_an_interruption(tmp_path, monkeypatch, capsys):
     (tmp_path / "parts" / "state.npz").write_bytes(b"as before")
     with pytest.raises(ExperimentError, match=r"state\.npz is of an earlier version"):
         simulate(make_config(), tmp_path / "parts")
+
+
+@pytest.mark.usefixtures("_no_pictures")
+@pytest.mark.slow
+def test_killed_between_a_measurement_and_its_commit(tmp_path, monkeypatch):
+    simulate(make_config(), tmp_path / "whole")
+    for number in (
+        2,
+        3,
+    ):  # First comes config.json; then measurement and commit, twice.
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            kill_at_replacement(patch, number, after=False)
+            simulate(make_config(), tmp_path / "cut")
+    assert os.listdir(tmp_path / "cut" / "checkpoints") == ["step_3"]
+    simulate(make_config(), tmp_path / "cut")
+    rows = [(tmp_path / n / "results.csv").read_bytes() for n in ("whole", "cut")]
+    assert rows[0] == rows[1]
 
 
 @pytest.mark.usefixtures("_no_pictures")

@@ -66,10 +66,10 @@ def train(
         config: a `ConfigDict` with the fields of `configs/digits.py`, nested dicts, or
             a checked `TrainingConfig`.
         workdir: folder for the results: `config.json`, `metrics.csv`, `train.log`,
-            `curves.png`, `model.keras`, `tensorboard/`, and `checkpoints/`, from
-            which an interrupted run resumes. With `noise.preset`
-            also `noise.csv`, see `svag_tf.callbacks.GradientNoise`; make a page of it
-            with `python -m svag_tf.report`.
+            `curves.png`, `model.keras`, `tensorboard/`, and `checkpoints/`, from which
+            an interrupted run resumes. With `noise.preset` also `noise.csv`, see
+            `svag_tf.callbacks.GradientNoise`; make a page of it with
+            `python -m svag_tf.report`.
         report: called with the row of every epoch, those of an earlier start first;
             nothing is printed then. Defaults to `None`: a progress bar, a line per
             epoch and a table of results are printed.
