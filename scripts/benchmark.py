@@ -36,8 +36,8 @@ _SCALING = flags.DEFINE_bool(
 _REPLICAS = flags.DEFINE_bool(
     "replicas",
     False,
-    "Alone: step time and bytes exchanged on several devices and processes, and a "
-    "model of a cluster. Writes replicas.json, replicas.md and replicas.png.",
+    "Alone: step time and bytes exchanged on several devices and processes. Writes "
+    "replicas.json, replicas.md and replicas.png.",
 )
 _QUICK = flags.DEFINE_bool("quick", False, "Small sizes: to try the command.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/benchmark", "Folder for the results.")

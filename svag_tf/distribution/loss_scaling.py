@@ -11,7 +11,7 @@ import numpy as np
 from svag_tf import internals
 from svag_tf.optimizers.arguments import names
 from svag_tf.optimizers.base import MomentOptimizer
-from svag_tf.saving.optimizer_state import RECORD
+from svag_tf.saving.stores import RECORD
 
 replicas: Any = None
 uneven_batches: Any = None

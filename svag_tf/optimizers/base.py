@@ -11,8 +11,9 @@ from keras import ops
 
 from svag_tf import internals, rules
 from svag_tf.optimizers import arguments, update
+from svag_tf.optimizers.averaging import AveragingOptimizer
 from svag_tf.optimizers.checks import check_gradient, check_variable, densified
-from svag_tf.optimizers.replicated import ReplicatedOptimizer, is_replicated, local
+from svag_tf.optimizers.replicated import is_replicated, local
 
 kernels: Any = None
 replicas: Any = None
@@ -26,7 +27,7 @@ def _flat_path(variable):
     return path.replace("/", "_").replace(":", "_")
 
 
-class MomentOptimizer(ReplicatedOptimizer):
+class MomentOptimizer(AveragingOptimizer):
     """Base class of the optimizers, which step along averaged gradient moments.
 
     A subclass names its `slots` and gives its direction of descent; the base class
@@ -65,8 +66,6 @@ class MomentOptimizer(ReplicatedOptimizer):
     v_tilde: list | tuple = ()
     update_counts: Any = None
     row_update_counts: list | tuple = ()
-    # With `use_ema`, whether each variable's average holds a value: 0 or 1.
-    has_average: Any = None
     # Whether a kernel for each of the variables' shapes would take long to compile.
     _has_many_shapes = False
 
@@ -299,32 +298,6 @@ class MomentOptimizer(ReplicatedOptimizer):
             counts, ops.minimum(counts, largest - 1) + ops.cast(ops.array(ones), dtype)
         )
 
-    def update_averages(self, variables):
-        """Updates moving averages; each begins when its `has_average` is still 0."""
-        if not self.use_ema:
-            return
-        begun = ops.unstack(local(self.has_average) > 0)
-        averages = internals.weight_averages(self)
-        for variable, average, has_average in zip(variables, averages, begun):
-            if average is not None:
-                has_average = ops.cast(has_average, variable.dtype)
-                momentum = ops.multiply(has_average, self.ema_momentum)
-                old = ops.multiply(momentum, average)
-                average.assign(old + ops.multiply(ops.subtract(1, momentum), variable))
-        ones = ops.ones(self.has_average.shape, self.has_average.dtype)
-        self.assign(local(self.has_average), ones)
-
-    def overwrite_with_averages(self, variables):
-        """Gives variables the values of their moving averages."""
-        averages = internals.weight_averages(self)
-        for variable in variables:
-            average = averages[internals.variable_index(self, variable)]
-            if average is not None:
-                # A copy: in `fit`, JAX donates a variable's buffer, and a buffer that
-                # two variables share can be donated only once.
-                average = ops.convert_to_tensor(local(average)) + 0
-                self.assign(local(variable), average)
-
     def update_step(self, gradient, variable, learning_rate):
         """Updates one variable and its slots, given its gradient.
 
@@ -337,31 +310,6 @@ class MomentOptimizer(ReplicatedOptimizer):
         update.update_variable(self, gradient, variable, learning_rate)
         if not update.is_of_all_variables(self):  # Called by a wrapper, not by `apply`.
             self._count_updates([variable])
-
-    def _slots_rule(self, gradient, scalars, theta, *slots, dtype):
-        """Returns the slots' new values, as they are stored."""
-        scalars = update.unpacked(self, scalars, dtype)
-        averages = self.new_averages(
-            ops.cast(gradient, dtype),
-            [ops.cast(slot, dtype) for slot in slots],
-            (scalars.beta, scalars.one_minus_beta),
-        )
-        stored = [saturating_cast(x, s.dtype) for x, s in zip(averages, slots)]
-        return [None, *stored]
-
-    def _theta_rule(self, gradient, scalars, theta, *slots, dtype, decays):
-        """Returns the variable's new value, from the slots as they are stored."""
-        scalars = update.unpacked(self, scalars, dtype)
-        new = self.new_theta(
-            ops.cast(theta, dtype),
-            ops.cast(gradient, dtype),
-            [ops.cast(slot, dtype) for slot in slots],
-            scalars.learning_rate,
-            scalars.decay if decays else None,
-            scalars.correction,
-            scalars.factor,
-        )
-        return [ops.cast(new, theta.dtype), *[None] * len(slots)]
 
     def new_averages(self, g, slots, betas=None):
         """Returns the slots' new values, as a pure function.
@@ -442,12 +390,3 @@ class MomentOptimizer(ReplicatedOptimizer):
             "jit_compile": self.jit_compile,
             "sparse_updates": self.sparse_updates,
         }
-
-
-def saturating_cast(x, dtype):
-    """Casts x to dtype; finite values stay finite, at most its largest number."""
-    dtype = keras.backend.standardize_dtype(dtype)
-    if keras.backend.standardize_dtype(x.dtype) == dtype:
-        return x
-    limit = rules.largest(dtype)
-    return ops.cast(ops.where(ops.isfinite(x), ops.clip(x, -limit, limit), x), dtype)

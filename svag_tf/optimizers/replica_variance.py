@@ -4,8 +4,8 @@ from keras import ops
 
 from svag_tf import internals, replicas, rules
 from svag_tf.optimizers.arguments import check_choice
-from svag_tf.optimizers.base import MomentOptimizer, saturating_cast
-from svag_tf.optimizers.update import run_rule, unpacked
+from svag_tf.optimizers.base import MomentOptimizer
+from svag_tf.optimizers.update import run_rule, saturating_cast, unpacked
 
 
 class ReplicaVarianceOptimizer(MomentOptimizer):

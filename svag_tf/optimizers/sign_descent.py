@@ -8,7 +8,7 @@ from keras import ops
 from svag_tf import internals, replicas
 from svag_tf.optimizers.arguments import check_choice
 from svag_tf.optimizers.base import MomentOptimizer
-from svag_tf.optimizers.update import decays, run_rule
+from svag_tf.optimizers.update import decays, run_rule, slots_rule, theta_rule
 from svag_tf.replicas import uneven_batches
 
 
@@ -122,16 +122,15 @@ class SignDescentOptimizer(MomentOptimizer):
         index = internals.variable_index(self, variable)
         slots = [getattr(self, name)[index] for name in self.slots]
         stored = [variable, *slots]
-        run_rule(
-            self, self._slots_rule, "slots", stored, gradient, learning_rate, index
-        )
+        rule = functools.partial(slots_rule, self)
+        run_rule(self, rule, "slots", stored, gradient, learning_rate, index)
         return ops.convert_to_tensor(replicas.local(slots[0]))
 
     def _vote_rule(self, vote, scalars, theta, dtype, decays):
         """Returns the variable's new value, with the vote in place of g and m."""
         slots = [vote] * len(self.slots)
-        return self._theta_rule(
-            vote, scalars, theta, *slots, dtype=dtype, decays=decays
+        return theta_rule(
+            self, vote, scalars, theta, *slots, dtype=dtype, decays=decays
         )[:1]
 
     def get_config(self):

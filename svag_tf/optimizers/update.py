@@ -156,9 +156,9 @@ def update_variable(optimizer, gradient, variable, learning_rate):
     scalars = _scalars_of(optimizer, index, learning_rate, dtype)
     decay = decays(optimizer, variable)
     stored = [variable, *(getattr(optimizer, name)[index] for name in optimizer.slots)]
-    steps = [functools.partial(optimizer._theta_rule, dtype=dtype, decays=decay)]
+    steps = [functools.partial(theta_rule, optimizer, dtype=dtype, decays=decay)]
     if optimizer.slots:
-        steps.insert(0, functools.partial(optimizer._slots_rule, dtype=dtype))
+        steps.insert(0, functools.partial(slots_rule, optimizer, dtype=dtype))
     if kernels is None:
         for rule in steps:
             for part, value in zip(stored, rule(gradient, scalars, *stored)):
@@ -178,6 +178,41 @@ def update_variable(optimizer, gradient, variable, learning_rate):
         kernels.update_lazily(kernel, stored, gradient, counts, scalars)
     else:
         kernels.schedule_update(kernel, stored, gradient, scalars)
+
+
+def slots_rule(optimizer, gradient, scalars, theta, *slots, dtype):
+    """Returns the slots' new values, as they are stored."""
+    scalars = unpacked(optimizer, scalars, dtype)
+    averages = optimizer.new_averages(
+        ops.cast(gradient, dtype),
+        [ops.cast(slot, dtype) for slot in slots],
+        (scalars.beta, scalars.one_minus_beta),
+    )
+    return [None, *(saturating_cast(x, s.dtype) for x, s in zip(averages, slots))]
+
+
+def theta_rule(optimizer, gradient, scalars, theta, *slots, dtype, decays):
+    """Returns the variable's new value, from the slots as they are stored."""
+    scalars = unpacked(optimizer, scalars, dtype)
+    new = optimizer.new_theta(
+        ops.cast(theta, dtype),
+        ops.cast(gradient, dtype),
+        [ops.cast(slot, dtype) for slot in slots],
+        scalars.learning_rate,
+        scalars.decay if decays else None,
+        scalars.correction,
+        scalars.factor,
+    )
+    return [ops.cast(new, theta.dtype), *[None] * len(slots)]
+
+
+def saturating_cast(x, dtype):
+    """Casts x to dtype; finite values stay finite, at most its largest number."""
+    dtype = keras.backend.standardize_dtype(dtype)
+    if keras.backend.standardize_dtype(x.dtype) == dtype:
+        return x
+    limit = rules.largest(dtype)
+    return ops.cast(ops.where(ops.isfinite(x), ops.clip(x, -limit, limit), x), dtype)
 
 
 def run_rule(optimizer, rule, name, variables, gradient, learning_rate, index):

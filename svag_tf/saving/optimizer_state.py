@@ -14,26 +14,25 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import json
-import sys
 import uuid
 import warnings
-import zlib
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
 from keras import ops
 
 from svag_tf import internals
-from svag_tf.saving.model_state import class_of, path_of, renumbered
+from svag_tf.saving import stores
+from svag_tf.saving.identities import (
+    Identity,
+    identities_of,
+    matched,
+    model_being_loaded,
+    model_of,
+)
+from svag_tf.saving.model_state import class_of
 
-# The key of our record in a store of Keras, beside the variables "0", "1", ...
-RECORD = "svag_tf"
-# The version of the record.
-_FORMAT = 2
 _SHOWN = 8  # Variables in a message.
 _SCALARS = ("iterations", "learning_rate")
 # Vectors with a number for each variable.
@@ -42,9 +41,6 @@ _TITLES = {
     "average": "the averages of the weights (use_ema)",
     "accumulated_gradient": "half-accumulated gradients",
 }
-# Names that Keras gives and numbers, in the form that `renumbered` takes.
-_LAYERS = {"variable", *(name.lower() for name in dir(keras.layers))}
-_LAYERS |= {"functional", "sequential"}
 # Tells in a record which process made it.
 _PROCESS = uuid.uuid4().hex
 _all_or_error = contextvars.ContextVar("all_or_error", default=False)
@@ -79,23 +75,6 @@ def all_or_error() -> Iterator[None]:
         yield
     finally:
         _all_or_error.reset(token)
-
-
-class Identity(NamedTuple):
-    """Identifies a variable in another model or process.
-
-    Attributes:
-        path: Its path in Keras.
-        in_model: The same with automatic numbers counted anew among all variables of
-            the model, also those of frozen layers; `None` if the model is not known.
-        below_model: The same without the model's name at the start.
-        shape: List of integers.
-    """
-
-    path: str
-    in_model: str | None
-    below_model: str | None
-    shape: list[int]
 
 
 class Match(NamedTuple):
@@ -157,7 +136,7 @@ class OptimizerState:
         """Returns a description of the saved numbers, as plain JSON."""
         optimizer = self._optimizer
         return {
-            "format": _FORMAT,
+            "format": stores.FORMAT,
             "class": class_of(optimizer),
             "process": _PROCESS,
             "gradient_accumulation_steps": optimizer.gradient_accumulation_steps,
@@ -173,24 +152,20 @@ class OptimizerState:
             record["random_states"] = [_to_json(v) for v in self._random_states]
         else:  # Loaded, but not built yet.
             record, arrays = self._waiting
-            record = {k: v for k, v in record.items() if k != "crc32"}
-        record["crc32"] = _crc32(record, arrays.values())
-        for i, array in enumerate(arrays.values()):
-            store[str(i)] = array
-        store[RECORD] = np.frombuffer(json.dumps(record).encode(), np.uint8)
+        stores.write(store, record, arrays)
 
     def load(self, store: Any) -> None:
         """Restores the state from a store of Keras; at `build`, if not built yet."""
-        store = _entry_with_record(store)
+        store = stores.entry_with_record(store)
         keys = list(store.keys())
-        if RECORD not in keys:
+        if stores.RECORD not in keys:
             self.start_afresh(
                 "What was loaded holds the state of another class of optimizer"
                 if keys
                 else "What was loaded holds no state of an optimizer"
             )
             return
-        record, arrays = self._read(store)
+        record, arrays = stores.read(store, self._optimizer.name)
         if not self._fits(record):
             return
         if self._optimizer.built:
@@ -227,7 +202,7 @@ class OptimizerState:
 
     def announce(self, record: dict[str, Any]) -> None:
         """Warns of what `build` will not restore, if the model is already known."""
-        model = _model_being_loaded(self._optimizer)
+        model = model_being_loaded(self._optimizer)
         if model is not None and model.built:
             variables = model.variables
             identities = identities_of(variables, model)
@@ -262,32 +237,9 @@ class OptimizerState:
         self._say(match.message)
         return self._place(match, record), not match.message
 
-    def _read(self, store: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Reads a record and its arrays; raises an error if they are damaged."""
-        name = self._optimizer.name
-        try:
-            record = dict(json.loads(np.asarray(store[RECORD]).tobytes()))
-            if record.get("format") != _FORMAT:
-                return record, {}
-            crc32 = record.pop("crc32")
-            arrays = {
-                entry: np.asarray(store[str(i)])
-                for i, entry in enumerate(record["entries"])
-            }
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(
-                f"The saved state of the optimizer {name} is damaged: {error!r}"
-            ) from error
-        if crc32 != _crc32(record, arrays.values()):
-            raise ValueError(
-                f"The saved state of the optimizer {name} is damaged: its checksum is "
-                "not the one that was saved with it."
-            )
-        return record, arrays
-
     def _fits(self, record: dict[str, Any]) -> bool:
         """Returns whether a record is of this class and version; warns if not."""
-        if record.get("format") != _FORMAT:
+        if record.get("format") != stores.FORMAT:
             self.start_afresh("What was loaded is of another version of svag_tf")
             return False
         expected = class_of(self._optimizer)
@@ -422,7 +374,7 @@ class OptimizerState:
         known = self._identities
         if known is None or any(each.in_model is None for each in known):
             variables = internals.trained_variables(self._optimizer)
-            known = identities_of(variables, _model_of(variables))
+            known = identities_of(variables, model_of(variables))
             self._identities = known
         return known
 
@@ -432,7 +384,7 @@ class OptimizerState:
         if all(id(v) in loaded for v in variables):
             self._identities = [loaded[id(v)][1] for v in variables]
         else:
-            self._identities = identities_of(variables, _model_of(variables))
+            self._identities = identities_of(variables, model_of(variables))
 
     def _is_new(self) -> bool:
         counts = self._optimizer.update_counts
@@ -450,137 +402,6 @@ class OptimizerState:
         self._said = message
 
 
-def identities_of(
-    variables: Sequence[Any], model: keras.Model | None
-) -> list[Identity]:
-    """Returns the identities of a model's variables; `None` is an unknown model."""
-    paths = [path_of(v) for v in variables]
-    stable: dict[str, str] = {}
-    name = ""
-    if model is not None:
-        everything = [path_of(v) for v in model.variables]
-        classes = {type(layer).__name__.lower() for layer in internals.layers_of(model)}
-        *new, name = renumbered([*everything, model.name], classes | {"variable"})
-        stable = dict(zip(everything, new))
-    return [
-        Identity(
-            path,
-            stable.get(path),
-            stable[path].removeprefix(f"{name}/") if path in stable else None,
-            list(variable.shape),
-        )
-        for path, variable in zip(paths, variables)
-    ]
-
-
-def matched(
-    there: list[Identity], here: list[Identity], same_process: bool = False
-) -> dict[int, int]:
-    """Maps the index of each variable here to that of the same variable there.
-
-    In one process paths are unique: the same path means the same variable. Otherwise
-    variables are the same if their paths in their models and their shapes are. If a
-    model is not known, automatic numbers say little: then all paths of one side must
-    equal those of the other, numbered anew, or else single ones must be identical.
-    """
-    sources: dict[int, int] = {}
-
-    def join(theirs: Sequence[str | None], ours: Sequence[str | None]) -> bool:
-        """Joins variables of the same key and shape; returns whether that is all."""
-        places: list[dict[Any, list[int]]] = []
-        for keys, side, taken in (
-            (theirs, there, set(sources.values())),
-            (ours, here, set(sources)),
-        ):
-            place: dict[Any, list[int]] = defaultdict(list)
-            for i, key in enumerate(keys):
-                if i not in taken and key is not None:
-                    place[key, *side[i].shape].append(i)
-            places.append(place)
-        for key, indices in places[1].items():
-            if len(indices) == len(places[0].get(key, ())):
-                sources.update(zip(indices, places[0][key]))
-        return len(sources) == len(here) == len(there)
-
-    def join_by(key: str) -> bool:
-        return join([getattr(v, key) for v in there], [getattr(v, key) for v in here])
-
-    if same_process and (join_by("path") or sources):
-        return sources
-    if all(each.in_model is not None for each in (*there, *here)):
-        if not join_by("in_model"):
-            join_by("below_model")
-        return sources
-    paths = [[each.path for each in side] for side in (there, here)]
-    anew = [renumbered(side, _LAYERS) for side in paths]
-    for theirs, ours in (anew, map(_below_model, anew)):
-        if join(theirs, ours):
-            return sources
-        sources.clear()
-    join(*paths)
-    if not sources:
-        join(*map(_below_model, paths))
-    return sources
-
-
-def _below_model(paths: list[str]) -> list[str]:
-    """Returns paths without the name that all of them start with, the model's."""
-    below = [path.partition("/")[2] for path in paths]
-    one = len({path.partition("/")[0] for path in paths}) == 1
-    return below if one and all(below) else paths
-
-
-# Keras tells an optimizer neither its model nor the frozen variables, and without them
-# the automatic names of layers (dense_4) mean nothing in another model. But methods of
-# the model usually build, save and load its optimizer, so the model is in a Keras
-# function on the call stack. Other functions are left alone: up to Python 3.12, looking
-# at their variables keeps these alive.
-
-
-def _models_on_stack() -> Iterator[keras.Model]:
-    frame: Any = sys._getframe(1)
-    seen = set()
-    while frame is not None:
-        if frame.f_globals.get("__name__", "").startswith("keras."):
-            for value in list(frame.f_locals.values()):
-                if issubclass(type(value), keras.Model) and id(value) not in seen:
-                    seen.add(id(value))
-                    yield value
-        frame = frame.f_back
-
-
-def _model_of(variables: Sequence[Any]) -> keras.Model | None:
-    """Returns the largest model on the stack that has all these variables, if any."""
-    ids = {id(v) for v in variables}
-    models = [m for m in _models_on_stack() if ids <= {id(v) for v in m.variables}]
-    return max(models, key=lambda m: len(m.variables), default=None)
-
-
-def _model_being_loaded(optimizer: Any) -> keras.Model | None:
-    """Returns the model on the stack that is compiled with an optimizer, if any."""
-    for model in _models_on_stack():
-        own = getattr(model, "optimizer", None)
-        if optimizer in (own, getattr(own, "inner_optimizer", None)):
-            return model
-    return None
-
-
-def _entry_with_record(store: Any) -> Any:
-    """Returns a store, or the inner or outer optimizer's if that has our record.
-
-    A file may have been saved with a `LossScaleOptimizer` and be loaded without one, or
-    the other way round. Keras' class for HDF5 files gives access to other entries.
-    """
-    path = internals.path_in_file(store)
-    if path is None or RECORD in store:
-        return store
-    inner = "inner_optimizer"
-    for other in (f"{path}/{inner}".lstrip("/"), path.removesuffix(inner).rstrip("/")):
-        if other != path and RECORD in store.get(other):
-            return store
-    return store.get(path)
-
-
 def _listed(names: list[str]) -> str:
     more = len(names) - _SHOWN
     shown = ", ".join(names[:_SHOWN])
@@ -594,11 +415,3 @@ def _to_numpy(variable: Any) -> np.ndarray:
 def _to_json(variable: Any) -> list[Any]:
     array = _to_numpy(variable)
     return [array.tolist(), array.dtype.name]
-
-
-def _crc32(record: dict[str, Any], arrays: Iterable[np.ndarray]) -> int:
-    """Returns a checksum of a record and of the values of arrays."""
-    checksum = zlib.crc32(json.dumps(record, sort_keys=True).encode())
-    for array in arrays:
-        checksum = zlib.crc32(np.ascontiguousarray(array).tobytes(), checksum)
-    return checksum

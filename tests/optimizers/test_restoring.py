@@ -10,7 +10,8 @@ import pytest
 from oracle import METHODS, Oracle
 
 import svag_tf
-from svag_tf.saving.optimizer_state import Identity, all_or_error, matched
+from svag_tf.saving.identities import Identity, matched
+from svag_tf.saving.optimizer_state import all_or_error
 
 tf = pytest.importorskip("tensorflow")
 

@@ -196,35 +196,26 @@ EXCHANGES = {"mean": "#D55E00", "majority_vote": "#0072B2"}
 
 
 def save_replicas(results: dict[str, Any], path: Path) -> None:
-    """Draws the measured cost of several replicas, and a model's for a cluster.
+    """Draws the measured cost of several replicas.
 
     Args:
         results: the result of `replicas.benchmark_replicas`.
         path: the PNG to write.
     """
-    figure = matplotlib.figure.Figure(figsize=(11, 7), layout="constrained", dpi=130)
-    grid = figure.add_gridspec(2, 6)
+    figure = matplotlib.figure.Figure(figsize=(11, 3.8), layout="constrained", dpi=130)
     grey = "#555555"
     measured = results["measured"]
-    for column, (title, of_row) in enumerate(
-        (
-            ("time a step, ms", lambda row: 1e3 * row["seconds"]),
-            ("efficiency", lambda row: row["efficiency"]),
-            ("payload a replica, MB", lambda row: row["payload_bytes"] / 1e6),
-        )
-    ):
-        axes = figure.add_subplot(grid[0, 2 * column : 2 * column + 2])
+    columns = {
+        "time a step, ms": lambda row: 1e3 * row["seconds"],
+        "efficiency": lambda row: row["efficiency"],
+        "payload a replica, MB": lambda row: row["payload_bytes"] / 1e6,
+    }
+    for axes, (title, of_row) in zip(figure.subplots(1, 3), columns.items()):
         _draw_measured(axes, measured, of_row)
         if title == "efficiency":
             counts = sorted({row["replicas"] for row in measured})
             axes.plot(counts, [1 / n for n in counts], color=grey, linestyle=":")
-        axes.set_title(f"Measured: {title}", fontsize=10, loc="left")
-    networks = list(results["model"]["bytes_a_second"])
-    for column, network in enumerate(networks):
-        axes = figure.add_subplot(grid[1, 3 * column : 3 * column + 3])
-        rows = [r for r in results["model"]["rows"] if r["network"] == network]
-        _draw_model(axes, rows)
-        axes.set_title(f"Model: efficiency, {network}", fontsize=10, loc="left")
+        axes.set_title(title, fontsize=10, loc="left")
     figure.legend(
         handles=[
             matplotlib.patches.Patch(color=EXCHANGES["mean"], label="mean gradient"),
@@ -265,37 +256,13 @@ def _draw_measured(
                 if (row["aggregation"], row["kind"]) == (aggregation, kind)
             ]
             axes.plot(*zip(*own), color=colour, zorder=4 - len(own) / 2, **style)
-    _replicas_axis(axes, sorted({row["replicas"] for row in rows}))
+    counts = sorted({row["replicas"] for row in rows})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(counts, [str(n) for n in counts])
+    axes.minorticks_off()
+    axes.set_xlim(counts[0] / 1.4, counts[-1] * 1.4)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("replicas", fontsize=9)
-
-
-def _draw_model(axes: matplotlib.axes.Axes, rows: list[dict[str, Any]]) -> None:
-    for aggregation, colour in EXCHANGES.items():
-        own = [row for row in rows if row["aggregation"] == aggregation]
-        gpus = [row["gpus"] for row in own]
-        axes.plot(gpus, [row["efficiency"] for row in own], color=colour, marker="o")
-        above = aggregation == "majority_vote"
-        for row in own:
-            axes.annotate(
-                f"{row['efficiency']:.2f}",
-                (row["gpus"], row["efficiency"]),
-                (0, 7 if above else -7),
-                textcoords="offset points",
-                ha="center",
-                va="bottom" if above else "top",
-                fontsize=8,
-            )
-    _replicas_axis(axes, gpus)
-    axes.set_ylim(0, 1.1)
-    axes.set_xlabel("GPUs", fontsize=9)
-
-
-def _replicas_axis(axes: matplotlib.axes.Axes, ticks: Sequence[int]) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(ticks, [str(n) for n in ticks])
-    axes.minorticks_off()
-    axes.set_xlim(ticks[0] / 1.4, ticks[-1] * 1.4)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#dddddd", linewidth=0.6)

@@ -1,14 +1,8 @@
-"""Measures step time and bytes exchanged on several replicas, and models a cluster.
+"""Measures step time and bytes exchanged on several replicas.
 
 A multilayer perceptron is trained on 1, 2 and 4 logical CPUs and in 2 processes of this
 machine, which share its cores: this shows the cost of the exchange, not the gain from
-more machines. For 8, 64 and 512 GPUs, a model gives the time:
-
-    T(n) = compute + exchange(n)
-    exchange(n) = 2 (n - 1) latency + 2 (n - 1)/n bytes / bandwidth
-
-(a ring: n - 1 steps that add, n - 1 that distribute, each of 1/n of the bytes; nothing
-overlaps with the computation, and every GPU keeps its own batch).
+more machines.
 """
 
 from __future__ import annotations
@@ -39,73 +33,15 @@ QUICK = {"width": 64, "steps": 3}
 QUICK_SETUPS = (SETUPS[0], SETUPS[-1])
 TIMEOUT = 600
 
-# The cluster of the model: a ResNet-50 on GPUs, each with its own batch.
-PARAMETERS = 25_557_032
-COMPUTE_SECONDS = 0.1
-LATENCY_SECONDS = 10e-6
-NETWORKS = {"10 Gbit/s": 10e9 / 8, "100 Gbit/s": 100e9 / 8}
-GPUS = (8, 64, 512)
-
 
 def setups(quick: bool) -> tuple[tuple[str, int], ...]:
     """Returns the replicas to measure: their kind and number."""
     return QUICK_SETUPS if quick else SETUPS
 
 
-def exchanged_bytes(parameters: int, n: int, aggregation: str) -> int:
-    """Returns the bytes that each of n replicas puts into the all-reduce of a step.
-
-    Args:
-        parameters: numbers in all gradients.
-        n: replicas.
-        aggregation: "mean" (float32) or "majority_vote" (packed votes).
-    """
-    if aggregation == "mean":
-        return 4 * parameters
-    from svag_tf.replicas import vote_digits
-
-    return 4 * -(-parameters // vote_digits(n)[1])
-
-
 def wire_bytes(payload: float, n: int) -> float:
     """Returns the bytes that each of n replicas sends in a ring, for a payload."""
     return 2 * (n - 1) / n * payload
-
-
-def exchange_seconds(
-    payload: float, n: int, bandwidth: float, latency: float = LATENCY_SECONDS
-) -> float:
-    """Returns the time of an all-reduce among n replicas in a ring.
-
-    Args:
-        payload: bytes of each replica.
-        n: replicas.
-        bandwidth: bytes per second that a replica can send while it receives.
-        latency: seconds of one message.
-    """
-    return 2 * (n - 1) * latency + wire_bytes(payload, n) / bandwidth
-
-
-def extrapolated() -> list[dict[str, Any]]:
-    """Returns the model's step time, bytes and efficiency for `GPUS` on `NETWORKS`."""
-    rows = []
-    for network, bandwidth in NETWORKS.items():
-        for n in GPUS:
-            for aggregation in AGGREGATIONS:
-                payload = exchanged_bytes(PARAMETERS, n, aggregation)
-                seconds = exchange_seconds(payload, n, bandwidth)
-                rows.append(
-                    {
-                        "network": network,
-                        "gpus": n,
-                        "aggregation": aggregation,
-                        "payload_bytes": payload,
-                        "sent_bytes": wire_bytes(payload, n),
-                        "exchange_seconds": seconds,
-                        "efficiency": COMPUTE_SECONDS / (COMPUTE_SECONDS + seconds),
-                    }
-                )
-    return rows
 
 
 def benchmark_replicas(
@@ -144,13 +80,6 @@ def benchmark_replicas(
         "machine": machine.description(),
         "network": {"width": width, "layers": LAYERS, "batch": BATCH, "steps": steps},
         "measured": [row for own in rows.values() for row in own],
-        "model": {
-            "parameters": PARAMETERS,
-            "compute_seconds": COMPUTE_SECONDS,
-            "latency_seconds": LATENCY_SECONDS,
-            "bytes_a_second": NETWORKS,
-            "rows": extrapolated(),
-        },
     }
     write_json(folder / "replicas.json", results)
     write_text(folder / "replicas.md", report_of(results))
@@ -275,8 +204,7 @@ def _loopback_bytes() -> int:
 
 def report_of(results: dict[str, Any]) -> str:
     """Formats the results as Markdown."""
-    about, model = results["machine"], results["model"]
-    network = results["network"]
+    about, network = results["machine"], results["network"]
     lines = [
         "# Replicas: step time and bytes exchanged",
         "",
@@ -285,10 +213,7 @@ def report_of(results: dict[str, Any]) -> str:
         f"{about['cpu']}, {about['cores']} cores, {about['system']}; commit "
         f"{about['commit']}, {about['date']}.",
         "",
-        "![Measured time, efficiency and bytes by replicas, and the model's efficiency "
-        "on a cluster](replicas.png)",
-        "",
-        "## Measured",
+        "![Time, efficiency and bytes by replicas](replicas.png)",
         "",
         f"SSD on {network['layers']} dense layers of {network['width']}, a batch of "
         f"{network['batch']} in all, median of {network['steps']} steps. All replicas "
@@ -311,29 +236,6 @@ def report_of(results: dict[str, Any]) -> str:
             f"| {8 * row['payload_bytes'] / row['parameters']:.2f} "
             f"| {row['payload_bytes'] / 1e6:.3f} | {row['sent_bytes'] / 1e6:.3f} "
             f"| {'' if counted is None else f'{counted / 1e6:.3f}'} |"
-        )
-    lines += [
-        "",
-        "## A model of a cluster",
-        "",
-        "T(n) = compute + 2 (n - 1) latency + 2 (n - 1)/n payload / bandwidth, with "
-        "these assumptions: every GPU keeps its own batch and needs "
-        f"{1e3 * model['compute_seconds']:.0f} ms for it; {model['parameters']:,} "
-        "parameters (ResNet-50), gradients in float32; one flat ring; every GPU has "
-        "the bandwidth to itself; a message takes "
-        f"{1e6 * model['latency_seconds']:.0f} µs; packing votes takes no time; "
-        "nothing is overlapped with the computation. Nothing of this was measured.",
-        "",
-        "| network | GPUs | aggregation | bits a parameter | sent, MB | exchange, ms | "
-        "efficiency |",
-        "| --- | ---: | --- | ---: | ---: | ---: | ---: |",
-    ]
-    for row in model["rows"]:
-        lines.append(
-            f"| {row['network']} | {row['gpus']} | {_words(row['aggregation'])} "
-            f"| {8 * row['payload_bytes'] / model['parameters']:.2f} "
-            f"| {row['sent_bytes'] / 1e6:.1f} | {1e3 * row['exchange_seconds']:.1f} "
-            f"| {row['efficiency']:.2f} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -23,10 +23,9 @@ from svag_tf.experiments.files import write_json, write_text
 Results = dict[str, Any]
 
 REPLICAS = """\
-Step time, bytes exchanged and efficiency, and a model of 8, 64 and 512 GPUs:
-[replicas.md](replicas.md).
+Step time, bytes exchanged and efficiency: [replicas.md](replicas.md).
 
-![Measured time, efficiency and bytes by replicas, and the model](replicas.png)
+![Time, efficiency and bytes by replicas](replicas.png)
 """
 
 
@@ -35,11 +34,9 @@ def write_report(results: Results, workdir: Path) -> None:
     if results["backend"] == "tensorflow":
         results["targets"] = judged(results)
     write_json(workdir / "benchmark.json", results)
-    cases = {name: case for name, case in results["cases"].items() if _measured(case)}
+    cases = [case for case in results["cases"].values() if _measured(case)]
     if cases:
-        save_bars(list(cases.values()), workdir / "benchmark.png")
-    for name, case in cases.items():
-        save_bars([case], workdir / f"benchmark-{name}.png")
+        save_bars(cases, workdir / "benchmark.png")
     if results["scaling"]:
         save_scaling(results["scaling"], workdir / "scaling.png")
     write_text(workdir / "benchmark.md", page(results))

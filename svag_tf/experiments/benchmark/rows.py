@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import inspect
 from dataclasses import dataclass
 from typing import Any
 
-import svag_tf
 from svag_tf.experiments.benchmark.cases import KERAS, LIMIT, OURS, PEERS, Case
 from svag_tf.experiments.optimizers import METHODS
 from svag_tf.noise.callback import PRESETS
@@ -129,10 +127,9 @@ def _tensorflow_rows() -> list[Row]:
         ours("msvag-portable", "M-SVAG, jit_compile=False", 8, kinds=UPDATES, fresh=1),
         ours("msvag-compiled", "M-SVAG, compiled step", 8, kinds=MODELS),
         ours("msvag-dense", "M-SVAG, dense gradient", 8, kinds=SPARSE, sparse="dense"),
-    ]
-    if "sparse_updates" in inspect.signature(svag_tf.MSVAG).parameters:
-        kinds = (*SPARSE, "transformer")
-        rows.append(ours("msvag-lazy", "M-SVAG, lazy", 8, kinds=kinds, sparse="lazy"))
+        ours("msvag-lazy", "M-SVAG, lazy", 8, kinds=(*SPARSE, "transformer"),
+             sparse="lazy"),
+    ]  # fmt: skip
     for name, title in (
         ("noise-fit", "M-SVAG, a step of fit"),
         *((f"noise-{preset}", f"GradientNoise, {preset}: in 100 steps")

@@ -1,0 +1,149 @@
+"""Identifies a model's variables, to find them again in another model or process."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import keras
+
+from svag_tf import internals
+from svag_tf.saving.model_state import path_of, renumbered
+
+# Names that Keras gives and numbers, in the form that `renumbered` takes.
+_LAYERS = {"variable", *(name.lower() for name in dir(keras.layers))}
+_LAYERS |= {"functional", "sequential"}
+
+
+class Identity(NamedTuple):
+    """Identifies a variable in another model or process.
+
+    Attributes:
+        path: Its path in Keras.
+        in_model: The same with automatic numbers counted anew among all variables of
+            the model, also those of frozen layers; `None` if the model is not known.
+        below_model: The same without the model's name at the start.
+        shape: List of integers.
+    """
+
+    path: str
+    in_model: str | None
+    below_model: str | None
+    shape: list[int]
+
+
+def identities_of(
+    variables: Sequence[Any], model: keras.Model | None
+) -> list[Identity]:
+    """Returns the identities of a model's variables; `None` is an unknown model."""
+    paths = [path_of(v) for v in variables]
+    stable: dict[str, str] = {}
+    name = ""
+    if model is not None:
+        everything = [path_of(v) for v in model.variables]
+        classes = {type(layer).__name__.lower() for layer in internals.layers_of(model)}
+        *new, name = renumbered([*everything, model.name], classes | {"variable"})
+        stable = dict(zip(everything, new))
+    return [
+        Identity(
+            path,
+            stable.get(path),
+            stable[path].removeprefix(f"{name}/") if path in stable else None,
+            list(variable.shape),
+        )
+        for path, variable in zip(paths, variables)
+    ]
+
+
+def matched(
+    there: list[Identity], here: list[Identity], same_process: bool = False
+) -> dict[int, int]:
+    """Maps the index of each variable here to that of the same variable there.
+
+    In one process paths are unique: the same path means the same variable. Otherwise
+    variables are the same if their paths in their models and their shapes are. If a
+    model is not known, automatic numbers say little: then all paths of one side must
+    equal those of the other, numbered anew, or else single ones must be identical.
+    """
+    sources: dict[int, int] = {}
+
+    def join(theirs: Sequence[str | None], ours: Sequence[str | None]) -> bool:
+        """Joins variables of the same key and shape; returns whether that is all."""
+        places: list[dict[Any, list[int]]] = []
+        for keys, side, taken in (
+            (theirs, there, set(sources.values())),
+            (ours, here, set(sources)),
+        ):
+            place: dict[Any, list[int]] = defaultdict(list)
+            for i, key in enumerate(keys):
+                if i not in taken and key is not None:
+                    place[key, *side[i].shape].append(i)
+            places.append(place)
+        for key, indices in places[1].items():
+            if len(indices) == len(places[0].get(key, ())):
+                sources.update(zip(indices, places[0][key]))
+        return len(sources) == len(here) == len(there)
+
+    def join_by(key: str) -> bool:
+        return join([getattr(v, key) for v in there], [getattr(v, key) for v in here])
+
+    if same_process and (join_by("path") or sources):
+        return sources
+    if all(each.in_model is not None for each in (*there, *here)):
+        if not join_by("in_model"):
+            join_by("below_model")
+        return sources
+    paths = [[each.path for each in side] for side in (there, here)]
+    anew = [renumbered(side, _LAYERS) for side in paths]
+    for theirs, ours in (anew, map(_below_model, anew)):
+        if join(theirs, ours):
+            return sources
+        sources.clear()
+    join(*paths)
+    if not sources:
+        join(*map(_below_model, paths))
+    return sources
+
+
+def _below_model(paths: list[str]) -> list[str]:
+    """Returns paths without the name that all of them start with, the model's."""
+    below = [path.partition("/")[2] for path in paths]
+    one = len({path.partition("/")[0] for path in paths}) == 1
+    return below if one and all(below) else paths
+
+
+# Keras tells an optimizer neither its model nor the frozen variables, and without them
+# the automatic names of layers (dense_4) mean nothing in another model. But methods of
+# the model usually build, save and load its optimizer, so the model is in a Keras
+# function on the call stack. Other functions are left alone: up to Python 3.12, looking
+# at their variables keeps these alive.
+
+
+def _models_on_stack() -> Iterator[keras.Model]:
+    frame: Any = sys._getframe(1)
+    seen = set()
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith("keras."):
+            for value in list(frame.f_locals.values()):
+                if issubclass(type(value), keras.Model) and id(value) not in seen:
+                    seen.add(id(value))
+                    yield value
+        frame = frame.f_back
+
+
+def model_of(variables: Sequence[Any]) -> keras.Model | None:
+    """Returns the largest model on the stack that has all these variables, if any."""
+    ids = {id(v) for v in variables}
+    models = [m for m in _models_on_stack() if ids <= {id(v) for v in m.variables}]
+    return max(models, key=lambda m: len(m.variables), default=None)
+
+
+def model_being_loaded(optimizer: Any) -> keras.Model | None:
+    """Returns the model on the stack that is compiled with an optimizer, if any."""
+    for model in _models_on_stack():
+        own = getattr(model, "optimizer", None)
+        if optimizer in (own, getattr(own, "inner_optimizer", None)):
+            return model
+    return None
