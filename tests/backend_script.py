@@ -34,7 +34,7 @@ def check_batch_normalization_without_the_padding():
     x = np.random.default_rng(3).normal(2.0, 3.0, (10, 4)).astype("float32")
     weights = []
     for name in ("jax", "none"):  # In this order: the first one sets the devices.
-        with started({"distribution": name, "replicas": 3}) as used:
+        with started(name, 3) as used:
             keras.utils.set_random_seed(0)
             layers = [keras.layers.BatchNormalization(), keras.layers.Dense(2)]
             model = keras.Sequential([keras.Input((4,)), *layers])

@@ -61,7 +61,8 @@ def compare(
     diverges or fails is recorded as such, and the others continue.
 
     Args:
-        config: as for `train`; its `optimizer.name` and `seed` are replaced.
+        config: a `ConfigDict` or nested dicts, as for `train`; its `optimizer.name` and
+            `seed` are replaced.
         optimizers: `name` or `name:argument=value:...`, see `parse_variant`, or a
             `Variant`. One with a `learning_rate` of its own is not tuned.
         workdir: folder for the results: one folder per run, `results.csv` (one line per

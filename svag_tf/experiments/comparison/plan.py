@@ -162,7 +162,7 @@ def planned(
 def _made_of(config: TrainingConfig, data: Data) -> dict[str, str]:
     """Describes data and model, which are the same in all runs, whatever their seed."""
     config = replace(config, seed=0)
-    with started(config) as distribution:
+    with started(config.distribution, config.replicas) as distribution:
         made = prepared(config, data, distribution)
         return made_of.made_of(config.problem, *made, config.distribution == "none")
 

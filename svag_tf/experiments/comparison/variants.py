@@ -7,15 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from svag_tf.experiments.config import rules_of
 from svag_tf.experiments.errors import ExperimentError
-from svag_tf.experiments.optimizers import OPTIMIZERS, TITLES
-from svag_tf.experiments.training.config import FIELDS
+from svag_tf.experiments.optimizers import OPTIMIZERS, TITLES, OptimizerConfig
 
-ARGUMENTS = tuple(
-    name.removeprefix("optimizer.")
-    for name in FIELDS
-    if name.startswith("optimizer.") and name != "optimizer.name"
-)
+RULES = rules_of(OptimizerConfig)
+ARGUMENTS = tuple(name for name in RULES if name != "name")
 
 
 @dataclass(frozen=True)
@@ -103,15 +100,14 @@ def titles(variants: Sequence[Variant]) -> dict[str, str]:
 
 
 def _value(key: str, text: str, whole: str) -> Any:
-    kind = FIELDS[f"optimizer.{key}"].type
+    kind = RULES[key].type
     try:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
         return kind(text)
     except (KeyError, ValueError):
-        expected = FIELDS[f"optimizer.{key}"].expected
         raise ExperimentError(
-            f"optimizer.{key} must be {expected}. Received: {whole}"
+            f"optimizer.{key} must be {RULES[key].expected}. Received: {whole}"
         ) from None
 
 

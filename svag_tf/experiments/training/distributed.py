@@ -16,7 +16,6 @@ from typing import Any
 import keras
 
 from svag_tf.experiments.errors import ExperimentError
-from svag_tf.experiments.training.config import TrainingConfig
 from svag_tf.experiments.training.steps import Distribution, JaxProcesses, Mirrored
 
 MEET_WITHIN = 300.0  # Seconds that a worker waits for the others.
@@ -28,27 +27,27 @@ HEARTBEAT_SECONDS = 20  # JAX gives up a worker that is silent for so long.
 
 
 @contextlib.contextmanager
-def started(config: TrainingConfig) -> Iterator[Distribution]:
+def started(name: str, replicas: int | None) -> Iterator[Distribution]:
     """Joins the devices and processes that a config names, once per process.
 
     Args:
-        config: a checked one.
+        name: the config's `distribution`.
+        replicas: the config's `replicas`.
 
     Raises:
         ExperimentError: if they are not available; later, if another process is gone.
     """
-    name = config.distribution
     if name == "none":
         yield Distribution()
     elif name == "jax":
-        with _last_words(), _jax(config.replicas):
+        with _last_words(), _jax(replicas):
             yield JaxProcesses()
     else:
         import tensorflow as tf
 
         try:
             if name == "mirrored":
-                strategy = mirrored_strategy(config.replicas)
+                strategy = mirrored_strategy(replicas)
             else:
                 strategy = multi_worker_strategy()
             yield Mirrored(strategy)

@@ -157,7 +157,17 @@ class Shards(keras.utils.PyDataset):
         return self.part(k, self._here.first, self._here.number)
 
 
-class Mirrored(Distribution):
+class Replicated(Distribution):
+    """A run on several replicas, each with its rows of every batch."""
+
+    def metrics(self, names: list[str]) -> dict[str, list[str]]:
+        return {"weighted_metrics": names}
+
+    def _rows(self, model: keras.Model, batches: Any, evaluation: bool = False) -> Any:
+        return Shards(batches, processes.replicas_here(model), evaluation)
+
+
+class Mirrored(Replicated):
     """A run under a tf.distribute strategy."""
 
     def __init__(self, strategy: Any):
@@ -189,9 +199,6 @@ class Mirrored(Distribution):
         if dtype_policy != "mixed_float16":
             return optimizer
         return LossScaleOptimizer(optimizer)
-
-    def metrics(self, names: list[str]) -> dict[str, list[str]]:
-        return {"weighted_metrics": names}
 
     def fit(
         self,
@@ -234,9 +241,6 @@ class Mirrored(Distribution):
             self._step(model, "test_step", shards, k)
         return {name: float(v) for name, v in model.get_metrics_result().items()}
 
-    def _rows(self, model: keras.Model, batches: Any, evaluation: bool = False) -> Any:
-        return Shards(batches, processes.replicas_here(model), evaluation)
-
     def _step(
         self, model: keras.Model, name: str, shards: Shards, k: int
     ) -> dict[str, float]:
@@ -264,7 +268,7 @@ class Mirrored(Distribution):
         return {key: float(v) for key, v in self._steps[name](data).items()}
 
 
-class JaxProcesses(Distribution):
+class JaxProcesses(Replicated):
     """A run on JAX: data parallel over the devices of all processes."""
 
     def __init__(self) -> None:
@@ -277,12 +281,6 @@ class JaxProcesses(Distribution):
             if isinstance(layer, keras.layers.BatchNormalization):
                 # The layer sees the whole batch, whose last rows are padding.
                 _normalize_real_rows(layer, lambda rows: batch_size)
-
-    def metrics(self, names: list[str]) -> dict[str, list[str]]:
-        return {"weighted_metrics": names}
-
-    def _rows(self, model: keras.Model, batches: Any, evaluation: bool = False) -> Any:
-        return Shards(batches, processes.replicas_here(model), evaluation)
 
 
 def _normalize_real_rows(

@@ -92,7 +92,10 @@ def train(
     require(filelock, matplotlib)
     config = checked(config)
     folder = RunFolder(workdir)
-    with started(config) as distribution, contextlib.ExitStack() as stack:
+    with (
+        started(config.distribution, config.replicas) as distribution,
+        contextlib.ExitStack() as stack,
+    ):
         if not distribution.chief:
             # All processes must save together; these discard the result.
             folder = RunFolder(stack.enter_context(tempfile.TemporaryDirectory()))
