@@ -10,7 +10,7 @@ from keras import ops
 
 from svag_tf import rules
 from svag_tf.noise.files import BINS, RANGES
-from svag_tf.noise.gradients import compiled
+from svag_tf.noise.per_example import compiled
 
 _GAMMA = {
     "gradient": rules.gamma_gradient,
