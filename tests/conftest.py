@@ -8,7 +8,7 @@ import keras
 import pytest
 from tiers import mark_all_but_a_sample
 
-from svag_tf import kernels
+from svag_tf.kernels import programs
 
 collect_ignore_glob = ["*_script.py"]  # They run in separate processes.
 # On other backends `test_backends.py` compares and trains the methods.
@@ -56,8 +56,8 @@ def forget_compiled_rules():
 
     A test that patches a rule must call it, or it may see the rule unpatched.
     """
-    kernels._COMPILED.clear()
-    kernels._PROGRAMS.clear()
+    programs.COMPILED.clear()
+    programs.PROGRAMS.clear()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -23,7 +23,7 @@ from svag_tf.callbacks import GradientNoise
 from svag_tf.noise import callback
 from svag_tf.noise import files as noise_files
 from svag_tf.noise.files import BINS, COLUMNS, HISTOGRAM_COLUMNS, OVERALL, read_table
-from svag_tf.noise.gradients import compiled
+from svag_tf.noise.per_example import compiled
 from svag_tf.noise.statistics import noise_scale
 
 tf = pytest.importorskip("tensorflow")

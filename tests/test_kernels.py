@@ -16,6 +16,7 @@ from tiers import sampled
 
 import svag_tf
 from svag_tf import kernels
+from svag_tf.kernels import programs, updates
 
 tf = pytest.importorskip("tensorflow")
 if keras.backend.backend() != "tensorflow":
@@ -48,7 +49,7 @@ def values_of(optimizer, *variables):
 
 def gradient_specs():
     """Yields the specs of the kernels' gradients, the first tensors in their keys."""
-    for key in kernels._COMPILED:
+    for key in programs.COMPILED:
         yield next(x for x in key if isinstance(x, tf.TensorSpec))
 
 
@@ -73,11 +74,11 @@ def test_compiled_and_op_by_op_give_the_same_numbers(variant, weight_decay):
 
 def optimized_hlo(optimizer, theta):
     """Returns the text of each program that XLA compiles for a variable's update."""
-    kernels._COMPILED.clear()
+    programs.COMPILED.clear()
     optimizer.apply([tf.ones_like(theta.value)], [theta])
-    (programs,) = kernels._COMPILED.values()
+    (made,) = programs.COMPILED.values()
     variables = (theta, *optimizer.m_tilde, *optimizer.v_tilde)
-    return [_optimized_hlo(program, variables) for program in programs]
+    return [_optimized_hlo(program, variables) for program in made]
 
 
 def _optimized_hlo(program, variables):
@@ -120,17 +121,17 @@ def test_narrow_slots_take_no_temporaries_either(variant):
 
 
 def test_one_kernel_serves_all_variables_and_optimizers_of_a_shape_and_rule():
-    kernels._COMPILED.clear()
+    programs.COMPILED.clear()
     thetas = [variable(seed=0), variable(seed=1), variable((5,))]
     grads = [gradient(0), gradient(1), gradient(2, (5,))]
     svag_tf.MSVAG(0.1).apply(grads, thetas)
-    assert len(kernels._COMPILED) == 2
+    assert len(programs.COMPILED) == 2
     svag_tf.MSVAG(0.2, clipnorm=1.0).apply(grads, thetas)
-    assert len(kernels._COMPILED) == 2
+    assert len(programs.COMPILED) == 2
     svag_tf.MSVAG(0.1, beta=0.8).apply(grads, thetas)
-    assert len(kernels._COMPILED) == 2
+    assert len(programs.COMPILED) == 2
     svag_tf.MSVAG(0.1, weight_decay=0.1).apply(grads, thetas)
-    assert len(kernels._COMPILED) == 4
+    assert len(programs.COMPILED) == 4
 
 
 class OverridesNoRule(svag_tf.MSVAG):
@@ -149,8 +150,8 @@ class Scaled(svag_tf.MSVAG):
 
 def test_kernels_of_subclasses():
     """Shared if the rule is ours; otherwise the instance's own, and deleted with it."""
-    kernels._COMPILED.clear()
-    kernels._PROGRAMS.clear()
+    programs.COMPILED.clear()
+    programs.PROGRAMS.clear()
     moved = []
     for make_optimizer in (svag_tf.MSVAG, OverridesNoRule, Scaled, Scaled):
         theta = variable(seed=0)
@@ -162,11 +163,11 @@ def test_kernels_of_subclasses():
         moved.append(before - theta.numpy())
     for factor, move in zip((0.5, 2.0, 3.0), moved[1:]):
         np.testing.assert_allclose(move, factor * moved[0], 1e-5, 1e-6)
-    assert len(kernels._COMPILED) == 1
-    assert len(kernels._PROGRAMS) == 3
+    assert len(programs.COMPILED) == 1
+    assert len(programs.PROGRAMS) == 3
     # The same program is compiled once for all optimizers.
     Scaled(0.3).apply([gradient(0)], [theta])
-    assert len(kernels._PROGRAMS) == 3
+    assert len(programs.PROGRAMS) == 3
     gone = weakref.ref(optimizer)
     del optimizer
     gc.collect()
@@ -198,7 +199,7 @@ def test_every_argument_that_a_rule_can_see_is_in_the_key_of_its_kernel():
 
 
 def test_a_schedule_compiles_and_traces_nothing_again():
-    kernels._COMPILED.clear()
+    programs.COMPILED.clear()
     schedule = keras.optimizers.schedules.CosineDecay(0.5, 10)
     optimizer, theta = svag_tf.MSVAG(schedule), variable()
     optimizer.build([theta])
@@ -211,13 +212,13 @@ def test_a_schedule_compiles_and_traces_nothing_again():
         expected = expected - rate * oracle.update(gradient(t))
     np.testing.assert_allclose(theta.numpy(), expected, rtol=1e-5, atol=1e-6)
     assert step.experimental_get_tracing_count() == 1
-    assert len(kernels._COMPILED) == 1
+    assert len(programs.COMPILED) == 1
 
 
 @pytest.mark.parametrize("sparse_updates", ["exact", "lazy"])
 def test_a_gradient_whose_shape_shows_in_the_run_only(sparse_updates):
     """It uses the kernel of its variable, and another shape is not broadcast."""
-    kernels._COMPILED.clear()
+    programs.COMPILED.clear()
     optimizer, theta = svag_tf.MSVAG(sparse_updates=sparse_updates), variable()
     optimizer.build([theta])
 
@@ -269,10 +270,10 @@ def test_many_shapes_share_kernels(arguments, shared, monkeypatch):
     shapes = [(), (1,), (300, 300), (0, 3), (2, 2, 2), *((n, 30) for n in range(4, 10))]
     results = []
     # The large one and the one of size 0; arrays of 2 and of 8 rows for all others.
-    monkeypatch.setattr(kernels, "_ROWS", 8)
+    monkeypatch.setattr(updates, "_ROWS", 8)
     for many, kernels_made in ((10, shared), (11, 11)):
         monkeypatch.setattr(kernels, "MANY_SHAPES", many)
-        kernels._COMPILED.clear()
+        programs.COMPILED.clear()
         optimizer = make(**arguments)
         thetas = [variable(shape) for shape in shapes]
         optimizer.build(thetas)
@@ -280,7 +281,7 @@ def test_many_shapes_share_kernels(arguments, shared, monkeypatch):
         for t in range(3):
             optimizer.apply([gradient(t, shape) for shape in shapes], thetas)
         results.append(values_of(optimizer, *thetas))
-        assert len(kernels._COMPILED) == kernels_made
+        assert len(programs.COMPILED) == kernels_made
     assert_same(*results, rtol=1e-6)
 
 
@@ -329,19 +330,19 @@ def test_an_old_gradient_is_forgotten(beta, jit_compile):
 def test_where_xla_does_not_compile_the_rule_runs_op_by_op(monkeypatch):
     results = []
     for serves in (True, False):
-        monkeypatch.setattr(kernels, "_xla_compiles_for", lambda device, s=serves: s)
-        kernels._COMPILED.clear()
+        monkeypatch.setattr(programs, "xla_compiles_for", lambda device, s=serves: s)
+        programs.COMPILED.clear()
         optimizer, theta = svag_tf.MSVAG(), variable()
         for t in range(5):
             optimizer.apply([gradient(t)], [theta])
-        assert bool(kernels._COMPILED) is serves
+        assert bool(programs.COMPILED) is serves
         results.append(values_of(optimizer, theta))
     assert_same(*results)
 
 
 def test_a_device_that_xla_does_not_know_is_told_apart():
-    assert kernels._xla_compiles_for("CPU")
-    assert not kernels._xla_compiles_for("NOSUCH")
+    assert programs.xla_compiles_for("CPU")
+    assert not programs.xla_compiles_for("NOSUCH")
 
 
 @pytest.mark.parametrize("value", ["yes", "Auto", 1, None])
@@ -377,8 +378,8 @@ def test_under_op_determinism():
         model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
         model.compile(svag_tf.MSVAG(), "mse")
         model.fit(np.ones((8, 3)), np.ones((8, 2)), verbose=0)
-        from svag_tf import kernels
-        assert kernels._COMPILED
+        from svag_tf.kernels import programs
+        assert programs.COMPILED
     """
     run_python(code)
 
@@ -509,7 +510,7 @@ def rows_applied(sparse_updates, wrap):
 @pytest.mark.parametrize("sparse_updates", sampled(["lazy"], ["exact", "lazy"]))
 def test_rows_are_compiled_for_powers_of_two_of_them(sparse_updates):
     """The bits do not depend on whether their number is known, or on a graph."""
-    kernels._COMPILED.clear()
+    programs.COMPILED.clear()
     specs = [tf.TensorSpec([None, 3]), tf.TensorSpec([None], tf.int64)]
     known, unknown = tf.function, tf.function(input_signature=specs)
     results = [rows_applied(sparse_updates, f) for f in (known, unknown, lambda f: f)]
@@ -524,7 +525,7 @@ def test_xla_makes_no_loop_over_indices():
 
     @tf.function(jit_compile=True)
     def summed(values, indices):
-        return kernels._summed_rows(tf.IndexedSlices(values, indices), 0)
+        return updates._summed_rows(tf.IndexedSlices(values, indices), 0)
 
     compiled = summed.experimental_get_compiler_ir(tf.ones((9, 2)), tf.range(9))
     assert " while(" not in compiled(stage="optimized_hlo")

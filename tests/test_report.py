@@ -14,7 +14,7 @@ from test_import import block, python
 
 from svag_tf import MSVAG
 from svag_tf.callbacks import GradientNoise
-from svag_tf.noise import report
+from svag_tf.noise import figures, report
 from svag_tf.noise.files import BINS, COLUMNS, HISTOGRAM_COLUMNS, OVERALL
 
 pytest.importorskip("plotly")
@@ -125,7 +125,7 @@ def test_gaps_are_gaps(tmp_path):
         for layer in ("first", OVERALL)
     ]  # fmt: skip
     write_noise(tmp_path / "a", rows)
-    traces = report._noise([report.read_run(tmp_path / "a", "a")]).data
+    traces = figures.noise([report.read_run(tmp_path / "a", "a")]).data
     assert traces[0].mode == "lines+markers"
     (band,) = [trace for trace in traces if trace.fill == "toself"]
     assert band.x == (0, 1, 1, 0, None, 3, 3, None)
@@ -142,12 +142,12 @@ def test_noise_alone(tmp_path):
     ]  # fmt: skip
     write_noise(tmp_path / "a", rows)
     run = report.read_run(tmp_path / "a", "a")
-    panels = report._noise([run])
+    panels = figures.noise([run])
     texts = [annotation.text for annotation in panels.layout.annotations]
     assert texts.count("no signal can be told from the noise") == 2
     # It has no power of ten, so "2" and "5" would be ambiguous.
     assert panels.layout.yaxis4.dtick is None
-    (heat,) = report._heat_map(run, "eta2").data
+    (heat,) = figures.heat_map(run, "eta2").data
     assert heat.z[0][0] == heat.zmax > heat.zmin
 
 

@@ -10,7 +10,7 @@ from keras import ops
 
 from svag_tf import rules
 from svag_tf.noise.files import BINS, RANGES
-from svag_tf.noise.gradients import compiled
+from svag_tf.noise.per_example import compiled
 
 
 def sums_of_variables(gamma_of, damping, with_update, theta, m_tilde, v_tilde, factors):

@@ -1,83 +1,29 @@
-"""TensorFlow: the update of one variable, compiled by XLA and made in place.
-
-A kernel reads a variable, its slots and its gradient and writes the variable and the
-slots. XLA compiles it into loops over the memory of the variables themselves: nothing
-of a variable's size is allocated, except the copies of small variables described below.
-It is compiled once for each shape, dtype and rule and shared by all variables and
-optimizers of the process: it takes the variables as arguments and captures none, so it
-can be called from any graph.
-
-The rule runs op by op, with the same numbers up to round-off, with `jit_compile=False`;
-on a device that XLA cannot compile for; for a variable whose slots are on another
-device; and for a variable whose shape is not fully known.
-
-The rows that a sparse gradient touches are read, computed by a compiled program, and
-written back. Their number changes from batch to batch, and XLA compiles for each
-number, so the number is padded to the next power of two.
-
-A model whose variables have many shapes would wait for many kernels to compile. So its
-small variables are copied into one array, updated together, and written back.
-"""
+"""Updates variables in place: one, several joined, or rows of one."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import threading
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from svag_tf import replicas
+from svag_tf.kernels.programs import (
+    Kernel,
+    compiled_for_values,
+    compiled_in_place,
+    is_compiled,
+)
 from svag_tf.optional import tensorflow as tf
 
-_COMPILED: dict[Any, list[Callable]] = {}
-# Programs by a digest of their graphs.
-_PROGRAMS: dict[Any, Callable] = {}
-_LOCK = threading.RLock()
 _WAITING = threading.local()
 # An optimizer with more shapes than MANY_SHAPES updates variables of at most
 # _JOINED_UP_TO elements together, in arrays of up to _ROWS rows and _WIDTH columns.
 MANY_SHAPES = 32
 _JOINED_UP_TO = 2**16
 _ROWS, _WIDTH = 2**9, 2**7
-
-
-class Store:
-    """The kernels of one optimizer; comes first in their keys."""
-
-    def __init__(self):
-        self.compiled = {}
-
-
-class Kernel(NamedTuple):
-    """A rule, and how it is run.
-
-    Attributes:
-        steps: Functions of the gradient, scalars and the values of a variable and its
-            slots; each returns their new values, element-wise and in their dtypes,
-            `None` for unchanged ones, and is given those of the step before.
-        key: Hashable; steps with the same key are the same. They are kept as long as
-            the process, or as long as the `Store` that comes first in it.
-        jit_compile: `True`, `False`, or `"auto"`: `True` where XLA works.
-        one_program: Whether the steps are compiled as one program. A step that needs
-            what the one before stored in a narrower dtype should read it back: in one
-            program XLA would hold it in the wider dtype as well.
-    """
-
-    steps: tuple[Callable, ...]
-    key: tuple
-    jit_compile: bool | str
-    one_program: bool
-
-    def rule(self, gradient, scalars, *values):
-        """Returns the new values of a variable and its slots."""
-        for step in self.steps:
-            new = step(gradient, scalars, *values)
-            values = tuple(x if y is None else y for x, y in zip(values, new))
-        return values
 
 
 class Update(NamedTuple):
@@ -209,10 +155,10 @@ def _of_known_shape(gradient, shape):
 
 
 def _update_all(kernel, variables, gradient, scalars):
-    if _is_compiled(kernel, variables):
+    if is_compiled(kernel, variables):
         handles = [v.handle for v in variables]
         with tf.device(variables[0].device):
-            for compiled in _compiled(kernel, variables, gradient, scalars):
+            for compiled in compiled_in_place(kernel, variables, gradient, scalars):
                 compiled(handles, gradient, scalars)
         return
     gradient = tf.broadcast_to(gradient, tf.shape(variables[0]))
@@ -226,13 +172,7 @@ def _can_wait(kernel, variables, gradient):
         shape.is_fully_defined()
         and 0 < shape.num_elements() <= _JOINED_UP_TO
         and not isinstance(gradient, tf.IndexedSlices)
-        and _is_compiled(kernel, variables)
-    )
-
-
-def _is_compiled(kernel, variables):
-    return kernel.jit_compile is True or (
-        kernel.jit_compile == "auto" and _xla_serves(variables)
+        and is_compiled(kernel, variables)
     )
 
 
@@ -313,7 +253,7 @@ def _updated_rows(kernel, variables, counts, gradient, scalars):
     """
     n = gradient.indices.shape[0]
     n = tf.size(gradient.indices) if n is None else n
-    compiled = _is_compiled(kernel, variables)
+    compiled = is_compiled(kernel, variables)
     rows, gradient = _summed_rows(gradient, _enlarged(n) - n if compiled else 0)
     values, t = [tf.gather(v, rows) for v in variables], None
     if counts is not None:
@@ -368,89 +308,8 @@ def _summed_rows(gradient, more):
 def _run_for_values(kernel, gradient, scalars, values):
     """Runs compiled programs; returns new values, `None` for unchanged ones."""
     changed = [False] * len(values)
-    for program in _compiled_for_values(kernel, values, gradient, scalars):
+    for program in compiled_for_values(kernel, values, gradient, scalars):
         new = program(gradient, scalars, *values)
         changed = [c or x is not None for c, x in zip(changed, new)]
         values = [x if y is None else y for x, y in zip(values, new)]
     return [x if c else None for x, c in zip(values, changed)]
-
-
-def _compiled(kernel, variables, gradient, scalars):
-    """Returns the compiled programs that update variables in place."""
-    shape, dtypes = variables[0].shape, tuple(v.dtype for v in variables)
-    specs = _specs(gradient, scalars)
-    return _stored(
-        kernel, (shape, dtypes, *specs), lambda p: _compile(p, shape, dtypes, specs)
-    )
-
-
-def _compiled_for_values(kernel, values, gradient, scalars):
-    """Returns the compiled programs that return new values."""
-    specs = _specs(gradient, scalars, *values)
-    return _stored(
-        kernel, ("values", *specs), lambda p: _concrete(lambda *x: p(*x), *specs)
-    )
-
-
-def _specs(*tensors):
-    return tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), tensors)
-
-
-def _stored(kernel, key, compile_program):
-    """Returns a kernel's programs, from a store or newly compiled."""
-    owner, *rest = kernel.key
-    compiled = owner.compiled if isinstance(owner, Store) else _COMPILED
-    key = (*(rest if isinstance(owner, Store) else kernel.key), *key)
-    with _LOCK:
-        if key not in compiled:
-            programs = [kernel.rule] if kernel.one_program else kernel.steps
-            compiled[key] = [compile_program(p) for p in programs]
-        return compiled[key]
-
-
-def _compile(rule, shape, dtypes, specs):
-    def svag_kernel(handles, gradient, scalars):
-        values = []
-        for handle, dtype in zip(handles, dtypes):
-            value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype)
-            values.append(tf.ensure_shape(value, shape))
-        gradient = tf.broadcast_to(gradient, shape)
-        new_values = rule(gradient, scalars, *values)
-        for handle, old, new in zip(handles, values, new_values):
-            if new is not None and new is not old:
-                tf.raw_ops.AssignVariableOp(resource=handle, value=new)
-
-    return _concrete(
-        svag_kernel, [tf.TensorSpec((), tf.resource)] * len(dtypes), *specs
-    )
-
-
-def _concrete(function, *specs):
-    compiled = tf.function(function, jit_compile=True, autograph=False)
-    with tf.init_scope():  # Outside the graph, cond or loop that is being traced.
-        traced = compiled.get_concrete_function(*specs)
-    if traced.captured_inputs:
-        return traced
-    # XLA never frees what it has compiled, so each program is compiled only once.
-    graph = traced.graph.as_graph_def().SerializeToString(deterministic=True)
-    digest = hashlib.sha256(graph).digest()
-    return _PROGRAMS.setdefault((digest, str(specs)), traced)
-
-
-def _xla_serves(variables):
-    """Returns whether XLA can compile the update of a variable and its slots."""
-    device = variables[0].device
-    return (
-        all(v.device == device for v in variables)
-        and variables[0].shape.is_fully_defined()
-        and _xla_compiles_for(tf.DeviceSpec.from_string(device).device_type or "CPU")
-    )
-
-
-@functools.cache
-def _xla_compiles_for(device_type):
-    try:
-        with tf.init_scope(), tf.device(f"/{device_type}:0"):
-            return bool(tf.function(lambda x: x == x, jit_compile=True)(tf.ones(())))
-    except (tf.errors.OpError, ValueError):
-        return False

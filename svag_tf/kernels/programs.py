@@ -1,0 +1,138 @@
+"""Compiles rules with XLA, each of them once for a shape and dtype."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from svag_tf.optional import tensorflow as tf
+
+COMPILED: dict[Any, list[Callable]] = {}
+# Programs by a digest of their graphs.
+PROGRAMS: dict[Any, Callable] = {}
+_LOCK = threading.RLock()
+
+
+class Store:
+    """The kernels of one optimizer; comes first in their keys."""
+
+    def __init__(self):
+        self.compiled = {}
+
+
+class Kernel(NamedTuple):
+    """A rule, and how it is run.
+
+    Attributes:
+        steps: Functions of the gradient, scalars and the values of a variable and its
+            slots; each returns their new values, element-wise and in their dtypes,
+            `None` for unchanged ones, and is given those of the step before.
+        key: Hashable; steps with the same key are the same. They are kept as long as
+            the process, or as long as the `Store` that comes first in it.
+        jit_compile: `True`, `False`, or `"auto"`: `True` where XLA works.
+        one_program: Whether the steps are compiled as one program. A step that needs
+            what the one before stored in a narrower dtype should read it back: in one
+            program XLA would hold it in the wider dtype as well.
+    """
+
+    steps: tuple[Callable, ...]
+    key: tuple
+    jit_compile: bool | str
+    one_program: bool
+
+    def rule(self, gradient, scalars, *values):
+        """Returns the new values of a variable and its slots."""
+        for step in self.steps:
+            new = step(gradient, scalars, *values)
+            values = tuple(x if y is None else y for x, y in zip(values, new))
+        return values
+
+
+def is_compiled(kernel, variables):
+    return kernel.jit_compile is True or (
+        kernel.jit_compile == "auto" and _xla_serves(variables)
+    )
+
+
+def compiled_in_place(kernel, variables, gradient, scalars):
+    """Returns the compiled programs that update variables in place."""
+    shape, dtypes = variables[0].shape, tuple(v.dtype for v in variables)
+    specs = _specs(gradient, scalars)
+    return _stored(
+        kernel, (shape, dtypes, *specs), lambda p: _compile(p, shape, dtypes, specs)
+    )
+
+
+def compiled_for_values(kernel, values, gradient, scalars):
+    """Returns the compiled programs that return new values."""
+    specs = _specs(gradient, scalars, *values)
+    return _stored(
+        kernel, ("values", *specs), lambda p: _concrete(lambda *x: p(*x), *specs)
+    )
+
+
+def _specs(*tensors):
+    return tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), tensors)
+
+
+def _stored(kernel, key, compile_program):
+    """Returns a kernel's programs, from a store or newly compiled."""
+    owner, *rest = kernel.key
+    compiled = owner.compiled if isinstance(owner, Store) else COMPILED
+    key = (*(rest if isinstance(owner, Store) else kernel.key), *key)
+    with _LOCK:
+        if key not in compiled:
+            programs = [kernel.rule] if kernel.one_program else kernel.steps
+            compiled[key] = [compile_program(p) for p in programs]
+        return compiled[key]
+
+
+def _compile(rule, shape, dtypes, specs):
+    def svag_kernel(handles, gradient, scalars):
+        values = []
+        for handle, dtype in zip(handles, dtypes):
+            value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype)
+            values.append(tf.ensure_shape(value, shape))
+        gradient = tf.broadcast_to(gradient, shape)
+        new_values = rule(gradient, scalars, *values)
+        for handle, old, new in zip(handles, values, new_values):
+            if new is not None and new is not old:
+                tf.raw_ops.AssignVariableOp(resource=handle, value=new)
+
+    return _concrete(
+        svag_kernel, [tf.TensorSpec((), tf.resource)] * len(dtypes), *specs
+    )
+
+
+def _concrete(function, *specs):
+    compiled = tf.function(function, jit_compile=True, autograph=False)
+    with tf.init_scope():  # Outside the graph, cond or loop that is being traced.
+        traced = compiled.get_concrete_function(*specs)
+    if traced.captured_inputs:
+        return traced
+    # XLA never frees what it has compiled, so each program is compiled only once.
+    graph = traced.graph.as_graph_def().SerializeToString(deterministic=True)
+    digest = hashlib.sha256(graph).digest()
+    return PROGRAMS.setdefault((digest, str(specs)), traced)
+
+
+def _xla_serves(variables):
+    """Returns whether XLA can compile the update of a variable and its slots."""
+    device = variables[0].device
+    return (
+        all(v.device == device for v in variables)
+        and variables[0].shape.is_fully_defined()
+        and xla_compiles_for(tf.DeviceSpec.from_string(device).device_type or "CPU")
+    )
+
+
+@functools.cache
+def xla_compiles_for(device_type):
+    try:
+        with tf.init_scope(), tf.device(f"/{device_type}:0"):
+            return bool(tf.function(lambda x: x == x, jit_compile=True)(tf.ones(())))
+    except (tf.errors.OpError, ValueError):
+        return False
