@@ -30,12 +30,14 @@ class AveragingOptimizer(ReplicatedOptimizer):
         self.assign(local(self.has_average), ones)
 
     def overwrite_with_averages(self, variables):
-        """Gives variables the values of their moving averages."""
+        """Gives variables the values of their moving averages, once they have begun."""
         averages = internals.weight_averages(self)
+        begun = ops.unstack(local(self.has_average) > 0)
         for variable in variables:
-            average = averages[internals.variable_index(self, variable)]
-            if average is not None:
-                # A copy: in `fit`, JAX donates a variable's buffer, and a buffer that
-                # two variables share can be donated only once.
-                average = ops.convert_to_tensor(local(average)) + 0
-                self.assign(local(variable), average)
+            index = internals.variable_index(self, variable)
+            if averages[index] is not None:
+                # A new tensor: in `fit`, JAX donates a variable's buffer, and a buffer
+                # that two variables share can be donated only once.
+                variable = local(variable)
+                average = ops.where(begun[index], local(averages[index]), variable)
+                self.assign(variable, average)

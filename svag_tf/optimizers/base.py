@@ -309,7 +309,9 @@ class MomentOptimizer(AveragingOptimizer):
         """
         update.update_variable(self, gradient, variable, learning_rate)
         if not update.is_of_all_variables(self):  # Called by a wrapper, not by `apply`.
-            self._count_updates([variable])
+            # As in `apply_reduced`.
+            with kernels.after_gradients([gradient]) if kernels else nullcontext():
+                self._count_updates([variable])
 
     def new_averages(self, g, slots, betas=None):
         """Returns the slots' new values, as a pure function.
