@@ -212,6 +212,36 @@ def batches(number):
     )
 
 
+class Wrapper(keras.optimizers.Optimizer):
+    """A user's wrapper, which makes the updates of another optimizer."""
+
+    def __init__(self, wrapped):
+        super().__init__(learning_rate=wrapped.learning_rate)
+        self.wrapped = wrapped
+
+    def build(self, variables):
+        super().build(variables)
+        self.wrapped.build(variables)
+
+    def update_step(self, gradient, variable, learning_rate):
+        self.wrapped.update_step(gradient, variable, learning_rate)
+
+
+def test_a_step_without_a_batch_is_none_in_a_wrapper():
+    weights = []
+    for wrap in (Wrapper, lambda optimizer: optimizer):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        optimizer = svag_tf.MSVAG(0.01)
+        model.compile(wrap(optimizer), "mse")
+        for _ in range(2):
+            model.fit(batches(4), verbose=0)
+        assert optimizer.update_counts.numpy().tolist() == [8, 8]
+        weights += model.get_weights()
+    for a, b in zip(weights[:2], weights[2:], strict=True):
+        np.testing.assert_allclose(a, b, 1e-6)
+
+
 @pytest.mark.parametrize(
     "steps_per_execution, jit_compile, options",
     sampled(

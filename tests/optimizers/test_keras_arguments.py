@@ -202,6 +202,17 @@ def test_ema_is_put_in_place_at_the_end(variant):
         np.testing.assert_allclose(table.to_numpy(variable), average, 1e-5, 2e-6)
 
 
+def test_ema_that_has_not_begun_is_not_put_in_place():
+    optimizer = table.make("msvag", BETA, RATE, use_ema=True)
+    variables = [keras.Variable([1.0, 2.0]), keras.Variable([3.0])]
+    optimizer.build(variables)
+    optimizer.finalize_variable_values(variables)
+    assert [v.numpy().tolist() for v in variables] == [[1.0, 2.0], [3.0]]
+    optimizer.has_average.assign([1, 0])  # As after an unfrozen layer's restoring.
+    optimizer.finalize_variable_values(variables)
+    assert [v.numpy().tolist() for v in variables] == [[0.0, 0.0], [3.0]]
+
+
 @pytest.mark.parametrize("exclude", ["name", "variable"])
 def test_weight_decay_excluded(exclude):
     variant = "msvag"
