@@ -216,7 +216,7 @@ class Wrapper(keras.optimizers.Optimizer):
     """A user's wrapper, which makes the updates of another optimizer."""
 
     def __init__(self, wrapped):
-        super().__init__(learning_rate=wrapped.learning_rate)
+        super().__init__(learning_rate=0.01)
         self.wrapped = wrapped
 
     def build(self, variables):
