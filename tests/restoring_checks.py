@@ -182,6 +182,64 @@ def check_layers_that_two_models_share(folder):
     assert counts(top) == [[4], [4], [1]], counts(top)
 
 
+def check_made_again_in_one_process(folder):
+    """Though some names are chosen and the same, and others are new numbers."""
+
+    def made(name, head, others=0):
+        keras.utils.set_random_seed(0)
+        for _ in range(others):
+            keras.layers.Dense(4)
+        layers = [keras.layers.Dense(4), keras.layers.Dense(4)]
+        layers.append(keras.layers.Dense(1, name=head))
+        model = keras.Sequential([keras.Input((4,)), *layers], name=name)
+        model.compile(svag_tf.MSVAG(0.01), "mse")
+        return model
+
+    pairs = [(None, "head", False), ("net", "head", False), (None, None, True)]
+    for move, (name, head, cleared) in zip(FILES, pairs):
+        keras.utils.clear_session()
+        there = made(name, head)
+        fit(there, 2)
+        if cleared:  # Numbers begin again: the same path is then another layer's.
+            keras.utils.clear_session()
+        here = made(name, head, others=1)
+        assert said_of(move, there, here, folder) == []
+        fit(here)
+        fit(there)
+        for i in range(3):
+            for a, b in zip(slots(there, i), slots(here, i), strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+def check_layers_of_the_same_name(folder):
+    """In two models within a model."""
+
+    def towers(frozen):
+        keras.utils.set_random_seed(0)
+        parts = []
+        for _ in range(2):
+            x = keras.Input((4,))
+            parts.append(keras.Model(x, keras.layers.Dense(4, name="h")(x)))
+        for i in frozen:
+            parts[i].trainable = False
+        x = keras.Input((4,))
+        y = keras.layers.Dense(1)(parts[0](x) + parts[1](x))
+        model = keras.Model(x, y)
+        model.compile(svag_tf.MSVAG(0.01), "mse")
+        return model
+
+    for before, after in (((0,), (1,)), ((0,), ()), ((), (0,)), ((), ())):
+        for move in FILES:
+            there, here = towers(before), towers(after)
+            fit(there, 2)
+            said = said_of(move, there, here, folder)
+            assert len(said) == (before != after), said
+            fit(here)
+            updates = keras.ops.convert_to_numpy(here.optimizer.update_counts)
+            expected = [1 if i in before else 3 for i in (0, 1) if i not in after]
+            assert updates[::2].tolist() == [*expected, 3], (before, after, updates)
+
+
 def check_lora(folder):
     there = net()
     fit(there, 3)
@@ -309,6 +367,8 @@ CHECKS = [
     check_layer_removed_and_added,
     check_named_layers,
     check_layers_that_two_models_share,
+    check_made_again_in_one_process,
+    check_layers_of_the_same_name,
     check_lora,
     check_another_optimizer,
     check_our_state_in_another_optimizer,

@@ -162,7 +162,6 @@ class MomentOptimizer(AveragingOptimizer):
         self._state.note_variables(variables)
         with replicas.eager_variables() if replicas else nullcontext():
             self._create_variables(variables)
-        self._restore_waiting()
 
     def _create_variables(self, variables):
         super().build(variables)

@@ -11,6 +11,7 @@ import keras
 from svag_tf import internals
 from svag_tf.files import make_writable
 from svag_tf.saving.commits import Commits, restore_state, save_state
+from svag_tf.saving.model_state import parts_of
 from svag_tf.saving.optimizer_state import all_or_error
 
 
@@ -142,6 +143,11 @@ def restore_latest(manager: Any) -> str | None:
                 stacklevel=2,
             )
             continue
+        for model in parts_of(vars(manager.checkpoint), keras.Model).values():
+            # Before anything is restored, so that nothing is if this is another model.
+            optimizer = getattr(model, "optimizer", None)
+            if model.built and optimizer and not optimizer.built:
+                optimizer.build(model.trainable_variables)
         with all_or_error():
             manager.checkpoint.restore(path)
         return path

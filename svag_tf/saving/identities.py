@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -26,46 +28,55 @@ class Identity(NamedTuple):
             the model, also those of frozen layers; `None` if the model is not known.
         below_model: The same without the model's name at the start.
         shape: List of integers.
+        token: Marks the very object, to find it again in the same process.
     """
 
     path: str
     in_model: str | None
     below_model: str | None
     shape: list[int]
+    token: str | None = None
+
+
+def _token_of(variable: Any) -> str:
+    if not hasattr(variable, "_svag_tf_token"):
+        variable._svag_tf_token = uuid.uuid4().hex
+    return variable._svag_tf_token
 
 
 def identities_of(
     variables: Sequence[Any], model: keras.Model | None
 ) -> list[Identity]:
     """Returns the identities of a model's variables; `None` is an unknown model."""
-    paths = [path_of(v) for v in variables]
-    stable: dict[str, str] = {}
+    stable: dict[int, str] = {}
     name = ""
     if model is not None:
         everything = [path_of(v) for v in model.variables]
         classes = {type(layer).__name__.lower() for layer in internals.layers_of(model)}
         *new, name = renumbered([*everything, model.name], classes | {"variable"})
-        stable = dict(zip(everything, new))
-    return [
-        Identity(
-            path,
-            stable.get(path),
-            stable[path].removeprefix(f"{name}/") if path in stable else None,
-            list(variable.shape),
-        )
-        for path, variable in zip(paths, variables)
-    ]
+        seen: dict[str, int] = defaultdict(int)
+        for variable, path in zip(model.variables, new):
+            seen[path] += 1  # Two towers may have layers of the same name.
+            number = f"#{seen[path]}" if seen[path] > 1 else ""
+            stable[id(variable)] = path + number
+    identities = []
+    for variable in variables:
+        in_model = stable.get(id(variable))
+        below = None if in_model is None else in_model.removeprefix(f"{name}/")
+        shape, token = list(variable.shape), _token_of(variable)
+        identities.append(Identity(path_of(variable), in_model, below, shape, token))
+    return identities
 
 
-def matched(
-    there: list[Identity], here: list[Identity], same_process: bool = False
-) -> dict[int, int]:
+def matched(there: list[Identity], here: list[Identity]) -> dict[int, int]:
     """Maps the index of each variable here to that of the same variable there.
 
-    In one process paths are unique: the same path means the same variable. Otherwise
-    variables are the same if their paths in their models and their shapes are. If a
-    model is not known, automatic numbers say little: then all paths of one side must
-    equal those of the other, numbered anew, or else single ones must be identical.
+    If some are the same objects, as in a model that has layers of the saved one, the
+    others are new, except for those whose names were chosen and are the same.
+    Otherwise variables are the same if their paths in their models and their shapes
+    are. If a model is not known, automatic numbers say little: then all paths of one
+    side must equal those of the other, numbered anew, or else single ones must be
+    identical.
     """
     sources: dict[int, int] = {}
 
@@ -89,7 +100,10 @@ def matched(
     def join_by(key: str) -> bool:
         return join([getattr(v, key) for v in there], [getattr(v, key) for v in here])
 
-    if same_process and (join_by("path") or sources):
+    if join_by("token"):
+        return sources
+    if sources:
+        join(*([_chosen(each.path) for each in side] for side in (there, here)))
         return sources
     if all(each.in_model is not None for each in (*there, *here)):
         if not join_by("in_model"):
@@ -105,6 +119,13 @@ def matched(
     if not sources:
         join(*map(_below_model, paths))
     return sources
+
+
+def _chosen(path: str) -> str | None:
+    """Returns a path whose names were all chosen; `None` if Keras gave one."""
+    *layers, _ = path.split("/")
+    given = any(re.sub(r"_\d+$|_", "", layer) in _LAYERS for layer in layers)
+    return None if given else path
 
 
 def _below_model(paths: list[str]) -> list[str]:

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -41,8 +41,6 @@ _TITLES = {
     "average": "the averages of the weights (use_ema)",
     "accumulated_gradient": "half-accumulated gradients",
 }
-# Tells in a record which process made it.
-_PROCESS = uuid.uuid4().hex
 _all_or_error = contextvars.ContextVar("all_or_error", default=False)
 
 
@@ -138,7 +136,6 @@ class OptimizerState:
         return {
             "format": stores.FORMAT,
             "class": class_of(optimizer),
-            "process": _PROCESS,
             "gradient_accumulation_steps": optimizer.gradient_accumulation_steps,
             "variables": self._known_identities() if optimizer.built else None,
             "entries": list(self.entries()),
@@ -152,6 +149,8 @@ class OptimizerState:
             record["random_states"] = [_to_json(v) for v in self._random_states]
         else:  # Loaded, but not built yet.
             record, arrays = self._waiting
+            early = {n: _to_numpy(v) for n, v in self.early_places(record)}
+            arrays = {**arrays, **early}
         stores.write(store, record, arrays)
 
     def load(self, store: Any) -> None:
@@ -174,7 +173,7 @@ class OptimizerState:
             self.announce(record)
             self._waiting = record, arrays
             for name, variable in self.early_places(record):
-                variable.assign(arrays[name])
+                _assign(variable, arrays[name])
         self._waiting_random_states = record["random_states"]
         if self._random_states:
             self.keep_random_states(self._random_states)
@@ -183,7 +182,9 @@ class OptimizerState:
         """Restores what was loaded before the optimizer was built."""
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
-            self._restore(*waiting)
+            # Those that were restored before may have other values since.
+            early = [name for name, _ in self.early_places(waiting[0])]
+            self._restore(*waiting, early)
         self._said = ""
 
     def keep_random_states(self, variables: Sequence[Any]) -> None:
@@ -203,7 +204,7 @@ class OptimizerState:
     def announce(self, record: dict[str, Any]) -> None:
         """Warns of what `build` will not restore, if the model is already known."""
         model = model_being_loaded(self._optimizer)
-        if model is not None and model.built:
+        if model is not None and model.built and model.trainable_variables:
             variables = model.variables
             identities = identities_of(variables, model)
             self._of_loaded_model = {
@@ -262,12 +263,18 @@ class OptimizerState:
             self._place(Match({}, why), {"entries": []})
             self.begin_accumulation()
 
-    def _restore(self, record: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    def _restore(
+        self,
+        record: dict[str, Any],
+        arrays: dict[str, np.ndarray],
+        restored: Sequence[str] = (),
+    ) -> None:
         match = self._match(record, self._known_identities())
         self._say(match.message)
         placed = self._place(match, {**record, **arrays})
         for name, variable in placed:
-            variable.assign(arrays[name])
+            if name not in restored:
+                _assign(variable, arrays[name])
         if match.message:
             self.begin_accumulation()
 
@@ -297,14 +304,14 @@ class OptimizerState:
             kind, _, i = name.partition("/")
             source = f"{kind}/{match.sources.get(int(i))}" if i else name
             if kind in COUNTS:
-                variable.assign(counts[kind])
+                _assign(variable, counts[kind])
             elif kind.startswith("other") and match.message:
                 continue  # What it depends on is unknown.
             elif source in record["entries"]:
                 placed.append((source, variable))
             elif kind == "row_update_counts":
                 count = counts["update_counts"][int(i)]
-                variable.assign(np.full(variable.shape, count))
+                _assign(variable, np.full(variable.shape, count))
             elif i:
                 variable.assign(ops.zeros(variable.shape, variable.dtype))
         return placed
@@ -317,7 +324,7 @@ class OptimizerState:
                 return Match({}, "")
             record = {**record, "variables": []}
         there = [Identity(*each) for each in record["variables"]]
-        sources = matched(there, here, record["process"] == _PROCESS)
+        sources = matched(there, here)
         left = {v.in_model or v.path: v for i, v in enumerate(there)}
         for source in sources.values():
             left.pop(there[source].in_model or there[source].path, None)
@@ -342,7 +349,8 @@ class OptimizerState:
             only_there.append(_TITLES["accumulated_gradient"])
         if "learning_rate" in kinds[0] - kinds[1]:
             only_there.append("the learning rate, which is a schedule here")
-        if any(kind.startswith("other") for kind in kinds[0] ^ kinds[1]):
+        others = any(kind.startswith("other") for kind in kinds[0] ^ kinds[1])
+        if others and optimizer.built:  # A subclass may add them in `build`.
             only_there.append("variables that the class has added")
         if not (fresh or dropped or only_there or only_here):
             return Match(sources, "")
@@ -410,6 +418,14 @@ def _listed(names: list[str]) -> str:
 
 def _to_numpy(variable: Any) -> np.ndarray:
     return ops.convert_to_numpy(variable)
+
+
+def _assign(variable: Any, value: np.ndarray) -> None:
+    """Assigns a saved value; a count too large for its variable becomes its largest."""
+    dtype = keras.backend.standardize_dtype(variable.dtype)
+    if "int" in dtype:
+        value = np.minimum(value, np.iinfo(dtype).max)
+    variable.assign(value)
 
 
 def _to_json(variable: Any) -> list[Any]:

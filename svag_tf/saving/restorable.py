@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,8 +17,32 @@ if keras.backend.backend() == "tensorflow":
     from svag_tf.saving import checkpoints
 
 
+def _restoring_at_the_end(build):
+    """Wraps a `build`; the outermost one restores, when all variables are there."""
+
+    @functools.wraps(build)
+    def wrapped(self, *args, **kwargs):
+        outermost, self._is_building = not self._is_building, True
+        try:
+            build(self, *args, **kwargs)
+        finally:
+            self._is_building = not outermost
+        if outermost:
+            self._restore_waiting()
+
+    return wrapped
+
+
 class RestorableOptimizer(internals.HookedOptimizer):
     """Base class: Keras' files and TensorFlow's checkpoints, by an `OptimizerState`."""
+
+    # Whether `build` is running, its own or that of a subclass.
+    _is_building = False
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "build" in vars(cls):
+            cls.build = _restoring_at_the_end(cls.build)  # type: ignore[method-assign]
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)

@@ -11,7 +11,7 @@ from oracle import METHODS, Oracle
 
 import svag_tf
 from svag_tf.saving.identities import Identity, matched
-from svag_tf.saving.optimizer_state import all_or_error
+from svag_tf.saving.optimizer_state import _assign, all_or_error
 
 tf = pytest.importorskip("tensorflow")
 
@@ -203,37 +203,41 @@ def test_same_variables_of_a_later_process(way, tmp_path):
 
 
 def identities(*paths, known=True):
-    """Of variables of one shape, in a model whose paths are the second of each pair."""
-    return [Identity(a, b if known else None, b if known else None, [2])
-            for a, b in paths]  # fmt: skip
+    """Of variables of one shape, in a model whose paths are the second of each pair.
+
+    A third is the token of an object.
+    """
+    return [Identity(a, b if known else None, b if known else None, [2], *token)
+            for a, b, *token in paths]  # fmt: skip
 
 
 A, B, C = ("dense", "dense"), ("dense_1", "dense_1"), ("dense_2", "dense_2")
+HEAD = ("head/kernel", "head/kernel")
 LATER_A, LATER_B = ("dense_7", "dense"), ("dense_8", "dense_1")
 
 
 @pytest.mark.parametrize(
-    "there, here, same_process, expected",
+    "there, here, expected",
     [
         # With the models known, numbers count from the first layer, frozen or not.
-        (identities(B), identities(LATER_A, LATER_B), False, {1: 0}),
-        (identities(B), identities(LATER_A), False, {}),
-        (identities(A, B), identities(LATER_B), False, {0: 1}),
-        # In one process a path is one variable.
-        (identities(B, C), identities(A, C), True, {1: 1}),
-        (identities(B), identities(LATER_A, LATER_B), True, {1: 0}),
-        # If not, all paths must agree, or single ones be identical.
-        (identities(A, B, known=False), identities(LATER_A, LATER_B), False,
+        (identities(B), identities(LATER_A, LATER_B), {1: 0}),
+        (identities(B), identities(LATER_A), {}),
+        (identities(A, B), identities(LATER_B), {0: 1}),
+        # Beside the same objects, others are new, unless their name was chosen.
+        (identities((*B, "b"), (*C, "c")), identities((*A, "a"), (*C, "c")), {1: 1}),
+        (identities((*C, "c"), (*HEAD, "a")), identities((*C, "c"), (*HEAD, "b")),
          {0: 0, 1: 1}),
-        (identities(B, known=False), identities(LATER_A, LATER_B), False, {}),
-        (identities(A, B, C, known=False), identities(B, C), False, {0: 1, 1: 2}),
+        # If not, all paths must agree, or single ones be identical.
+        (identities(A, B, known=False), identities(LATER_A, LATER_B), {0: 0, 1: 1}),
+        (identities(B, known=False), identities(LATER_A, LATER_B), {}),
+        (identities(A, B, C, known=False), identities(B, C), {0: 1, 1: 2}),
         # Equally many of one name are matched in order.
-        (identities(A, A), identities(A, A), False, {0: 0, 1: 1}),
-        (identities(A, A), identities(A), False, {}),
+        (identities(A, A), identities(A, A), {0: 0, 1: 1}),
+        (identities(A, A), identities(A), {}),
     ],
 )  # fmt: skip
-def test_matched(there, here, same_process, expected):
-    assert matched(there, here, same_process) == expected
+def test_matched(there, here, expected):
+    assert matched(there, here) == expected
 
 
 KINDS = [
@@ -403,6 +407,37 @@ def test_scalars_are_restored_at_once(saved, way):
     assert float(optimizer.learning_rate) == np.float32(0.1)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_set_after_loading_stays(saved, way):
+    """Also if the optimizer is built later, or saved again before."""
+    optimizer = svag_tf.MSVAG(0.3)
+    if "not built" not in way:
+        optimizer.build(variables())
+    if way.startswith("checkpoint"):
+        tf.train.Checkpoint(optimizer=optimizer).restore(saved.checkpoint)
+    else:
+        optimizer.load_own_variables(saved.store)
+    optimizer.learning_rate = 0.5
+    optimizer.iterations.assign(7)
+    store, again = {}, svag_tf.MSVAG(0.3)
+    if way.startswith("store"):
+        optimizer.save_own_variables(store)
+        again.load_own_variables(store)
+    else:
+        again = optimizer
+    for each in (optimizer, again):
+        each.build(variables())
+        assert float(each.learning_rate) == 0.5
+        assert int(each.iterations) == 7
+        assert each.update_counts.numpy().tolist() == [2, 2, 2]
+
+
+def test_a_count_beyond_its_variable_is_its_largest():
+    variable = keras.Variable([0, 0], dtype="int32")
+    _assign(variable, np.array([2**31 + 5, 7]))
+    assert variable.numpy().tolist() == [2**31 - 1, 7]
+
+
 @pytest.mark.parametrize("built_between", [False, True])
 @pytest.mark.parametrize(
     "copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))]
@@ -431,7 +466,7 @@ class WithMore(svag_tf.MSVAG):
         self.steps_of_norm.assign_add(1.5)
 
 
-@pytest.mark.parametrize("way", ["checkpoint", "store"])
+@pytest.mark.parametrize("way", WAYS)
 def test_variables_of_a_subclass_are_restored(way, tmp_path):
     original = WithMore(0.1)
     original.build(variables())
@@ -641,3 +676,28 @@ def test_no_checkpoints(tmp_path):
     checkpoint = tf.train.Checkpoint(optimizer=make(variables()))
     manager = tf.train.CheckpointManager(checkpoint, str(tmp_path), 3)
     assert svag_tf.restore_latest(manager) is None
+
+
+@pytest.mark.parametrize("built", [False, True])
+def test_a_checkpoint_of_another_model_changes_nothing(built, tmp_path):
+    def made(units):
+        layers = [keras.layers.Dense(4, name="a"), keras.layers.Dense(units, name="b")]
+        model = keras.Sequential([keras.Input((3,)), *layers])
+        model.compile(svag_tf.MSVAG(0.1), "mse")
+        return model
+
+    there, here = made(1), made(2)
+    x = np.ones((4, 3))
+    there.fit(x, x[:, :1], verbose=0)
+    tf.train.CheckpointManager(tf.train.Checkpoint(there), str(tmp_path), 3).save()
+    if built:
+        here.fit(x, x[:, :2], verbose=0)
+    before = here.get_weights(), int(here.optimizer.iterations)
+    manager = tf.train.CheckpointManager(tf.train.Checkpoint(here), str(tmp_path), 3)
+    with pytest.raises(ValueError, match="was restored in part"):
+        svag_tf.restore_latest(manager)
+    for a, b in zip(here.get_weights(), before[0], strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert int(here.optimizer.iterations) == before[1]
+    here.fit(x, x[:, :2], verbose=0)
+    assert set(here.optimizer.update_counts.numpy()) == {before[1] + 1}
