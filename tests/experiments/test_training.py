@@ -13,9 +13,11 @@ import pytest
 from resuming import Killed, kill_at_replacement, outcome
 from tiers import sampled
 
+from svag_tf.distribution import processes
+from svag_tf.distribution.processes import Here
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.optimizers import OPTIMIZERS
-from svag_tf.experiments.training import preparing
+from svag_tf.experiments.training import preparing, run_folder, steps
 from svag_tf.experiments.training import train as training
 from svag_tf.experiments.training.config import checked
 from svag_tf.experiments.training.run_folder import COLUMNS, RunFolder, fingerprint
@@ -384,6 +386,40 @@ def test_corruption_of_all_is_told_and_nothing_is_touched(
         train(make_config(), folder)
     assert "Delete the folder" in str(error.value) or name == "config.json"
     assert snapshot(folder) == before
+
+
+def test_other_workers_get_what_the_chief_has_committed(
+    make_config, tmp_path, monkeypatch
+):
+    config, local = checked(make_config()), [np.arange(3.0), np.eye(2)]
+    folder = RunFolder(tmp_path)
+    _, model = preparing.prepared(config)
+    committed = run_folder.State(keras.backend.backend(), [{"epoch": 0}])
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "write_tables", lambda *_: None)
+        folder.commit(committed, model, 3, local)
+    sent, restored = [], []
+
+    def broadcast(model, content):
+        if content is not None:
+            sent.append(content)
+            return content
+        return sent.pop(0)
+
+    monkeypatch.setattr(processes, "replicas_here", lambda model: Here(0, 1, 2))
+    monkeypatch.setattr(processes, "broadcast", broadcast)
+    monkeypatch.setattr(steps, "set_local_state", lambda _, x: restored.append(x))
+    for chief, where in ((True, folder), (False, RunFolder(tmp_path / "nothing"))):
+        distribution = steps.Distribution()
+        distribution.chief = chief
+        _, new = preparing.prepared(dataclasses.replace(config, seed=1))
+        state = folder.ended() if chief else run_folder.State("unknown")
+        assert distribution.restore(new, where, state) == committed
+        assert fingerprint(new) == fingerprint(model)
+    assert sent == [] and len(restored) == 2
+    for arrays in restored:
+        for a, b in zip(arrays, local, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def change_state(folder, **fields):
