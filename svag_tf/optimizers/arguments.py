@@ -192,6 +192,11 @@ def check_size(name, value):
 
 def check_beta(value):
     """Returns `value` as a float, if it is the decay of an average, or raises."""
+    if isinstance(value, tuple | list):
+        raise TypeError(
+            "Argument `beta` must be one number in [0, 1): "
+            f"{_ONE_BETA}. Received: beta={value!r}"
+        )
     return _check_number("beta", value, "[0, 1)", lambda x: 0.0 <= x < 1.0)
 
 

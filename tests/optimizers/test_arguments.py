@@ -240,6 +240,13 @@ def test_pickle_and_copy():
         assert type(copied)(**copied.get_config()).get_config() == copied.get_config()
 
 
+def test_two_betas():
+    with pytest.raises(
+        TypeError, match=r"one number in \[0, 1\): one beta serves both"
+    ):
+        svag_tf.MSVAG(0.1, (0.9, 0.999))
+
+
 def test_arguments_that_only_some_methods_have():
     for name, (_, value) in OWN.items():
         owners = [cls for cls in CLASSES if name in cls.own_arguments()]
