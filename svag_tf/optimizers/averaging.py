@@ -38,6 +38,7 @@ class AveragingOptimizer(ReplicatedOptimizer):
             if averages[index] is not None:
                 # A new tensor: in `fit`, JAX donates a variable's buffer, and a buffer
                 # that two variables share can be donated only once.
-                variable = local(variable)
-                average = ops.where(begun[index], local(averages[index]), variable)
-                self.assign(variable, average)
+                values = [
+                    ops.convert_to_tensor(local(v)) for v in (averages[index], variable)
+                ]
+                self.assign(local(variable), ops.where(begun[index], *values))

@@ -241,9 +241,7 @@ def test_pickle_and_copy():
 
 
 def test_two_betas():
-    with pytest.raises(
-        TypeError, match="one beta serves both"
-    ):
+    with pytest.raises(TypeError, match="one beta serves both"):
         svag_tf.MSVAG(0.1, (0.9, 0.999))
 
 
