@@ -178,8 +178,8 @@ def _is_native(update):
 
 def _refuse(variables, reason):
     raise ValueError(
-        f'jit_compile="native" cannot update {variables[0].name}: {reason}. Use "auto", '
-        "which leaves to XLA what the native build cannot do."
+        f'jit_compile="native" cannot update {variables[0].name}: {reason}. Use '
+        '"auto", which leaves to XLA what the native build cannot do.'
     )
 
 
@@ -221,7 +221,8 @@ def _is_in_xla():
 
 def _update_natively(updates):
     """Makes updates by one operation, or by more if a variable has more than one."""
-    now, later = {}, []
+    now: dict[int, Update] = {}
+    later = []
     for each in updates:
         if now.setdefault(id(each.variables[0]), each) is not each:
             later.append(each)

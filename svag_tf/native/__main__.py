@@ -65,8 +65,8 @@ def _compile(library: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True)
     except OSError as error:
         raise BuildError(
-            f"The C++ compiler {compiler[0]!r} cannot be run: {error.strerror}. Install "
-            "one (Debian: apt install g++), or set CXX."
+            f"The C++ compiler {compiler[0]!r} cannot be run: {error.strerror}. "
+            "Install one (Debian: apt install g++), or set CXX."
         ) from error
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]

@@ -14,17 +14,17 @@ from pathlib import Path
 import keras
 import numpy as np
 
-import svag_tf
-from svag_tf import native
+from svag_tf import native, optimizers
 from svag_tf.optimizers import update
 from svag_tf.optional import tensorflow as tf
 
 SIZE = 1003  # Not divisible by what machines compute at a time.
 STEPS = 30
 _ALL = (
-    *(svag_tf.MSGD(), svag_tf.SSD(), svag_tf.MSSD(), svag_tf.SVAG(), svag_tf.MSVAG()),
-    *(svag_tf.SVAS(adaptation=each) for each in ("gaussian", "adam")),
-    *(svag_tf.MSVAS(adaptation=each) for each in ("gaussian", "adam")),
+    *(optimizers.MSGD(), optimizers.SSD(), optimizers.MSSD()),
+    *(optimizers.SVAG(), optimizers.MSVAG()),
+    *(optimizers.SVAS(adaptation=each) for each in ("gaussian", "adam")),
+    *(optimizers.MSVAS(adaptation=each) for each in ("gaussian", "adam")),
 )
 METHODS = {str(update.native_method(each)): each for each in _ALL}
 SLOT_DTYPES = ("float32", "bfloat16")

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from svag_tf import native
 from svag_tf.files import whole_folder
 from svag_tf.saving.exported_data import said_of
 from svag_tf.saving.exported_functions import functions_of
@@ -132,7 +133,8 @@ def export_trainable(
     _check_model(model)
     with whole_folder(path) as folder:
         said = said_of(x, y, sample_weight)
-        module, signatures = functions_of(model, said, batch_size)
+        with native.turned_off():  # It runs without this package.
+            module, signatures = functions_of(model, said, batch_size)
         # Where a model's own step is a tf.function, TensorFlow fails to save gradients
         # of the optimizers' sums over replicas, which no one needs.
         options = tf.saved_model.SaveOptions(
