@@ -193,7 +193,7 @@ def _not_native(update):
     if kernel.method is None:
         return "its rule is not one of the native ones"
     if native.rule_name(kernel.method, slot_dtype) not in build.rules:
-        return f"{kernel.method} with {slot_dtype} slots has not XLA's bits here"
+        return f"the native build is not for {kernel.method} with {slot_dtype} slots"
     if isinstance(gradient, tf.IndexedSlices) or isinstance(scalars, tuple):
         return "its gradient is sparse, or its rows count their updates"
     if {theta.dtype, gradient.dtype} != {tf.float32}:
