@@ -205,18 +205,9 @@ def _not_native(update):
         return "its shape is not known"
     if native.is_turned_off():
         return "the model is being exported"
-    if _is_in_xla():
+    if tf.__internal__.get_enclosing_xla_context() is not None:
         return "the training step is compiled by XLA"
     return None
-
-
-def _is_in_xla():
-    """Returns whether a graph is made that XLA compiles as a whole."""
-    # TensorFlow has no public name for it.
-    from tensorflow.python.ops import control_flow_util
-
-    graph = tf.compat.v1.get_default_graph()
-    return control_flow_util.GraphOrParentsInXlaContext(graph)
 
 
 def _update_natively(updates):

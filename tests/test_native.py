@@ -104,19 +104,38 @@ def test_agrees_with_the_oracle(variant, beta, mode):
 
 
 @with_build
-@pytest.mark.parametrize("many", [32, 10000])
-def test_thousands_of_small_variables(many, monkeypatch):
-    """Also with the bits of XLA's joined copies, of variables of many shapes."""
-    monkeypatch.setattr(kernels, "MANY_SHAPES", many)
-    shapes = [(n % 40, 3) if n % 50 else (300, 300) for n in range(1001)]
+def test_thousands_of_small_variables():
+    """As one variable that has all their elements."""
+    many = [variable((n % 5,), seed=n) for n in range(1500)]
+    whole = keras.Variable(np.concatenate([v.numpy() for v in many]))
+    sizes = [v.shape[0] for v in many]
+    runs = []
+    for kernel, thetas in ((True, [whole]), ("native", many)):
+        optimizer = svag_tf.MSSD(0.1, jit_compile=kernel, weight_decay=0.1)
+        optimizer.build(thetas)
+        for t in range(2):
+            rng = np.random.default_rng(t)
+            gradient = rng.normal(size=whole.shape[0]).astype("float32")
+            parts = np.split(gradient, np.cumsum(sizes)[:-1])
+            optimizer.apply(map(tf.constant, parts if len(thetas) > 1 else [gradient]))
+        state = thetas, optimizer.m_tilde
+        runs.append([np.concatenate([v.numpy() for v in each]) for each in state])
+    assert_equal(*runs)
+
+
+@with_build
+def test_bits_of_variables_that_xla_copies_and_joins(monkeypatch):
+    monkeypatch.setattr(kernels, "MANY_SHAPES", 3)
+    shapes = [(n, 3) for n in range(6)] + [(), (300, 300), (41,)]
     runs = []
     for kernel in KERNELS:
         optimizer = svag_tf.MSVAG(0.1, jit_compile=kernel, weight_decay=0.1)
         thetas = [variable(shape, seed) for seed, shape in enumerate(shapes)]
-        step = stepper(optimizer, *thetas)
-        for t in range(2):
+        optimizer.build(thetas)
+        for t in range(4):
             rng = np.random.default_rng(t)
-            step(*(tf.constant(rng.normal(size=s).astype("float32")) for s in shapes))
+            gradients = [rng.normal(size=shape) for shape in shapes]
+            optimizer.apply([tf.constant(g, tf.float32) for g in gradients])
         runs.append(state_of(optimizer, *thetas))
     assert_equal(*runs)
 
@@ -270,7 +289,7 @@ def test_a_gradient_that_is_the_variable_itself():
 @with_build
 def test_variables_read_and_updated_by_several_threads():
     """Every reader sees a variable before an update or after it, never between."""
-    thetas = [keras.Variable(np.zeros((300, 300))) for _ in range(2)]
+    thetas = [keras.Variable(tf.zeros((300, 300))) for _ in range(2)]
     optimizers = [svag_tf.SSD(1.0, jit_compile="native") for _ in range(2)]
     # Both update both variables, in different orders.
     steps = [

@@ -106,7 +106,14 @@ def use(build: Build | None) -> None:
 
 def operation_of(library: Path) -> Any:
     """Loads a library; returns the function that makes its operation."""
-    return tf.load_op_library(str(library)).svag_update
+    update = tf.load_op_library(str(library)).svag_update
+    # XLA cannot compile the operation. TensorFlow traces a function that a compiled one
+    # calls again only if this says so; with the trace from before it would fail.
+    from tensorflow.python.ops import control_flow_ops
+
+    context = control_flow_ops.XLAControlFlowContext
+    context.RequiresUniqueFunctionRetracing = lambda self: True
+    return update
 
 
 def _load() -> Build:

@@ -131,10 +131,10 @@ def export_trainable(
     True
     """
     _check_model(model)
-    with whole_folder(path) as folder:
+    # The SavedModel runs without this package: both trace.
+    with native.turned_off(), whole_folder(path) as folder:
         said = said_of(x, y, sample_weight)
-        with native.turned_off():  # It runs without this package.
-            module, signatures = functions_of(model, said, batch_size)
+        module, signatures = functions_of(model, said, batch_size)
         # Where a model's own step is a tf.function, TensorFlow fails to save gradients
         # of the optimizers' sums over replicas, which no one needs.
         options = tf.saved_model.SaveOptions(
