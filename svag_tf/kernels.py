@@ -205,7 +205,7 @@ def _not_native(update):
         return "its shape is not known"
     if native.is_turned_off():
         return "the model is being exported"
-    if tf.__internal__.get_enclosing_xla_context() is not None:
+    if native.is_in_xla():
         return "the training step is compiled by XLA"
     return None
 

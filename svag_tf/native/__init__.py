@@ -107,13 +107,23 @@ def use(build: Build | None) -> None:
 def operation_of(library: Path) -> Any:
     """Loads a library; returns the function that makes its operation."""
     update = tf.load_op_library(str(library)).svag_update
-    # XLA cannot compile the operation. TensorFlow traces a function that a compiled one
-    # calls again only if this says so; with the trace from before it would fail.
-    from tensorflow.python.ops import control_flow_ops
-
-    context = control_flow_ops.XLAControlFlowContext
+    # Only then does TensorFlow trace a function again that a compiled one calls. With
+    # its trace from before, XLA would meet an operation that it cannot compile.
+    context = _control_flow().XLAControlFlowContext
     context.RequiresUniqueFunctionRetracing = lambda self: True
     return update
+
+
+def is_in_xla() -> bool:
+    """Returns whether a graph is being made that XLA compiles as a whole."""
+    return _control_flow().get_enclosing_xla_context() is not None
+
+
+def _control_flow() -> Any:
+    # TensorFlow has no public name for XLA's contexts.
+    from tensorflow.python.ops import control_flow_ops
+
+    return control_flow_ops
 
 
 def _load() -> Build:

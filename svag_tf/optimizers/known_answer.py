@@ -15,18 +15,22 @@ import keras
 import numpy as np
 
 from svag_tf import native, optimizers
-from svag_tf.optimizers import update
 from svag_tf.optional import tensorflow as tf
 
 SIZE = 1003  # Not divisible by what machines compute at a time.
 STEPS = 30
-_ALL = (
-    *(optimizers.MSGD(), optimizers.SSD(), optimizers.MSSD()),
-    *(optimizers.SVAG(), optimizers.MSVAG()),
-    *(optimizers.SVAS(adaptation=each) for each in ("gaussian", "adam")),
-    *(optimizers.MSVAS(adaptation=each) for each in ("gaussian", "adam")),
-)
-METHODS = {str(update.native_method(each)): each for each in _ALL}
+# The methods by their names in update.cc: class and arguments.
+METHODS: dict[str, tuple[type, dict[str, str]]] = {
+    "msgd": (optimizers.MSGD, {}),
+    "ssd": (optimizers.SSD, {}),
+    "mssd": (optimizers.MSSD, {}),
+    "svag": (optimizers.SVAG, {}),
+    "msvag": (optimizers.MSVAG, {}),
+    "svas_gaussian": (optimizers.SVAS, {"adaptation": "gaussian"}),
+    "svas_adam": (optimizers.SVAS, {"adaptation": "adam"}),
+    "msvas_gaussian": (optimizers.MSVAS, {"adaptation": "gaussian"}),
+    "msvas_adam": (optimizers.MSVAS, {"adaptation": "adam"}),
+}
 SLOT_DTYPES = ("float32", "bfloat16")
 RULES = [native.rule_name(m, dtype) for m in METHODS for dtype in SLOT_DTYPES]
 
@@ -54,8 +58,8 @@ def gradients(size: int, steps: int = STEPS) -> Iterator[np.ndarray]:
 
 def state_after(method: str, shape: tuple[int, ...] = (SIZE,), **arguments):
     """Returns the bytes of a variable and its slots after the updates."""
-    config = {**METHODS[method].get_config(), **arguments}
-    optimizer = type(METHODS[method]).from_config(config)
+    cls, own = METHODS[method]
+    optimizer = cls(**own, **arguments)
     size = int(np.prod(shape))
     start = np.random.default_rng(1).normal(size=size).reshape(shape)
     theta = keras.Variable(start.astype("float32"))
