@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras
-import platformdirs
 
+from svag_tf.optional import platformdirs
 from svag_tf.optional import tensorflow as tf
 
 SOURCE = Path(__file__).with_name("update.cc")
