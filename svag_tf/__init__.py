@@ -43,6 +43,7 @@ __all__ = [
     "export_trainable",
     "gradient_statistics",
     "keep_random_state",
+    "native",
     "restore_latest",
     "restore_trained",
 ]
@@ -59,7 +60,7 @@ except ImportError as _error:
         _warnings.warn(str(_error), stacklevel=2)
     globals()["__getattr__"] = _backend.lacking(_error, __all__)
 else:
-    from svag_tf import callbacks, convert, distribution
+    from svag_tf import callbacks, convert, distribution, native
     from svag_tf.noise.gradients import GradientStatistics, gradient_statistics
     from svag_tf.optimizers import MSGD, MSSD, MSVAG, MSVAS, SSD, SVAG, SVAS
     from svag_tf.saving.backup import restore_latest

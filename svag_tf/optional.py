@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     import matplotlib.ticker
     import optax
     import optuna
+    import platformdirs
     import plotly
     import pytorch_optimizer
     import scipy.optimize
@@ -86,6 +87,7 @@ else:
     matplotlib = _Optional("matplotlib")
     optax = _Optional("optax", "pip install optax")
     optuna = _Optional("optuna")
+    platformdirs = _Optional("platformdirs", "pip install platformdirs")
     plotly = _Optional("plotly")
     pytorch_optimizer = _Optional("pytorch_optimizer", "pip install pytorch_optimizer")
     scipy = _Optional("scipy")

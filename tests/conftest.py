@@ -2,6 +2,7 @@
 
 import gc
 import importlib.util
+import os
 import signal
 
 import keras
@@ -9,6 +10,9 @@ import pytest
 from tiers import mark_all_but_a_sample
 
 from svag_tf.kernels import programs
+
+# Tests are the same wherever they run; those of the native update make their own build.
+os.environ["SVAG_TF_NATIVE"] = "0"
 
 collect_ignore_glob = ["*_script.py"]  # They run in separate processes.
 # On other backends `test_backends.py` compares and trains the methods.

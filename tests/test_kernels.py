@@ -348,7 +348,8 @@ def test_a_device_that_xla_does_not_know_is_told_apart():
 @pytest.mark.parametrize("value", ["yes", "Auto", 1, None])
 def test_jit_compile_is_checked(value):
     error = ValueError if isinstance(value, str) else TypeError
-    with pytest.raises(error, match=f"'auto', True, False.*jit_compile={value!r}"):
+    choices = "'auto', 'native', True, False"
+    with pytest.raises(error, match=f"{choices}.*jit_compile={value!r}"):
         svag_tf.MSVAG(jit_compile=value)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import svag_tf
+from svag_tf import native
 
 PACKAGES = (
     "tensorflow",
@@ -53,6 +54,7 @@ def description() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "packages": {"svag_tf": svag_tf.__version__, **_versions()},
+        "native_update": native.status(),
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

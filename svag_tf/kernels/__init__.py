@@ -17,14 +17,17 @@ number, so the number is padded to the next power of two.
 
 A model whose variables have many shapes would wait for many kernels to compile. So its
 small variables are copied into one array, updated together, and written back.
+
+Where there is a native build (`svag_tf.native`), dense gradients of float32 variables
+on a CPU are left to it, with the same bits: one operation for all variables.
 """
 
 from svag_tf.kernels.programs import Kernel, Store
 from svag_tf.kernels.updates import (
     MANY_SHAPES,
     after_gradients,
-    joined,
     schedule_update,
+    together,
     update,
     update_lazily,
 )
@@ -34,8 +37,8 @@ __all__ = [
     "Kernel",
     "Store",
     "after_gradients",
-    "joined",
     "schedule_update",
+    "together",
     "update",
     "update_lazily",
 ]

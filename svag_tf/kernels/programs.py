@@ -32,16 +32,21 @@ class Kernel(NamedTuple):
             `None` for unchanged ones, and is given those of the step before.
         key: Hashable; steps with the same key are the same. They are kept as long as
             the process, or as long as the `Store` that comes first in it.
-        jit_compile: `True`, `False`, or `"auto"`: `True` where XLA works.
+        jit_compile: `True` for XLA, `"native"`, `False`, or `"auto"`: the native build
+            where there is one that can make the update, otherwise XLA where it works.
         one_program: Whether the steps are compiled as one program. A step that needs
             what the one before stored in a narrower dtype should read it back: in one
             program XLA would hold it in the wider dtype as well.
+        method: The name in `native/update.cc` of the method that the steps are.
+        decays: Whether they have weight decay.
     """
 
     steps: tuple[Callable, ...]
     key: tuple
     jit_compile: bool | str
     one_program: bool
+    method: str | None = None
+    decays: bool = False
 
     def rule(self, gradient, scalars, *values):
         """Returns the new values of a variable and its slots."""
@@ -51,7 +56,18 @@ class Kernel(NamedTuple):
         return values
 
 
+def refuse(variables, reason):
+    """Raises an error because the native build was insisted on."""
+    raise ValueError(
+        f'jit_compile="native" cannot update {variables[0].name}: {reason}. Use '
+        '"auto", which leaves to XLA what the native build cannot do.'
+    )
+
+
 def is_compiled(kernel, variables):
+    """Returns whether XLA compiles a kernel for these variables."""
+    if kernel.jit_compile == "native":
+        refuse(variables, "its gradient is sparse, or not that of all replicas")
     return kernel.jit_compile is True or (
         kernel.jit_compile == "auto" and _xla_serves(variables)
     )
@@ -121,12 +137,16 @@ def _concrete(function, *specs):
 
 def _xla_serves(variables):
     """Returns whether XLA can compile the update of a variable and its slots."""
-    device = variables[0].device
     return (
-        all(v.device == device for v in variables)
+        len({v.device for v in variables}) == 1
         and variables[0].shape.is_fully_defined()
-        and xla_compiles_for(tf.DeviceSpec.from_string(device).device_type or "CPU")
+        and xla_compiles_for(device_type(variables[0]))
     )
+
+
+def device_type(variable):
+    """Returns "CPU", "GPU" or another type of device."""
+    return tf.DeviceSpec.from_string(variable.device).device_type or "CPU"
 
 
 @functools.cache

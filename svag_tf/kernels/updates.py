@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from svag_tf import replicas
+from svag_tf import native, replicas
 from svag_tf.kernels.programs import (
     Kernel,
     compiled_for_values,
     compiled_in_place,
+    device_type,
     is_compiled,
+    refuse,
 )
 from svag_tf.optional import tensorflow as tf
 
@@ -44,38 +46,126 @@ def after_gradients(gradients):
     return tf.control_dependencies(here) if here else contextlib.nullcontext()
 
 
+class _Waiting(NamedTuple):
+    """Updates that are made at the end of `together`; `joined` only if asked for."""
+
+    natively: list[Update]
+    joined: list[Update] | None
+
+
 @contextlib.contextmanager
-def joined():
-    """Joins the updates that are scheduled within it, and makes them at its end."""
+def together(has_many_shapes):
+    """Makes updates that are scheduled within it together, at its end.
+
+    Args:
+        has_many_shapes: Whether to join what XLA would compile for each shape.
+    """
     outer = getattr(_WAITING, "updates", None)
-    waiting: list[Update] = []
+    waiting = _Waiting([], [] if has_many_shapes else None)
     _WAITING.updates = waiting
     try:
         yield
     finally:
         _WAITING.updates = outer
-    groups: dict[Any, list[Update]] = {}
-    for each in waiting:
-        dtypes = (each.gradient.dtype, *(v.dtype for v in each.variables))
-        counted = isinstance(each.scalars, tuple)
-        key = (each.kernel.key, each.variables[0].device, dtypes, counted)
-        groups.setdefault(key, []).append(each)
+    for group in _grouped(waiting.natively, lambda u: ()):
+        _update_natively(group)
+    joined = _grouped(
+        waiting.joined or [], lambda u: (u.kernel.key, isinstance(u.scalars, tuple))
+    )
     done: list = []
-    for part in (part for group in groups.values() for part in _parts(group)):
+    for part in (part for group in joined for part in _parts(group)):
         # One after the other, so that few copies are in memory at a time.
         with tf.device(part[0].variables[0].device), tf.control_dependencies(done):
             done = _update_joined(part)
 
 
+def _grouped(updates, key):
+    """Returns lists of the updates of the same kind, on one device."""
+    groups: dict[Any, list[Update]] = {}
+    for each in updates:
+        dtypes = (each.gradient.dtype, *(v.dtype for v in each.variables))
+        where = each.variables[0].device
+        groups.setdefault((where, dtypes, key(each)), []).append(each)
+    return groups.values()
+
+
 def schedule_update(kernel, variables, gradient, scalars):
-    """Makes an update now or, within `joined`, at its end."""
+    """Makes an update now or, within `together`, at its end."""
     variables = _tf_variables(variables)
-    waiting = getattr(_WAITING, "updates", None)
-    if waiting is None or not _can_wait(kernel, variables, gradient):
-        update(kernel, variables, gradient, scalars)
-        return
     gradient = _of_known_shape(gradient, variables[0].shape)
-    waiting.append(Update(kernel, variables, gradient, scalars))
+    this = Update(kernel, variables, gradient, scalars)
+    waiting = getattr(_WAITING, "updates", None)
+    if _is_native(this):
+        if waiting is None:
+            _update_natively([this])
+        else:
+            waiting.natively.append(this)
+    elif waiting is not None and waiting.joined is not None and _can_wait(this):
+        waiting.joined.append(this)
+    else:
+        update(*this)
+
+
+def _is_native(update):
+    """Returns whether an update is made by the native build."""
+    choice = update.kernel.jit_compile
+    if choice not in ("auto", "native"):
+        return False
+    reason = _not_native(update)
+    if reason and choice == "native":
+        refuse(update.variables, reason)
+    return not reason
+
+
+def _not_native(update):
+    """Returns why an update cannot be made by the native build, or `None`."""
+    build = native.load()
+    if build.update is None:
+        return f"the native build is {build.status}"
+    kernel, (theta, *slots), gradient, scalars = update
+    slot_dtype = slots[0].dtype.name if slots else "float32"
+    if kernel.method is None:
+        return "its rule is not one of the native ones"
+    if native.rule_name(kernel.method, slot_dtype) not in build.rules:
+        return f"the native build is not for {kernel.method} with {slot_dtype} slots"
+    if isinstance(gradient, tf.IndexedSlices) or isinstance(scalars, tuple):
+        return "its gradient is sparse, or its rows count their updates"
+    if {theta.dtype, gradient.dtype} != {tf.float32}:
+        return "variable and gradient are not float32"
+    devices = {v.device for v in (theta, *slots)}
+    if len(devices) > 1 or device_type(theta) != "CPU":
+        return "it is not on a CPU"
+    if not theta.shape.is_fully_defined():
+        return "its shape is not known"
+    if native.is_turned_off():
+        return "the model is being exported"
+    if native.is_in_xla():
+        return "the training step is compiled by XLA"
+    return None
+
+
+def _update_natively(updates):
+    """Makes updates by one operation, or by more if a variable has more than one."""
+    now: dict[int, Update] = {}
+    later = []
+    for each in updates:
+        if now.setdefault(id(each.variables[0]), each) is not each:
+            later.append(each)
+    group = list(now.values())
+    kernel, (theta, *slots), *_ = group[0]
+    handles = [[v.handle for v in same] for same in zip(*(u.variables for u in group))]
+    with tf.device(theta.device):
+        native.load().update(
+            variables=handles[0],
+            slots=[handle for slot in handles[1:] for handle in slot],
+            gradients=[u.gradient for u in group],
+            scalars=tf.stack([u.scalars for u in group]),
+            method=kernel.method,
+            slot_dtype=slots[0].dtype if slots else tf.float32,
+            decays=[u.kernel.decays for u in group],
+        )
+    if later:
+        _update_natively(later)
 
 
 def update(kernel, variables, gradient, scalars):
@@ -166,13 +256,13 @@ def _update_all(kernel, variables, gradient, scalars):
         variable.assign(value)
 
 
-def _can_wait(kernel, variables, gradient):
-    shape = variables[0].shape
+def _can_wait(update):
+    shape = update.variables[0].shape
     return (
         shape.is_fully_defined()
         and 0 < shape.num_elements() <= _JOINED_UP_TO
-        and not isinstance(gradient, tf.IndexedSlices)
-        and is_compiled(kernel, variables)
+        and not isinstance(update.gradient, tf.IndexedSlices)
+        and is_compiled(update.kernel, update.variables)
     )
 
 

@@ -18,12 +18,14 @@ state_dtype: Dtype of the slots: `"float16"`, `"bfloat16"`, `"float32"`,
             and the variable's own dtype otherwise. Slots are updated in the widest
             of float32, the variable's and the slots' dtype, then stored, and the
             step is computed from the stored values in that dtype. Defaults to `None`.
-        jit_compile: `"auto"`, `True` or `False`: whether the update is compiled by XLA
+        jit_compile: `"auto"`, `"native"`, `True` or `False`: how the update is compiled
             and made in place, on the TensorFlow backend (see `svag_tf.kernels`).
-            `"auto"` compiles wherever XLA supports the variable's device; `False` runs
-            the same rule op by op. `model.compile` decides whether the training step
-            around it is compiled. Without effect on other backends. Defaults to
-            `"auto"`.
+            `True`: by XLA. `"native"`: by the build that `python -m svag_tf.native`
+            makes for CPUs, with the same bits; an error where that cannot make an
+            update. `"auto"`: the native build where there is one and it can, otherwise
+            XLA wherever it supports the variable's device. `False` runs the same rule
+            op by op. `model.compile` decides whether the training step around it is
+            compiled. Without effect on other backends. Defaults to `"auto"`.
         sparse_updates: `"exact"` or `"lazy"`: what a sparse gradient does, that is, a
             `tf.IndexedSlices`, as an embedding has on the TensorFlow backend.
             `"exact"`: the same as the dense gradient that it stands for, which is 0 in

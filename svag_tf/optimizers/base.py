@@ -109,7 +109,9 @@ class MomentOptimizer(AveragingOptimizer):
         learning_rate = arguments.check_learning_rate(learning_rate)
         beta = arguments.check_beta(beta)
         state_dtype = arguments.check_state_dtype(state_dtype)
-        arguments.check_choice("jit_compile", jit_compile, ("auto", True, False))
+        arguments.check_choice(
+            "jit_compile", jit_compile, ("auto", "native", True, False)
+        )
         arguments.check_choice("sparse_updates", sparse_updates, ("exact", "lazy"))
         super().__init__(
             learning_rate=learning_rate,
@@ -280,7 +282,7 @@ class MomentOptimizer(AveragingOptimizer):
         """Updates variables, each by `update_step`, given all their gradients."""
         with (
             update.of_all_variables(self, learning_rate) as learning_rate,
-            kernels.joined() if self._has_many_shapes else nullcontext(),
+            kernels.together(self._has_many_shapes) if kernels else nullcontext(),
         ):
             if is_replicated():
                 self._update_replica(grads, variables, learning_rate)

@@ -165,16 +165,21 @@ def update_variable(optimizer, gradient, variable, learning_rate):
                 if value is not None:
                     optimizer.assign(part, value)
         return
-    key = (*_rule_key(optimizer), dtype, decay)
-    one_program = not optimizer.slots or slot_dtype(optimizer, variable) == dtype
-    kernel = kernels.Kernel(tuple(steps), key, optimizer.jit_compile, one_program)
+    kernel = kernels.Kernel(
+        steps=tuple(steps),
+        key=(*_rule_key(optimizer), dtype, decay),
+        jit_compile=optimizer.jit_compile,
+        one_program=not optimizer.slots or slot_dtype(optimizer, variable) == dtype,
+        method=native_method(optimizer),
+        decays=decay,
+    )
     # Without slots and weight decay, a row without a gradient does not change.
     lazy = optimizer.sparse_updates == "lazy" or not (optimizer.slots or decay)
     if lazy and len(variable.shape) >= 2:
         counts = None
         if optimizer.counts_updates:  # The kernel computes factors from them.
             counts = optimizer.row_update_counts[index]
-            kernel = kernel._replace(key=(*key, optimizer.beta))
+            kernel = kernel._replace(key=(*kernel.key, optimizer.beta))
         kernels.update_lazily(kernel, stored, gradient, counts, scalars)
     else:
         kernels.schedule_update(kernel, stored, gradient, scalars)
@@ -236,6 +241,28 @@ def run_rule(optimizer, rule, name, variables, gradient, learning_rate, index):
     kernels.update(kernel, variables, gradient, scalars)
 
 
+def native_method(optimizer):
+    """Returns the name of an optimizer's method in `native/update.cc`, or `None`.
+
+    It has one form of the averages, that for beta >= 0.5, and v~ for the noise.
+    """
+    cls = _rule_class(optimizer)
+    if cls is None or optimizer.beta < 0.5 or optimizer.second_slot != "v_tilde":
+        return None
+    names = (cls.__name__.lower(), getattr(optimizer, "adaptation", None))
+    return "_".join(name for name in names if name)
+
+
+def _rule_class(optimizer):
+    """Returns the class of this package whose rule it is; `None` if not only that."""
+    cls = type(optimizer)
+    ours = next(c for c in cls.__mro__ if c.__module__.startswith("svag_tf."))
+    for name in _rule_methods(ours):
+        if name in vars(optimizer) or getattr(cls, name) is not getattr(ours, name):
+            return None
+    return ours
+
+
 def _rule_key(optimizer):
     """Returns a hashable tuple that identifies an optimizer's rule.
 
@@ -243,11 +270,9 @@ def _rule_key(optimizer):
     A user's subclass with a rule of its own may depend on anything, so each of its
     instances has its own kernels.
     """
-    cls = type(optimizer)
-    ours = next(c for c in cls.__mro__ if c.__module__.startswith("svag_tf."))
-    for name in _rule_methods(ours):
-        if name in vars(optimizer) or getattr(cls, name) is not getattr(ours, name):
-            return (optimizer._own_kernels,)
+    ours = _rule_class(optimizer)
+    if ours is None:
+        return (optimizer._own_kernels,)
     own = [(n, repr(getattr(optimizer, n))) for n in _rule_arguments(ours)]
     beta = optimizer.beta
     form = (beta == 0.0, beta < 0.5)  # The cases of `rules.moving_average`.

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from svag_tf import internals
+from svag_tf import internals, native
 from svag_tf.files import whole_folder
 from svag_tf.saving.exported_data import said_of
 from svag_tf.saving.exported_functions import functions_of
@@ -131,7 +131,8 @@ def export_trainable(
     True
     """
     _check_model(model)
-    with whole_folder(path) as folder:
+    # The SavedModel runs without this package: both trace.
+    with native.turned_off(), whole_folder(path) as folder:
         said = said_of(x, y, sample_weight)
         module, signatures = functions_of(model, said, batch_size)
         # Where a model's own step is a tf.function, TensorFlow fails to save gradients

@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 
+from svag_tf import native
 from svag_tf.saving.exported_data import (
     MADE_HERE,
     TRAIN_ON_BATCH,
@@ -314,6 +315,13 @@ def _check_traced(signatures, known):
                         f"tf.py_function or tf.numpy_function, {node.name} in {name}), "
                         "which a SavedModel cannot hold. Write it with operations of "
                         "TensorFlow or keras.ops."
+                    )
+                if node.op == native.OPERATION:
+                    raise ValueError(
+                        "The model cannot be exported: its training step is a "
+                        "tf.function that was traced with the native update, which "
+                        "runs only with this package. Give the optimizer "
+                        "jit_compile=True, which has the same bits."
                     )
         unknown = [v.name for v in function.graph.variables if id(v) not in known]
         if unknown:
