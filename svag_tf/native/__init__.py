@@ -24,6 +24,8 @@ import keras
 from svag_tf.optional import platformdirs
 from svag_tf.optional import tensorflow as tf
 
+__all__ = ["status"]
+
 SOURCE = Path(__file__).with_name("update.cc")
 COMMAND = "python -m svag_tf.native"
 VARIABLE = "SVAG_TF_NATIVE"
@@ -172,7 +174,7 @@ def key() -> dict[str, Any]:
         SOURCE,
         Path(__file__).with_name("__main__.py"),
         package / "rules.py",
-        package / "kernels.py",
+        *sorted((package / "kernels").glob("*.py")),
         *sorted((package / "optimizers").glob("*.py")),
     )
     libraries = Path(tf.sysconfig.get_lib()).glob("libtensorflow*")
