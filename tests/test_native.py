@@ -485,7 +485,7 @@ def test_a_training_continues_with_the_other_kernel(tmp_path):
 
 
 @with_build
-@pytest.mark.parametrize("trained_before", [False, True])
+@pytest.mark.parametrize("trained_before", sampled([True], [False, True]))
 def test_an_export_runs_without_the_build(trained_before, tmp_path):
     model = model_of(svag_tf.MSVAG(0.1))
     if trained_before:
@@ -681,7 +681,7 @@ def test_a_build_that_crashes_is_not_kept(cache, code, monkeypatch):
     assert not [*cache.iterdir()]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @needs_compiler
 def test_the_command_builds_and_the_build_is_used_in_other_processes(tmp_path):
     variables = {"XDG_CACHE_HOME": str(tmp_path), native.VARIABLE: "1"}
