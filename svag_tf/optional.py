@@ -76,7 +76,6 @@ if TYPE_CHECKING:
     import optuna
     import plotly
     import pytorch_optimizer
-    import scipy.optimize
     import sqlalchemy
     import tensorflow
     import torch
@@ -88,7 +87,6 @@ else:
     optuna = _Optional("optuna")
     plotly = _Optional("plotly")
     pytorch_optimizer = _Optional("pytorch_optimizer", "pip install pytorch_optimizer")
-    scipy = _Optional("scipy")
     sqlalchemy = _Optional("sqlalchemy")
     tensorflow = _Optional("tensorflow", "pip install tensorflow (or tensorflow-cpu)")
     torch = _Optional("torch", "pip install torch")

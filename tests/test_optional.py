@@ -21,7 +21,7 @@ BACKENDS = [
 EXPERIMENTS = 'pip install "svag-tf[experiments]" (in a clone: pip install ".'
 PACKAGES = {
     **dict.fromkeys(
-        ("filelock", "matplotlib", "optuna", "plotly", "scipy", "sqlalchemy"),
+        ("filelock", "matplotlib", "optuna", "plotly", "sqlalchemy"),
         EXPERIMENTS,
     ),
     "optax": "pip install optax",
@@ -31,7 +31,7 @@ PACKAGES = {
     "torch": "pip install torch",
 }
 # Optional as well, and never named in svag_tf.optional.
-OTHERS = ("ml_collections", "pandas", "sklearn", "tensorboard")
+OTHERS = ("ml_collections", "pandas", "scipy", "sklearn", "tensorboard")
 
 WITHOUT = """if True:
     import sys
