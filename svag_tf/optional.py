@@ -85,7 +85,7 @@ else:
     matplotlib = _Optional("matplotlib")
     optax = _Optional("optax", "pip install optax")
     optuna = _Optional("optuna")
-    plotly = _Optional("plotly")
+    plotly = _Optional("plotly", 'pip install "svag-tf[report]"')
     pytorch_optimizer = _Optional("pytorch_optimizer", "pip install pytorch_optimizer")
     sqlalchemy = _Optional("sqlalchemy")
     tensorflow = _Optional("tensorflow", "pip install tensorflow (or tensorflow-cpu)")

@@ -20,10 +20,8 @@ BACKENDS = [
 # Import name, and what installs it.
 EXPERIMENTS = 'pip install "svag-tf[experiments]" (in a clone: pip install ".'
 PACKAGES = {
-    **dict.fromkeys(
-        ("filelock", "matplotlib", "optuna", "plotly", "sqlalchemy"),
-        EXPERIMENTS,
-    ),
+    **dict.fromkeys(("filelock", "matplotlib", "optuna", "sqlalchemy"), EXPERIMENTS),
+    "plotly": 'pip install "svag-tf[report]"',
     "optax": "pip install optax",
     "pytorch_optimizer": "pip install pytorch_optimizer",
     "tensorflow": "pip install tensorflow",

@@ -37,10 +37,10 @@ def save_bars(case: dict[str, Any], path: Path) -> None:
         for group, label in LABELS.items()
         if group in used
     ]
-    black = {"color": "black", "linewidth": 1.2}
-    if reference:
-        key.append(matplotlib.lines.Line2D([], [], ls="--", **black, label=reference))
-    key.append(matplotlib.lines.Line2D([], [], **black, label="quartiles"))
+    for style, label in (("--", reference), ("-", "quartiles")):
+        if label:
+            line = matplotlib.lines.Line2D([], [], color="black", ls=style, label=label)
+            key.append(line)
     figure.legend(
         handles=key, loc="outside upper center", ncols=len(key), frameon=False,
         fontsize=9,
