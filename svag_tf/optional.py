@@ -77,7 +77,6 @@ if TYPE_CHECKING:
     import platformdirs
     import plotly
     import pytorch_optimizer
-    import scipy.optimize
     import sqlalchemy
     import tensorflow
     import torch
@@ -88,9 +87,8 @@ else:
     optax = _Optional("optax", "pip install optax")
     optuna = _Optional("optuna")
     platformdirs = _Optional("platformdirs", "pip install platformdirs")
-    plotly = _Optional("plotly")
+    plotly = _Optional("plotly", 'pip install "svag-tf[report]"')
     pytorch_optimizer = _Optional("pytorch_optimizer", "pip install pytorch_optimizer")
-    scipy = _Optional("scipy")
     sqlalchemy = _Optional("sqlalchemy")
     tensorflow = _Optional("tensorflow", "pip install tensorflow (or tensorflow-cpu)")
     torch = _Optional("torch", "pip install torch")

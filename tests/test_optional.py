@@ -20,10 +20,8 @@ BACKENDS = [
 # Import name, and what installs it.
 EXPERIMENTS = 'pip install "svag-tf[experiments]" (in a clone: pip install ".'
 PACKAGES = {
-    **dict.fromkeys(
-        ("filelock", "matplotlib", "optuna", "plotly", "scipy", "sqlalchemy"),
-        EXPERIMENTS,
-    ),
+    **dict.fromkeys(("filelock", "matplotlib", "optuna", "sqlalchemy"), EXPERIMENTS),
+    "plotly": 'pip install "svag-tf[report]"',
     "optax": "pip install optax",
     "pytorch_optimizer": "pip install pytorch_optimizer",
     "tensorflow": "pip install tensorflow",
@@ -31,7 +29,7 @@ PACKAGES = {
     "torch": "pip install torch",
 }
 # Optional as well, and never named in svag_tf.optional.
-OTHERS = ("ml_collections", "pandas", "sklearn", "tensorboard")
+OTHERS = ("ml_collections", "pandas", "scipy", "sklearn", "tensorboard")
 
 WITHOUT = """if True:
     import sys

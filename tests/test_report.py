@@ -126,14 +126,14 @@ def test_gaps_are_gaps(tmp_path):
     ]  # fmt: skip
     write_noise(tmp_path / "a", rows)
     traces = figures.noise([report.read_run(tmp_path / "a", "a")]).data
-    assert traces[0].mode == "lines+markers"
+    assert traces[0].marker.size[:5] == (0, 0, 0, 5, 0)
     (band,) = [trace for trace in traces if trace.fill == "toself"]
     assert band.x == (0, 1, 1, 0, None, 3, 3, None)
     assert band.y == (4, 5, 3, 2, None, 6, 4, None)
 
 
 def test_noise_alone(tmp_path):
-    """Without any signal the panels say so, and the heat map is of the brightest."""
+    """Without any signal the panels and the heat map say so."""
     rows = [
         {"step": step, "layer": layer, "gamma": 0.5, "seconds": 1, "eta2": "inf",
          "noise_scale": "inf", "noise_scale_error": "nan", "update_to_weight": step}
@@ -147,8 +147,48 @@ def test_noise_alone(tmp_path):
     assert texts.count("no signal can be told from the noise") == 2
     # It has no power of ten, so "2" and "5" would be ambiguous.
     assert panels.layout.yaxis4.dtick is None
-    (heat,) = figures.heat_map(run, "eta2").data
-    assert heat.z[0][0] == heat.zmax > heat.zmin
+    (heat_map,) = figures.heat_maps([run], "eta2")
+    scale, no_signal = heat_map.data
+    assert list(scale.z[0]) == [None, None] and not scale.showscale
+    assert list(no_signal.z[0]) == [1.0, 1.0]
+
+
+def test_heat_maps_side_by_side_have_one_scale(tmp_path):
+    """And "no signal" is no colour of the scale: it has an entry of its own."""
+    for name, eta2 in (("a", (0.1, 10.0)), ("b", (1.0, 1000.0)), ("c", (5.0, "inf"))):
+        rows = [
+            {"step": step, "layer": layer, "gamma": 0.5, "eta2": value}
+            for step, value in enumerate(eta2)
+            for layer in ("first", OVERALL)
+        ]
+        write_noise(tmp_path / name, rows)
+    runs = [report.read_run(tmp_path / name, name) for name in "abc"]
+    drawn = figures.heat_maps(runs, "eta2")
+    for heat_map in drawn:
+        np.testing.assert_allclose(
+            [heat_map.data[0].zmin, heat_map.data[0].zmax], (-1, 3)
+        )
+    assert [len(heat_map.data) for heat_map in drawn] == [1, 1, 2]
+    no_signal = drawn[2].data[1]
+    assert list(no_signal.z[0]) == [None, 1.0] and drawn[2].data[0].z[0][1] is None
+    assert (no_signal.name, no_signal.showlegend) == ("no signal", True)
+    for heat_map in figures.heat_maps(runs, "gamma"):
+        assert (heat_map.data[0].zmin, heat_map.data[0].zmax) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "name, caption, axis",
+    [
+        ("full", "Loss and accuracy over the epochs.", "epoch"),
+        ("<plain> & $little", "The training loss over the updates.", "updates"),
+    ],
+)
+def test_a_caption_names_what_is_on_the_axis(runs, name, caption, axis, tmp_path):
+    folder = next(run for run in runs if run.name == name)
+    report.write_report([folder], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert f"<p>{caption}</p>" in page
+    assert figures_of(page)[0]["layout"]["xaxis"]["title"]["text"] == axis
 
 
 def test_names_tell_folders_apart(tmp_path):

@@ -69,14 +69,18 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """Returns the short hash, with "+" if files differ from it; None without git."""
+    """Returns the short hash, with "+" if files differ from it; None if unknown.
+
+    The repository around an installed package is another one: it does not track it.
+    """
     git = ["git", "-C", str(Path(svag_tf.__file__).parent)]
     try:
-        commit, changes = (
+        _, commit, changes = (
             subprocess.run(
                 [*git, *arguments], capture_output=True, text=True, check=True
             ).stdout.strip()
             for arguments in (
+                ("ls-files", "--error-unmatch", "__init__.py"),
                 ("rev-parse", "--short", "HEAD"),
                 ("status", "--porcelain", "--untracked-files=no"),
             )

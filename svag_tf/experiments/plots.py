@@ -17,6 +17,9 @@ from svag_tf.optional import matplotlib
 TRAIN_COLOUR, TEST_COLOUR = "#0072B2", "#D55E00"
 PARTS = ("train", "test")
 
+# As many lines fit into one panel; their colours are Okabe and Ito's too.
+LINES = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
 # Heading -> the colour of each optimizer below it.
 DIRECTIONS = {
     heading: {n: m.colour for n, m in METHODS.items() if m.direction == direction}
@@ -68,7 +71,7 @@ def save_curves(rows: list[dict[str, Any]], title: str, path: Path) -> None:
         axes.legend(frameon=False)
     if all(row[f"{part}_loss"] > 0 for row in rows for part in PARTS):
         _logarithmic(panels[0])
-        panels[0].set(ylabel="loss (log scale)")
+        panels[0].set(ylabel="loss" + _scale(panels[0]))
     for axes in panels[1:]:
         axes.yaxis.set_major_formatter(
             matplotlib.ticker.PercentFormatter(1.0, symbol=" %")
@@ -86,8 +89,9 @@ def save_comparison(
 ) -> None:
     """Draws the test accuracy (or loss) and training loss of several optimizers.
 
-    One row of panels for the methods that step along the gradient, one for those that
-    step along its sign; each shows the others' lines in grey. A line is the mean over
+    Up to six lines share a panel. More have one row of panels for the methods that step
+    along the gradient, one for those that step along its sign; each shows the others'
+    lines in grey. A line is the mean over
     an optimizer's runs, the band around it their range. Published curves are dotted,
     their bands mean ± standard deviation. Values that are not finite are left out.
 
@@ -105,13 +109,16 @@ def save_comparison(
         np.isfinite(_table(made, "test_accuracy")).any() for made in runs.values()
     )
     fields = ("test_accuracy" if accurate else "test_loss", "train_loss")
+    names = list(dict.fromkeys(x.partition(":")[0] for x in (*runs, *published)))
+    if len(runs) + len(published) <= len(LINES):
+        groups = {"": dict(zip(names, LINES))}
+    else:
+        groups = {
+            heading: colours
+            for heading, colours in DIRECTIONS.items()
+            if colours.keys() & set(names)
+        }
     styles = line_styles(list(runs))
-    names = {label.partition(":")[0] for label in runs} | published.keys()
-    groups = {
-        heading: colours
-        for heading, colours in DIRECTIONS.items()
-        if colours.keys() & names
-    }
     figure = matplotlib.figure.Figure(
         figsize=(12, 0.8 + 3 * len(groups)), layout="constrained", dpi=150
     )
@@ -121,14 +128,17 @@ def save_comparison(
     for (group, colours), row in zip(groups.items(), panels, strict=True):
         mine = [label for label in runs if label.partition(":")[0] in colours]
         for axes, field in zip(row, fields, strict=True):
-            for label in (label for label in runs if label not in mine):
-                values = _table(runs[label], field)
-                axes.plot(_mean(values), color="#dcdcdc", linewidth=1.0)
+            others = [_table(runs[label], field) for label in runs if label not in mine]
+            for i, values in enumerate(others):
+                label = "" if i else "the other direction's methods"
+                axes.plot(_mean(values), color="#c8c8c8", linewidth=1.0, label=label)
             for name in (name for name in colours if name in published):
-                _draw_published(axes, published[name], name, field, epochs)
+                _draw_published(
+                    axes, published[name], name, colours[name], field, epochs
+                )
             for label in mine:
                 values = _table(runs[label], field)
-                colour, style = styles[label]
+                colour, style = colours[label.partition(":")[0]], styles[label][1]
                 axes.plot(
                     _mean(values),
                     color=colour,
@@ -148,17 +158,17 @@ def save_comparison(
             bbox_to_anchor=(1.02, 1.0),
             frameon=False,
         )
-    for axes, field in zip(panels[0], fields, strict=True):
-        name = field.replace("_", " ").replace("train ", "training ")
-        axes.set_title(name, fontsize=11)
     for axes in panels[-1]:
         axes.set_xlabel("epoch")
-    first, loss = panels[0]
-    if accurate:
-        _spread_near_one(panels[:, 0])
-    else:
-        _logarithmic(first)
-    _logarithmic(loss)
+    for column, field in zip(panels.T, fields, strict=True):
+        if field == "test_accuracy":
+            _spread_near_one(column)
+        else:
+            _logarithmic(column[0])
+        for axes in column:
+            axes.set_ylabel(
+                field.replace("_", " ").replace("train ", "training ") + _scale(axes)
+            )
     with replacing(path) as temporary:
         figure.savefig(temporary)
 
@@ -182,6 +192,7 @@ def _draw_published(
     axes: matplotlib.axes.Axes,
     curve: Mapping[str, Any],
     name: str,
+    colour: str,
     field: str,
     epochs: int,
 ) -> None:
@@ -190,7 +201,6 @@ def _draw_published(
     mean, deviation = (
         np.asarray(curve[f"{key}_{part}"][:epochs]) for part in ("mean", "std")
     )
-    (colour, _) = line_styles([name])[name]
     title = TITLES[name] + (" 0.99" if name == "momentum" else "")
     axes.plot(
         mean, ":", color=colour, linewidth=1.8, label=f"{title}, published (DeepOBS)"
@@ -315,7 +325,7 @@ def save_sensitivity(
         axes.set(
             xscale="log",
             xlim=(min(all_rates) / 1.5, max(all_rates) * 1.5),
-            xlabel="learning rate",
+            xlabel="learning rate (log scale)",
             title=group,
         )
         axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, frameon=False)
@@ -326,11 +336,11 @@ def save_sensitivity(
         frameon=False,
         fontsize=9,
     )
-    panels[0].set_ylabel(f"final {field.replace('_', ' ')}")
     if accurate:
         _spread_near_one(panels)
     else:
         _logarithmic(panels[0])
+    panels[0].set_ylabel(f"final {field.replace('_', ' ')}" + _scale(panels[0]))
     with replacing(path) as temporary:
         figure.savefig(temporary)
 
@@ -394,6 +404,12 @@ def _spread_near_one(panels: np.ndarray) -> None:
         matplotlib.ticker.PercentFormatter(1.0, 0, symbol=" %")
     )
     axes.yaxis.set_minor_locator(matplotlib.ticker.FixedLocator([]))
+
+
+def _scale(axes: matplotlib.axes.Axes) -> str:
+    """Returns what an axis' label says of its scale; nothing if it is ordinary."""
+    scales = {"log": " (log scale)", "function": " (stretched near 100 %)"}
+    return scales.get(axes.get_yscale(), "")
 
 
 def _mean(values: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from svag_tf.optional import plotly
 COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442",
 )  # fmt: skip
+NO_SIGNAL = "#D55E00"  # far from all of the heat maps' colours
 NOISIEST = 12  # rows of the table for each run
 
 
@@ -47,6 +48,8 @@ def _add(
 ) -> None:  # fmt: skip
     """Adds a line of a run to panel number `at`; its legend is in the first panel."""
     values = _plain(y)
+    known = [False, *(value is not None for value in values), False]
+    alone = [not before and not after for before, after in zip(known, known[2:])]
     figure.add_trace(
         plotly.graph_objects.Scatter(
             x=_plain(x),
@@ -54,10 +57,14 @@ def _add(
             name=run.name + label,
             legendgroup=run.name + label,
             showlegend=at == 0,
-            # A point between two gaps has no line.
-            mode="lines+markers" if len(x) < 40 or None in values else "lines",
+            mode="lines+markers",
             line={"color": _colour(i), "width": 2, "dash": dash},
-            marker={"size": 5},
+            # A point between two gaps has no line.
+            marker={
+                "size": [5 if single else 0 for single in alone],
+                "opacity": 1,
+                "line": {"width": 0},
+            },
         ),
         row=at // 2 + 1,
         col=at % 2 + 1,
@@ -173,36 +180,57 @@ def _layers(run: Run) -> list[str]:
     return [layer for layer in run.noise if layer != OVERALL]
 
 
-def heat_map(run: Run, name: str) -> Any:
-    layers = _layers(run)
-    values = np.array([run.noise[layer][name] for layer in layers])
-    lowest, highest = (0.0, 1.0) if name == "gamma" else (None, None)
+def heat_maps(runs: Sequence[Run], name: str) -> list[Any]:
+    """Draws eta2 or gamma of every layer over the updates, all on one scale."""
+    tables = [np.array([run.noise[x][name] for x in _layers(run)]) for run in runs]
+    lowest, highest = 0.0, 1.0
     if name == "eta2":
         with np.errstate(divide="ignore"):
-            values = np.log10(values)
-        # No signal at all is the brightest of all.
-        finite = values[np.isfinite(values)]
-        brightest = finite.max() + 0.5 if finite.size else 0.0
-        if not finite.size:
-            lowest, highest = brightest - 1, brightest
-        values = np.where(values == np.inf, brightest, values)
+            tables = [np.log10(table) for table in tables]
+        shown = np.concatenate([table[np.isfinite(table)] for table in tables])
+        if shown.size:
+            lowest, highest = shown.min(), shown.max()
+    return [
+        _heat_map(run, table, name, lowest, highest)
+        for run, table in zip(runs, tables, strict=True)
+    ]
+
+
+def _heat_map(
+    run: Run, values: np.ndarray, name: str, lowest: float, highest: float
+) -> Any:
+    layers = _layers(run)
+    axes = {"x": [f"{step:.0f}" for step in run.noise[OVERALL]["step"]], "y": layers}
     figure = plotly.graph_objects.Figure(
         plotly.graph_objects.Heatmap(
+            **axes,
             z=[_plain(row) for row in values],
-            x=[f"{step:.0f}" for step in run.noise[OVERALL]["step"]],
-            y=layers,
             colorscale="Viridis",
             zmin=lowest,
             zmax=highest,
-            showscale=name == "gamma" or finite.size > 0,
+            showscale=bool(np.isfinite(values).any()),
             colorbar={"title": "γ" if name == "gamma" else "log₁₀ η²"},
         )
     )
+    if (values == np.inf).any():
+        figure.add_trace(
+            plotly.graph_objects.Heatmap(
+                **axes,
+                z=[_plain(row) for row in np.where(values == np.inf, 1, np.nan)],
+                colorscale=[[0, NO_SIGNAL], [1, NO_SIGNAL]],
+                showscale=False,
+                showlegend=True,
+                name="no signal",
+                hovertemplate="%{x}, %{y}: no signal<extra></extra>",
+            )
+        )
     figure.update_layout(
         title=run.name,
         height=max(260, 22 * len(layers) + 130),
         margin={"l": 20, "r": 20, "t": 50, "b": 60},
-    )
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02,
+                "yanchor": "bottom"},
+    )  # fmt: skip
     figure.update_xaxes(title="updates", type="category", nticks=12)
     figure.update_yaxes(autorange="reversed", automargin=True)
     return figure

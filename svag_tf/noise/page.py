@@ -55,7 +55,12 @@ def _script_json(value: Any) -> str:
 
 
 def _sections(runs: Sequence[Run]) -> Iterator[tuple[str, str, list[Any]]]:
-    yield "Curves", "Loss and accuracy over the epochs.", figures.curves(runs)
+    what = (
+        "Loss and accuracy over the epochs."
+        if any(run.metrics for run in runs)
+        else "The training loss over the updates."
+    )
+    yield "Curves", what, figures.curves(runs)
     yield (
         "Noise",
         "All layers together. η² is the noise-to-signal ratio of a mini-batch's "
@@ -66,14 +71,14 @@ def _sections(runs: Sequence[Run]) -> Iterator[tuple[str, str, list[Any]]]:
     )
     yield (
         "Layers over time",
-        "log₁₀ η²: the brighter, the noisier. The brightest is a layer without a "
-        "detectable signal, a gap one without noise.",
-        [figures.heat_map(run, "eta2") for run in runs],
+        "log₁₀ η²: the brighter, the noisier, on one scale for all runs. No signal: "
+        "none can be told from the noise. A gap: no noise, or not measured.",
+        figures.heat_maps(runs, "eta2"),
     )
     yield (
         "γ of the layers",
         "The mean of γ: near 0 steps are damped away, at 1 they are left alone.",
-        [figures.heat_map(run, "gamma") for run in runs],
+        figures.heat_maps(runs, "gamma"),
     )
     with_histograms = [run for run in runs if run.histograms]
     if with_histograms:

@@ -31,7 +31,6 @@ from svag_tf.experiments.benchmark.console import benchmark_with_progress
 from svag_tf.experiments.benchmark.limit import build_limit
 from svag_tf.experiments.benchmark.measure import Options, benchmark
 from svag_tf.experiments.benchmark.memory import batches, footprint
-from svag_tf.experiments.benchmark.plots import fixed_and_slope
 from svag_tf.experiments.benchmark.report import page
 from svag_tf.experiments.benchmark.rows import Row, all_rows
 from svag_tf.experiments.benchmark.serving import RowError, Server
@@ -484,22 +483,26 @@ def test_bars_of_one_step_each(tmp_path):
         for i, t in enumerate(times)
     }
     rows["limit"] = {"title": "limit", "group": "limit", "median": 0.7}
-    plots.save_bars([{"title": "case", "rows": rows}], tmp_path / "bars.png")
+    plots.save_bars({"title": "case", "rows": rows}, tmp_path / "bars.png")
     assert imread(tmp_path / "bars.png").shape[0] > 300
 
 
-def test_the_fixed_cost_and_the_slope():
-    n = np.array([1e4, 1e5, 1e6, 1e7])
-    a, b = fixed_and_slope(n, 2e-4 + 3e-9 * n)
-    assert a == pytest.approx(2e-4) and b == pytest.approx(3e-9)
-    # Too long and too short by the same factor: neither counts more.
-    a, b = fixed_and_slope(n, 3e-9 * n * [0.5, 2.0, 2.0, 0.5])
-    assert a == 0.0 and b == pytest.approx(3e-9, rel=1e-3)
-    assert fixed_and_slope(n, 1e-9 * n)[0] == 0.0
-    a, b = fixed_and_slope(n, [5.0, 4.0, 3.0, 2.0])
-    assert 2.0 < a < 5.0 and b * 1e7 < 0.1
-    a, b = fixed_and_slope([100.0], [2.0])
-    assert a + 100.0 * b == pytest.approx(2.0)
+def test_scaling_shows_the_measured_times_alone(tmp_path, monkeypatch):
+    """What the legend says is a measured point's, not that of a fit beside them."""
+    drawn = []
+    monkeypatch.setattr(
+        plots.matplotlib.figure.Figure,
+        "savefig",
+        lambda figure, path: drawn.extend(figure.axes[0].lines) or path.touch(),
+    )
+    sizes, times = [10_000, 300_000_000], [3.27e-6, 0.187]
+    curve = {"title": "C loop", "parameters": sizes, "median": times}
+    plots.save_scaling({"limit": curve}, tmp_path / "scaling.png")
+    assert drawn[0].get_xdata().tolist() == sizes
+    assert drawn[0].get_ydata().tolist() == times
+    assert drawn[0].get_label() == (
+        "C loop: 3.27 µs for 10,000 parameters;\n0.62 ns a parameter for 300,000,000"
+    )
 
 
 # The whole.

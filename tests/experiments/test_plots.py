@@ -15,6 +15,20 @@ from svag_tf.experiments.plots import (
     save_sensitivity,
 )
 
+PUBLISHED = published("fmnist_2c2d")
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are drawn, instead of their files."""
+    figures = []
+    monkeypatch.setattr(
+        matplotlib.figure.Figure,
+        "savefig",
+        lambda figure, path: figures.append(figure) or path.touch(),
+    )
+    return figures
+
 
 def rows(losses):
     return [
@@ -81,16 +95,35 @@ def test_comparison(tmp_path, runs):
 
 
 @pytest.mark.filterwarnings("error")
-def test_published_curves_are_drawn_too(tmp_path):
+def test_published_curves_are_drawn_too(tmp_path, drawn):
     runs = {"msvag": [rows([2.3, 0.5, 0.4])], "msvag:beta=0.5": [rows([2.3, 0.9])]}
-    for name, curves in (("with", published("fmnist_2c2d")), ("without", None)):
-        save_comparison(runs, "a title", tmp_path / f"{name}.png", published=curves)
-    with_, without = (
-        matplotlib.image.imread(tmp_path / f"{name}.png")
-        for name in ("with", "without")
-    )
-    # Adam's curve has a row of panels of its own.
-    assert with_.shape[0] > 1.5 * without.shape[0]
+    save_comparison(runs, "a title", tmp_path / "curves.png", None, PUBLISHED)
+    (legend,) = (a.get_legend() for a in drawn[0].axes if a.get_legend())
+    told = [text.get_text() for text in legend.get_texts()]
+    assert told.count("M-SVAG") == 2
+    assert sum("published (DeepOBS)" in text for text in told) == len(PUBLISHED) == 3
+
+
+@pytest.mark.parametrize("number, panels, keys", [(6, 2, 1), (7, 4, 2)])
+def test_up_to_six_optimizers_share_a_panel(tmp_path, drawn, number, panels, keys):
+    """Every line is in the legend, and every axis says what it is and its scale."""
+    names = ("msvag", "svag", "msgd", "mssd", "ssd", "msvas", "adam")[:number]
+    runs = {name: [rows([2.3, 0.5])] for name in names}
+    save_comparison(runs, "a title", tmp_path / "curves.png")
+    axes = drawn[0].axes
+    legends = [a.get_legend() for a in axes if a.get_legend()]
+    assert len(axes) == panels and len(legends) == keys
+    told = {text.get_text() for legend in legends for text in legend.get_texts()}
+    assert {TITLES[name] for name in names} <= told
+    assert ("the other direction's methods" in told) == (number == 7)
+    for one in axes:
+        colours = [x.get_color() for x in one.lines if x.get_label() in TITLES.values()]
+        assert len(set(colours)) == len(colours)
+    assert {a.get_ylabel() for a in axes} == {
+        "test accuracy",
+        "training loss (log scale)",
+    }
+    assert all(a.get_xlabel() == "epoch" for a in axes[-2:])
 
 
 def test_variants_of_an_optimizer_differ_in_style():

@@ -127,7 +127,7 @@ def test_a_missing_package_is_told(tmp_path, package):
     (blocked / f"{package}.py").write_text(raises)
     code, _, errors = run(cwd=blocked, PYTHONPATH=str(blocked))
     assert code == 1
-    told = f'Error: {message}. The scripts need: pip install ".[experiments]"'
+    told = f'Error: {message}. The commands need: pip install "svag-tf[experiments]"'
     if package in ("filelock", "matplotlib"):  # that svag_tf imports when used
         told = f"Error: {package} is not installed. Remedy: pip install"
     assert told in errors

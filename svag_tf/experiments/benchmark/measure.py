@@ -32,7 +32,7 @@ from svag_tf.experiments.benchmark.serving import (
 )
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.files import writable_folder
-from svag_tf.optional import matplotlib, require, scipy
+from svag_tf.optional import matplotlib, require
 
 BACKENDS = ("tensorflow", "jax")
 SCALING_ROWS = ("msvag", "keras-adam", "limit")
@@ -90,7 +90,7 @@ def benchmark(
             written to, or rows and cases that have nothing in common, before anything
             is measured.
     """
-    require(matplotlib, scipy)
+    require(matplotlib)
     cases, rows, skipped = _chosen(options)
     workdir = writable_folder(options.workdir)
     results: dict[str, Any] = {

@@ -2,52 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from svag_tf.experiments.benchmark.cases import KERAS, LIMIT, OURS, PEERS
 from svag_tf.experiments.benchmark.texts import number, seconds
 from svag_tf.experiments.files import replacing
-from svag_tf.optional import matplotlib, scipy
+from svag_tf.optional import matplotlib
 
 # Okabe and Ito's palette, safe for the colour-blind.
 COLOURS = {OURS: "#0072B2", KERAS: "#D55E00", PEERS: "#8c8c8c", LIMIT: "#000000"}
 LABELS = {OURS: "svag_tf", KERAS: "Keras", PEERS: "others"}
-COLUMNS = 2
-BAR, MARGIN = 0.235, 1.15  # inches
+BAR, MARGIN = 0.235, 1.5  # inches
 
 
-def save_bars(cases: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws a bar chart for each case: time per step relative to the limit's.
+def save_bars(case: dict[str, Any], path: Path) -> None:
+    """Draws the bar chart of a case: time per step relative to the limit's.
 
     Args:
-        cases: entries of "cases" in the results, with at least one measured row.
+        case: an entry of "cases" in the results, with at least one measured row.
         path: the PNG to write.
     """
-    columns = min(COLUMNS, len(cases))
-    lines = [cases[i : i + columns] for i in range(0, len(cases), columns)]
-    heights = [max(len(_bars(case)) for case in line) * BAR + MARGIN for line in lines]
+    rows = _bars(case)
     figure = matplotlib.figure.Figure(
-        figsize=(7.5 * columns, sum(heights) + 0.5), layout="constrained", dpi=130
+        figsize=(7.5, len(rows) * BAR + MARGIN), layout="constrained", dpi=130
     )
-    grid = figure.add_gridspec(len(lines), columns, height_ratios=heights)
-    for i, case in enumerate(cases):
-        _draw_bars(figure.add_subplot(grid[i // columns, i % columns]), case)
-    groups = {row["group"] for case in cases for row in _bars(case)}
+    reference = _draw_bars(figure.subplots(), case)
+    used = {row["group"] for row in rows}
+    key: list[Any] = [
+        matplotlib.patches.Patch(color=COLOURS[group], label=label)
+        for group, label in LABELS.items()
+        if group in used
+    ]
+    for style, label in (("--", reference), ("-", "quartiles")):
+        if label:
+            line = matplotlib.lines.Line2D([], [], color="black", ls=style, label=label)
+            key.append(line)
     figure.legend(
-        handles=[
-            matplotlib.patches.Patch(color=COLOURS[group], label=label)
-            for group, label in LABELS.items()
-            if group in groups
-        ],
-        loc="outside upper center",
-        ncols=len(LABELS),
-        frameon=False,
-    )
+        handles=key, loc="outside upper center", ncols=len(key), frameon=False,
+        fontsize=9,
+    )  # fmt: skip
     with replacing(path) as temporary:
         figure.savefig(temporary)
 
@@ -73,15 +70,14 @@ def _bar(case: dict[str, Any], row: dict[str, Any], reference: str) -> float:
     return row.get(f"to_{reference}", pooled)
 
 
-def _draw_bars(axes: matplotlib.axes.Axes, case: dict[str, Any]) -> None:
+def _draw_bars(axes: matplotlib.axes.Axes, case: dict[str, Any]) -> str:
+    """Draws a bar for each row; returns what the dashed line is, if there is one."""
     rows = _bars(case)
-    reference, label = "", "time, seconds"
-    for name, text in (
-        ("limit", "time a step over the limit's"),
-        ("keras-adam", "time a step over Keras Adam's"),
-    ):
+    reference, line, label = "", "", "time, seconds"
+    for name, text in (("limit", "the limit"), ("keras-adam", "Keras Adam")):
         if "median" in case["rows"].get(name, {}):
-            reference, label = name, text
+            reference, line = name, text
+            label = f"time a step over {text}'s, also in brackets"
             axes.axvline(1.0, color="black", linewidth=1.2, linestyle="--", zorder=3)
             break
     scales = np.array([_bar(case, row, reference) / row["median"] for row in rows])
@@ -122,29 +118,7 @@ def _draw_bars(axes: matplotlib.axes.Axes, case: dict[str, Any]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
-
-
-def fixed_and_slope(
-    parameters: npt.ArrayLike, times: npt.ArrayLike
-) -> tuple[float, float]:
-    """Fits a, b >= 0 so that a + b n is closest to the times, in the logarithm.
-
-    Args:
-        parameters: n, at least one.
-        times: seconds, above 0.
-
-    Returns:
-        a in seconds, 0 where it is below a nanosecond, and b in seconds.
-    """
-    n, t = np.asarray(parameters, float), np.asarray(times, float)
-
-    def residuals(logarithms: np.ndarray) -> np.ndarray:
-        a, b = np.exp(logarithms)
-        return np.log(a + b * n) - np.log(t)
-
-    start = np.log([t.min() / 2, t[-1] / n[-1] / 2])
-    a, b = np.exp(scipy.optimize.least_squares(residuals, start).x)
-    return (float(a) if a > 1e-9 else 0.0), float(b)
+    return line
 
 
 def save_scaling(curves: dict[str, Any], path: Path) -> None:
@@ -163,12 +137,9 @@ def save_scaling(curves: dict[str, Any], path: Path) -> None:
         n, t = np.array(curve["parameters"], float), np.array(curve["median"])
         if not len(n):
             continue
-        a, b = fixed_and_slope(n, t)
-        label = f"{curve['title']}: fixed cost {seconds(a)}, then "
-        label += f"{number(b * 1e9)} ns a parameter"
-        axes.plot(n, t, "o", color=colours[name], markersize=5, label=label)
-        dense = np.geomspace(n.min(), n.max(), 200)
-        axes.plot(dense, a + b * dense, color=colours[name], linewidth=1.4)
+        label = f"{curve['title']}: {seconds(t[0])} for {n[0]:,.0f} parameters;\n"
+        label += f"{number(t[-1] / n[-1] * 1e9)} ns a parameter for {n[-1]:,.0f}"
+        axes.plot(n, t, "o-", color=colours[name], ms=5, lw=1.4, label=label)
         if highest is None or t[-1] > highest[1]:
             highest = (n, t[-1])
     if highest is not None:
@@ -179,9 +150,10 @@ def save_scaling(curves: dict[str, Any], path: Path) -> None:
             guide,
             color="#8c8c8c",
             linestyle=":",
-            label="linear: time proportional to parameters",
+            label="proportional to the parameters",
         )
-    axes.set(xscale="log", yscale="log", xlabel="parameters", ylabel="seconds a step")
+    axes.set(xscale="log", yscale="log", xlabel="parameters (log scale)")
+    axes.set_ylabel("seconds a step (log scale)")
     axes.set_title("Time of a step against parameters", fontsize=12)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -34,9 +34,9 @@ def write_report(results: Results, workdir: Path) -> None:
     if results["backend"] == "tensorflow":
         results["targets"] = judged(results)
     write_json(workdir / "benchmark.json", results)
-    cases = [case for case in results["cases"].values() if _measured(case)]
-    if cases:
-        save_bars(cases, workdir / "benchmark.png")
+    for name, case in results["cases"].items():
+        if _measured(case):
+            save_bars(case, workdir / f"benchmark-{name}.png")
     if results["scaling"]:
         save_scaling(results["scaling"], workdir / "scaling.png")
     write_text(workdir / "benchmark.md", page(results))
@@ -48,12 +48,14 @@ def page(results: Results) -> str:
     if results["quick"]:
         parts.append("**A quick trial with small sizes: the numbers mean nothing.**\n")
     if any(_measured(case) for case in results["cases"].values()):
-        parts += ["![Time a step of every method](benchmark.png)\n"]
         parts += ["## Time a step\n", _overview(results)]
     if any(row["value"] is not None for row in results.get("targets", [])):
         parts += ["## Targets\n", _targets(results)]
-    for case in results["cases"].values():
-        parts += [f"## {case['title']}\n", _case(case)]
+    for name, case in results["cases"].items():
+        parts.append(f"## {case['title']}\n")
+        if _measured(case):
+            parts.append(f"![Time a step of every method](benchmark-{name}.png)\n")
+        parts.append(_case(case))
     if results["scaling"]:
         parts += ["## Time against parameters\n", _scaling(results)]
     if results["replicas"]:

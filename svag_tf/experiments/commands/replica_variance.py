@@ -6,9 +6,6 @@ Takes seconds. Writes results.md and results.json into the workdir;
 docs/distribution.md says what they mean. Exit code: 0 if all is done, else not 0.
 """
 
-import shlex
-import sys
-
 import command
 from absl import flags
 
@@ -24,14 +21,13 @@ _WORKDIR = flags.DEFINE_string(
 def main() -> None:
     from svag_tf.experiments.simulations.replica_variance import write_simulation
 
-    command_line = shlex.join(["python", *sys.argv])
     text = write_simulation(
         _WORKDIR.value,
         _ELEMENTS.value,
         _STEPS.value,
         _BETA.value,
         _SEED.value,
-        command_line,
+        command.LINE,
     )
     print(text)
 

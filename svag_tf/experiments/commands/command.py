@@ -18,7 +18,10 @@ def missing(error: ImportError) -> str:
     reason = str(error).rstrip(".")
     if "Remedy:" in reason:
         return f"Error: {reason}"
-    return f'Error: {reason}. The scripts need: pip install ".[experiments]"'
+    return (
+        f'Error: {reason}. The commands need: pip install "svag-tf[experiments]" '
+        '(in a clone: pip install ".[experiments]")'
+    )
 
 
 try:
@@ -27,6 +30,13 @@ try:
 except ImportError as error:
     sys.exit(missing(error))
 
+# How this command was called, for its results.
+_PROGRAM = (
+    ["svag", Path(sys.argv[0]).stem]
+    if "svag_command" in sys.modules
+    else ["python", sys.argv[0]]
+)
+LINE = shlex.join([*_PROGRAM, *sys.argv[1:]])
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -40,12 +50,15 @@ def define_config(default: str = "digits.py") -> Callable[[], tuple[Any, str]]:
         A function that returns, after the flags are parsed, the config and the stem of
         its file's name.
     """
+    _find_by_name()
     _check_file(str(CONFIGS / default))
     try:  # the fields of --config are parsed here, the other flags in app.run
         holder = config_flags.DEFINE_config_file(
             "config",
             str(CONFIGS / default),
-            "The config file. Any field can be overridden: --config.epochs=5.",
+            "The config file, or the name of one that is installed: "
+            f"{', '.join(sorted(path.stem for path in CONFIGS.glob('*.py')))}. "
+            "Any field can be overridden: --config.epochs=5.",
             lock_config=True,
         )
     except (AttributeError, KeyError) as error:
@@ -91,10 +104,23 @@ def simulate(name: str) -> None:
     def main() -> None:
         simulation = importlib.import_module(f"svag_tf.experiments.simulations.{name}")
         config, _ = given()
-        command_line = shlex.join(["python", *sys.argv])
-        simulation.simulate(config, workdir.value, command_line)
+        simulation.simulate(config, workdir.value, LINE)
 
     run(main)
+
+
+def _find_by_name() -> None:
+    """Replaces the name of an installed config file, in --config, by its path."""
+    for i, one in enumerate(sys.argv):
+        flag, equals, value = one.rpartition("=")
+        name, colon, argument = value.partition(":")
+        named = flag in ("--config", "-config") or sys.argv[i - 1] in (
+            "--config",
+            "-config",
+        )
+        path = CONFIGS / f"{name}.py"
+        if named and path.is_file() and not Path(name).is_file():
+            sys.argv[i] = f"{flag}{equals}{path}{colon}{argument}"
 
 
 def _check_file(default: str) -> None:

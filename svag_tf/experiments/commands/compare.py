@@ -13,8 +13,6 @@ with the same --storage, share the work. With --notune nothing is tuned.
 """
 
 import runpy
-import shlex
-import sys
 from typing import Any
 
 import command
@@ -109,7 +107,7 @@ def main() -> None:
         target=_TARGET.value,
         retry_failed=_RETRY.value,
         fresh=_FRESH.value,
-        command=shlex.join(["python", *sys.argv]),
+        command=command.LINE,
     )
 
 

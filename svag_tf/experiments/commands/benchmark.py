@@ -10,8 +10,6 @@ Writes benchmark.json, benchmark.md and plots into the workdir; docs/benchmarks.
 says how to read them. Exit code: 0 if all is measured, else not 0.
 """
 
-import shlex
-import sys
 from pathlib import Path
 
 import command
@@ -50,8 +48,7 @@ def main() -> None:
     if _REPLICAS.value:
         from svag_tf.experiments.benchmark.replicas import benchmark_replicas
 
-        command_line = shlex.join(["python", *sys.argv])
-        benchmark_replicas(_WORKDIR.value, _QUICK.value, command_line, report=print)
+        benchmark_replicas(_WORKDIR.value, _QUICK.value, command.LINE, report=print)
         print(f"Results: {Path(_WORKDIR.value) / 'replicas.md'}")
         return
     rounds = (2 if _QUICK.value else 7) if _ROUNDS.value is None else _ROUNDS.value
@@ -66,7 +63,7 @@ def main() -> None:
             fresh=_FRESH.value,
             scaling=_SCALING.value,
             quick=_QUICK.value,
-            command=shlex.join(["python", *sys.argv]),
+            command=command.LINE,
         )
     )
 
