@@ -12,7 +12,10 @@ import runpy
 import sys
 from pathlib import Path
 
-COMMANDS = Path(__file__).parent / "svag_tf" / "experiments" / "commands"
+HERE = Path(__file__).parent
+COMMANDS = HERE / "svag_tf" / "experiments" / "commands"
+if not COMMANDS.is_dir():  # In a clone.
+    COMMANDS = HERE / "scripts"
 
 
 def main() -> None:

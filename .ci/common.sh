@@ -9,7 +9,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/clone" "$work/tmp"
 (cd "$root" && git ls-files -z --cached --others --exclude-standard |
-    xargs -0 cp --parents --no-dereference --target-directory="$work/clone")
+    xargs -0 cp --parents --target-directory="$work/clone")
 if [ -d "$root/../shared" ]; then  # Data of some tests, which are otherwise skipped.
     ln -s "$(cd "$root/../shared" && pwd)" "$work/shared"
 fi
