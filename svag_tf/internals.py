@@ -194,6 +194,30 @@ def element_spec(spec: Any) -> Any:
     return getattr(spec, "_element_spec", spec)
 
 
+# Graphs that XLA compiles as a whole. TensorFlow has no public name for their contexts.
+
+
+def xla_contexts() -> Any:
+    """Returns the module of these contexts."""
+    from tensorflow.python.ops import control_flow_ops
+
+    return control_flow_ops
+
+
+def is_in_xla() -> bool:
+    """Returns whether a graph is being made that XLA compiles as a whole."""
+    return xla_contexts().get_enclosing_xla_context() is not None
+
+
+def retrace_within_xla() -> None:
+    """Makes TensorFlow trace a function again that a compiled one calls.
+
+    With its trace from before, XLA might meet an operation that it cannot compile.
+    """
+    context = xla_contexts().XLAControlFlowContext
+    context.RequiresUniqueFunctionRetracing = lambda self: True
+
+
 # Checkpoints of TensorFlow, whose values wait for an optimizer's variables.
 
 

@@ -116,7 +116,12 @@ OWNERS = {
     "_update_uid": optimizer,
     "_use_weight_decay": optimizer,
     "_variables": optimizer,
-    # Of a class that TensorFlow does not document.
+    # Of modules and classes that TensorFlow does not document.
+    "RequiresUniqueFunctionRetracing": lambda: (
+        internals.xla_contexts().XLAControlFlowContext
+    ),
+    "XLAControlFlowContext": internals.xla_contexts,
+    "get_enclosing_xla_context": internals.xla_contexts,
     "bind_object": waiting_value,
     "restore": waiting_value,
     "restore_uid": waiting_value,

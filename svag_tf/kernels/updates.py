@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from svag_tf import native, replicas
+from svag_tf import internals, native, replicas
 from svag_tf.kernels.programs import (
     Kernel,
     compiled_for_values,
@@ -139,7 +139,7 @@ def _not_native(update):
         return "its shape is not known"
     if native.is_turned_off():
         return "the model is being exported"
-    if native.is_in_xla():
+    if internals.is_in_xla():
         return "the training step is compiled by XLA"
     return None
 

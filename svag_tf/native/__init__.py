@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import keras
 
+from svag_tf import internals
 from svag_tf.optional import platformdirs
 from svag_tf.optional import tensorflow as tf
 
@@ -109,23 +110,8 @@ def use(build: Build | None) -> None:
 def operation_of(library: Path) -> Any:
     """Loads a library; returns the function that makes its operation."""
     update = tf.load_op_library(str(library)).svag_update
-    # Only then does TensorFlow trace a function again that a compiled one calls. With
-    # its trace from before, XLA would meet an operation that it cannot compile.
-    context = _control_flow().XLAControlFlowContext
-    context.RequiresUniqueFunctionRetracing = lambda self: True
+    internals.retrace_within_xla()
     return update
-
-
-def is_in_xla() -> bool:
-    """Returns whether a graph is being made that XLA compiles as a whole."""
-    return _control_flow().get_enclosing_xla_context() is not None
-
-
-def _control_flow() -> Any:
-    # TensorFlow has no public name for XLA's contexts.
-    from tensorflow.python.ops import control_flow_ops
-
-    return control_flow_ops
 
 
 def _load() -> Build:

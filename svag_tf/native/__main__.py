@@ -13,6 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import keras
+
 from svag_tf import native
 from svag_tf.files import whole_file
 from svag_tf.optional import tensorflow as tf
@@ -38,6 +40,11 @@ def build() -> Path:
     Raises:
         BuildError: With the reason, in one line.
     """
+    if keras.backend.backend() != "tensorflow":
+        raise BuildError(
+            "It is for Keras' backend 'tensorflow': set KERAS_BACKEND=tensorflow. "
+            f"Received: '{keras.backend.backend()}'."
+        )
     key = native.key()
     folder = native.folder_of(key)
     try:
@@ -99,7 +106,7 @@ def main() -> None:
     try:
         build()
     except BuildError as error:
-        sys.exit(f"No native build. {error} The XLA kernel is used, as before.")
+        sys.exit(f"No native build. {error} Optimizers work without it, as before.")
     native.use(None)
     print(native.status())
 
