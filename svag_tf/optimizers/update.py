@@ -282,8 +282,10 @@ def _rule_key(optimizer):
 @functools.cache
 def _rule_methods(cls):
     """Returns the names of a class's methods that make the update of one variable."""
-    names = {"new_averages", "new_theta", "direction", "noise_factor", "gamma"}
-    names.add("signal_and_noise")
+    names = (
+        *("new_averages", "new_theta", "direction"),
+        *("noise_factor", "signal_and_noise", "gamma"),
+    )
     return [n for n in dir(cls) if n in names or n.endswith("_rule")]
 
 
