@@ -21,6 +21,7 @@ BACKENDS = [
 EXPERIMENTS = 'pip install "svag-tf[experiments]" (in a clone: pip install ".'
 PACKAGES = {
     **dict.fromkeys(("filelock", "matplotlib", "optuna", "sqlalchemy"), EXPERIMENTS),
+    "platformdirs": "pip install platformdirs",
     "plotly": 'pip install "svag-tf[report]"',
     "optax": "pip install optax",
     "pytorch_optimizer": "pip install pytorch_optimizer",
