@@ -24,6 +24,7 @@ SAMPLED = {
     "tests/test_exported_data.py": 3,
     "tests/test_final_weights.py": 3,
     "tests/test_kernels.py": 2,
+    "tests/test_native.py": 3,
 }
 
 

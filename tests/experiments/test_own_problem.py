@@ -294,7 +294,7 @@ def test_a_run_of_something_else_is_refused(run_of, tmp_path, before, after, par
     run_of(**after)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_fresh_leaves_a_run_of_the_same(run_of, tmp_path):
     run_of()
     state = tmp_path / "run" / "checkpoints" / "epoch_1" / "state.json"
@@ -315,7 +315,7 @@ def test_an_earlier_run_that_does_not_say(run_of, tmp_path):
     run_of(fresh=True)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_numbers_in_names_do_not_matter(run_of):
     """Keras numbers its automatic names; the user's own are kept."""
     for build in (dense, branches, own):
@@ -406,7 +406,7 @@ def test_a_study_of_something_else_is_refused(compare_of, tmp_path):
     assert len(names) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_shared_study_of_something_else_is_refused(compare_of, tmp_path):
     """Another workdir, as on another machine with other data."""
     storage = str(tmp_path / "shared.db")
