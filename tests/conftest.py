@@ -1,5 +1,6 @@
 """Shared by all tests: restores global state and clears caches of compiled code."""
 
+import contextlib
 import gc
 import importlib.util
 import os
@@ -92,12 +93,21 @@ def patch_rules(monkeypatch):
 
 @pytest.fixture
 def disk_of():
-    """`disk_of(n)`: no file of this process can grow beyond n bytes any more."""
+    """`with disk_of(n)`: no file of this process can grow beyond n bytes.
+
+    Only within it: pytest's own output may be a file.
+    """
     resource = pytest.importorskip("resource")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda n: resource.setrlimit(
-        resource.RLIMIT_FSIZE, (n if n is not None else limits[0], limits[1])
-    )
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, handler)
+
+    @contextlib.contextmanager
+    def limited(n):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (n, limits[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, handler)
+
+    return limited

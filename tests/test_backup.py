@@ -138,10 +138,9 @@ def test_full_disk(made, backups, disk_of):
     callback = BackupAndRestore(backups)
     callback.set_model(model)
     for n in (0, 1, 100, size // 3, size // 2, size - 1):
-        disk_of(n)
-        with pytest.raises(OSError, match=r"Cannot write .*epoch_3"):
+        message = r"Cannot write .*epoch_3"
+        with disk_of(n), pytest.raises(OSError, match=message):
             callback.on_epoch_end(2)
-        disk_of(None)
         assert sorted(os.listdir(backups)) == ["epoch_1", "epoch_2"]
     assert state(fit(model_of(), backups, 3)) == made[1][2]
 

@@ -528,10 +528,9 @@ def test_a_folder_that_cannot_be_written(tmp_path, disk_of):
         message = re.escape(f"Received: log_dir={str(tmp_path / named)!r}: ")
         with pytest.raises(OSError, match=f"`log_dir` must be a folder.*{message}"):
             fit(model, GradientNoise(log_dir=tmp_path / path))
-    disk_of(0)
-    with pytest.raises(OSError, match=r"`log_dir` must be a folder .*File too large"):
+    message = r"`log_dir` must be a folder .*File too large"
+    with disk_of(0), pytest.raises(OSError, match=message):
         fit(model, GradientNoise(log_dir=tmp_path / "new"))
-    disk_of(None)
     assert os.listdir(tmp_path / "new") == []
     assert int(model.optimizer.iterations) == 0
 
@@ -548,8 +547,9 @@ def test_a_disk_that_fills_up(tmp_path, disk_of):
     noise = GradientNoise(every=2, log_dir=tmp_path)
     fit(linear_model(svag_tf.MSVAG()), noise, batches=2)
     files = noise_files.Files(tmp_path, 2)
-    disk_of((tmp_path / "noise.csv").stat().st_size)
-    with pytest.raises(OSError, match=r"Cannot write .*noise\.csv: .*File too large"):
+    size = (tmp_path / "noise.csv").stat().st_size
+    message = r"Cannot write .*noise\.csv: .*File too large"
+    with disk_of(size), pytest.raises(OSError, match=message):
         files.write([4, 1, 0.0, 0.1, 0.0], {OVERALL: {}})
 
 

@@ -375,13 +375,11 @@ def test_full_disk(runs, loaded, tmp_path, disk_of):
     saved = state_of(loaded, batch)
     loaded.train(**batch)
     for n in (0, 1, 10, size // 3, size // 2, size - 1):
-        disk_of(n)
-        with pytest.raises(tf.errors.OpError, match=re.escape(bad)):
+        with disk_of(n), pytest.raises(tf.errors.OpError, match=re.escape(bad)):
             loaded.save(path=bad)
         with pytest.raises(tf.errors.InvalidArgumentError, match=re.escape(bad)):
             loaded.restore(path=bad)
         assert state_of(loaded, batch) != saved
-    disk_of(None)
     loaded.restore(path=good)
     assert state_of(loaded, batch) == saved
     loaded.save(path=bad)
