@@ -241,7 +241,7 @@ def test_goes_on_after_an_interruption(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.usefixtures("_no_pictures")
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_between_a_measurement_and_its_commit(tmp_path, monkeypatch):
     simulate(make_config(), tmp_path / "whole")
     for number in (

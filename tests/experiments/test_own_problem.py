@@ -492,7 +492,7 @@ def test_one_line_of_error_of_a_config_file(tmp_path, changes, message):
     assert re.search(rf"^Error: the config file my_problem.py .*{message}", found)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_an_edit_and_the_same_command(tmp_path):
     flag = documented(tmp_path)
     flags = (flag, "--config.epochs=1", "--workdir=w")
