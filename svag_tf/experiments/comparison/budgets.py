@@ -55,7 +55,7 @@ class Budget:
     stride: int
     seeds: int
     scout: str | None = None
-    own: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def rates(self) -> tuple[float, ...]:

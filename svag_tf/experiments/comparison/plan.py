@@ -153,7 +153,8 @@ def planned(
     used = checked(budgeted(whole, budget, examples, kept)) if budget else whole
     scout = None
     if budget is not None and budget.scout is not None:
-        scout = checked(budgeted(used, BUDGETS[budget.scout], examples))
+        scout_budget = BUDGETS[budget.scout]
+        scout = checked(budgeted(used, scout_budget, examples))
     plan = Plan(
         used,
         data,
@@ -171,7 +172,7 @@ def planned(
             scout=replace(
                 plan,
                 config=scout,
-                budget=BUDGETS[budget.scout],
+                budget=scout_budget,
                 made_of=_made_of(scout, data),
                 stage="scouting",
             ),
