@@ -42,8 +42,10 @@ _PUBLISHED = flags.DEFINE_boolean(
 _BUDGET = flags.DEFINE_enum(
     "budget",
     "quick",
-    ["quick", "standard", "full"],
-    "quick: 12 learning rates, 3 seeds, at most 4 epochs of 2,000 examples; standard: "
+    ["quick", "reduced", "standard", "full"],
+    "quick: 12 learning rates, 3 seeds, at most 4 epochs of 2,000 examples; reduced: "
+    "the quick budget's rates, then three around the best, 5 seeds, at most 20 epochs "
+    "of 10,000 examples (tolstoi_char_rnn: 10 of 5,000); standard: "
     "18, 5, at most 20 epochs; full: the protocol of the paper and DeepOBS, 36 "
     "learning rates, 10 seeds, all epochs. Given fields of --config are kept.",
 )

@@ -11,7 +11,12 @@ from pathlib import Path
 import pytest
 
 from svag_tf.experiments.comparison import compare as comparison
-from svag_tf.experiments.comparison.budgets import BUDGETS
+from svag_tf.experiments.comparison.budgets import (
+    BUDGETS,
+    EXTENSIONS,
+    NEIGHBOURS,
+    TUNING_SEED,
+)
 from svag_tf.experiments.comparison.compare import compare
 from svag_tf.experiments.comparison.faithfulness import published_variants
 from svag_tf.experiments.comparison.report import (
@@ -140,7 +145,11 @@ def test_what_is_refused_before_any_training(
 @pytest.mark.parametrize(
     "fields, arguments, message",
     [
-        ({}, {"budget": "huge"}, "budget must be one of quick, standard, full"),
+        (
+            {},
+            {"budget": "huge"},
+            "budget must be one of quick, reduced, standard, full",
+        ),
         ({"optimizer.learning_rate": 0.1}, {"budget": "quick"}, "is what is tuned"),
         ({}, {"target": 1.5}, r"target must be an accuracy in \(0, 1\]"),
         (
@@ -297,6 +306,40 @@ def test_tuning(make_config, tmp_path, made_up, capsys):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_scout_goes_first_and_rates_at_the_edge_are_extended(
+    make_config, tmp_path, made_up, monkeypatch
+):
+    budget = replace(BUDGETS["reduced"], scout="scout", seeds=2, stride=10)
+    monkeypatch.setitem(BUDGETS, "reduced", budget)
+    scout = replace(BUDGETS["quick"], epochs=2, stride=35)
+    monkeypatch.setitem(BUDGETS, "scout", scout)
+    compare(make_config(epochs=4), ["msvag"], tmp_path, budget="reduced")
+    # The scout tries 1e-5 and 100 of 1e-5, 100; both are at the edge, but 100 failed.
+    tried = list(csv.DictReader((tmp_path / "tuning.csv").open()))
+    stages = {"scouting": [], "tuning": []}
+    for row in tried:
+        stages[row["stage"]].append(float(row["learning_rate"]))
+        assert row["ended"] != "completed" or row["epochs"] == (
+            "2" if row["stage"] == "scouting" else "4"
+        )
+    # A factor of 10^7 at a time, at most five times, as the lowest is always best.
+    assert len(stages["scouting"]) == 2 + EXTENSIONS
+    assert stages["scouting"] == pytest.approx(
+        [10.0 ** (-5 - 7 * i) for i in range(EXTENSIONS, -1, -1)] + [100.0]
+    )
+    assert len(stages["tuning"]) == NEIGHBOURS + EXTENSIONS
+    assert {seed for _, _, seed in made_up[: len(tried)]} == {TUNING_SEED}
+    assert {seed for _, _, seed in made_up[len(tried) :]} == {0, 1}
+    assert sum(row["best"] == "True" for row in tried) == 2
+    page = (tmp_path / "results.md").read_text()
+    assert "tried by a scout (2 epochs" in page
+    assert "at the edge of the rates tried" in page
+    before = len(made_up)
+    compare(make_config(epochs=4), ["msvag"], tmp_path, budget="reduced")
+    assert len(made_up) == before
+    assert not (tmp_path / "scouting").exists()
+
+
 @pytest.mark.slow
 def test_interrupted_tuning_goes_on(make_config, tmp_path, made_up, monkeypatch):
     play, config = comparison.train, make_config(epochs=2)
@@ -314,12 +357,12 @@ def test_interrupted_tuning_goes_on(make_config, tmp_path, made_up, monkeypatch)
     compare(config, ["msvag"], tmp_path, budget="quick")
     assert len(made_up) == len(set(made_up)) + 1 == 8 + 2  # the best, seed 0: twice
     (again,) = [run for run in set(made_up) if made_up.count(run) == 2]
-    assert again == ("msvag", 1.0, 0)
+    assert again[2] == TUNING_SEED  # the one that was interrupted
 
     # Failed runs are repeated on request, diverged ones are not.
     before = len(made_up)
     compare(config, ["msvag"], tmp_path, budget="quick", retry_failed=True)
-    assert made_up[before:] == [("msvag", 100.0, 0)]
+    assert made_up[before:] == [("msvag", 100.0, TUNING_SEED)]
 
 
 def test_an_optimizer_of_which_no_rate_goes_through(

@@ -194,7 +194,7 @@ def test_tuning_killed_and_then_shared_by_two_processes(tmp_path):
         [
             ("--seeds=0,x", "--seeds=0,1,2"),
             ("--optimizers=sdg", "Received: sdg"),
-            ("--budget=huge", "quick|standard|full"),
+            ("--budget=huge", "quick|reduced|standard|full"),
             ("--storage=nosuch://x", "--storage must be a file or"),
             ("--target=2", "target must be an accuracy in (0, 1]"),
         ],

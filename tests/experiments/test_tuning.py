@@ -3,6 +3,7 @@
 import runpy
 import sqlite3
 from dataclasses import replace
+from operator import itemgetter
 
 import filelock
 import optuna
@@ -15,7 +16,9 @@ from svag_tf.experiments.comparison.budgets import (
     GRID,
     budgeted,
     describe,
+    index_of,
     outwards,
+    rate_at,
 )
 from svag_tf.experiments.comparison.storage import Queue, Storage
 from svag_tf.experiments.errors import ExperimentError
@@ -33,7 +36,7 @@ def test_the_grid_is_that_of_deepobs():
             assert min(abs(other / rate - 1) for other in GRID) < 1e-12
     for budget in BUDGETS.values():
         assert set(budget.rates) <= set(GRID)
-    assert [len(budget.rates) for budget in BUDGETS.values()] == [12, 18, 36]
+    assert [len(budget.rates) for budget in BUDGETS.values()] == [12, 18, 18, 36]
 
 
 def described(name, seeds=None, kept=(), problem="fmnist_2c2d", **fields):
@@ -44,8 +47,12 @@ def described(name, seeds=None, kept=(), problem="fmnist_2c2d", **fields):
 
 
 def test_the_budgets():
-    quick, standard, full = (described(name) for name in BUDGETS)
-    assert [d["name"] for d in (quick, standard, full)] == list(BUDGETS)
+    quick, reduced, standard, full = (described(name) for name in BUDGETS)
+    assert [d["name"] for d in (quick, reduced, standard, full)] == list(BUDGETS)
+    size = itemgetter("epochs", "train_examples", "test_examples")
+    assert size(reduced) == (20, 10_000, 10_000) and len(reduced["seeds"]) == 5
+    text = described("reduced", problem="tolstoi_char_rnn", batch_size=50)
+    assert size(text) == (10, 5000, 5000)
     assert (quick["epochs"], quick["train_examples"], quick["test_examples"]) == (
         4,
         2000,
@@ -89,6 +96,21 @@ def test_what_the_user_has_set_stays():
     assert "epochs is 7, not 4" in kept["changed"]
     same = described("quick", kept=["epochs"], epochs=4)
     assert same["name"] == "quick"
+
+
+def test_the_grid_goes_on_beyond_its_ends():
+    assert rate_at(7) == GRID[7] and rate_at(-1) == pytest.approx(10**-5.2)
+    assert rate_at(36) == pytest.approx(10**2.2)
+    assert [index_of(rate_at(i)) for i in range(-9, 45)] == list(range(-9, 45))
+
+
+def test_the_best_rate_gets_neighbours_on_both_sides():
+    budget = BUDGETS["reduced"]
+    around = budget.around(0.1)
+    assert around == pytest.approx((10**-1.4, 0.1, 10**-0.6))
+    assert budget.beyond(around, around[1]) is None
+    assert budget.beyond(around, around[0]) == pytest.approx(10**-1.8)
+    assert budget.beyond(around, around[2]) == pytest.approx(10**-0.2)
 
 
 def test_rates_near_the_default_come_first():

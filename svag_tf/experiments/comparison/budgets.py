@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,21 @@ from svag_tf.experiments.training.config import TrainingConfig
 
 # DeepOBS' grid: 36 rates from 1e-5 to 1e2, a factor of 10^0.2 apart.
 GRID = tuple(float(rate) for rate in np.logspace(-5, 2, 36))
+NEIGHBOURS = 3  # So many rates are tried first after a scout: its best in the middle.
+EXTENSIONS = 5  # At most so many rates are tried beyond the edge of the first ones.
+# Rates are tried with a seed of their own: the best of several results with a reported
+# seed would be too good.
+TUNING_SEED = 1_000_000
+
+
+def rate_at(index: int) -> float:
+    """Returns a rate of `GRID`, which goes on beyond both ends by the same factor."""
+    return GRID[index] if 0 <= index < len(GRID) else 10.0 ** (index / 5 - 5)
+
+
+def index_of(rate: float) -> int:
+    """Returns the index of a rate for `rate_at`."""
+    return round(5 * (math.log10(rate) + 5))
 
 
 @dataclass(frozen=True)
@@ -25,8 +40,12 @@ class Budget:
         epochs: the largest number of epochs; None for the config's own.
         train_examples: how many of the first examples to use; None for all.
         test_examples: the same for the test set.
-        stride: every `stride`-th rate of `GRID` is tried.
+        stride: every `stride`-th rate of `GRID` is tried; with a scout only the one it
+            found best and its two neighbours.
         seeds: number of runs with the best rate.
+        scout: name of a cheaper budget, by which the rates are tried first; None for
+            none.
+        own: other values of these fields for some problems, by their names.
     """
 
     name: str
@@ -35,17 +54,55 @@ class Budget:
     test_examples: int | None
     stride: int
     seeds: int
+    scout: str | None = None
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def rates(self) -> tuple[float, ...]:
         """Returns the learning rates to try, in ascending order."""
         return GRID[:: self.stride]
 
+    def around(self, rate: float) -> tuple[float, ...]:
+        """Returns a rate of the grid and its two neighbours at the stride."""
+        index = index_of(rate)
+        first = index - NEIGHBOURS // 2 * self.stride
+        return tuple(rate_at(first + n * self.stride) for n in range(NEIGHBOURS))
+
+    def beyond(self, tried: Sequence[float], best: float) -> float | None:
+        """Returns the rate to try next; None if the best has neighbours on both sides.
+
+        Args:
+            tried: rates tried so far, each `stride` from the next.
+            best: the best of them.
+        """
+        index, indices = index_of(best), [index_of(rate) for rate in tried]
+        if index == min(indices):
+            return rate_at(index - self.stride)
+        if index == max(indices):
+            return rate_at(index + self.stride)
+        return None
+
 
 BUDGETS = {
     budget.name: budget
     for budget in (
         Budget("quick", 4, 2000, 1000, stride=3, seeds=3),
+        Budget(
+            "reduced",
+            20,
+            10_000,
+            10_000,
+            stride=2,
+            seeds=5,
+            scout="quick",
+            own={
+                "tolstoi_char_rnn": {
+                    "epochs": 10,
+                    "train_examples": 5000,
+                    "test_examples": 5000,
+                }
+            },
+        ),
         Budget("standard", 20, None, None, stride=2, seeds=5),
         Budget("full", None, None, None, stride=1, seeds=10),
     )
@@ -66,6 +123,7 @@ def budgeted(
         examples: sizes of the whole training and test set.
         kept: fields that the user has set, which are not changed.
     """
+    budget = replace(budget, **budget.own.get(config.problem, {}))
     changed: dict[str, Any] = {}
     if budget.epochs is not None and "epochs" not in kept:
         changed["epochs"] = min(config.epochs, budget.epochs)
@@ -83,6 +141,7 @@ def describe(
     budget: Budget | None,
     examples: tuple[int, int],
     seeds: Sequence[int],
+    scout: TrainingConfig | None = None,
 ) -> dict[str, Any]:
     """Describes the actual budget of a comparison.
 
@@ -92,12 +151,14 @@ def describe(
         budget: the requested budget; None if nothing is tuned.
         examples: sizes of the whole training and test set.
         seeds: seeds of the runs with the best rate.
+        scout: the config of the scout's runs. Defaults to `None`: there is no scout.
 
     Returns:
         `name`: the budget's, "none", or "custom" if anything differs from the budget,
         which `changed` then lists; `asked`, the requested budget's name; `epochs`,
         `train_examples` and `test_examples`, each also as `whole_*`; `batch_size`,
-        `seeds` and `learning_rates`.
+        `seeds`, `tuning_seed` and `learning_rates`, those that are tried first;
+        `scout`: None, or `epochs`, `train_examples` and `test_examples` of its runs.
     """
     curves = published(config.problem).get("sgd", protocol)
     whole = replace(
@@ -118,6 +179,7 @@ def describe(
         if len(seeds) < budget.seeds:
             changed.append(f"{len(seeds)} seeds, not {budget.seeds}")
     asked = budget.name if budget else "none"
+    first = BUDGETS[budget.scout] if budget and budget.scout else budget
     return {
         "name": "custom" if changed else asked,
         "asked": asked,
@@ -130,7 +192,14 @@ def describe(
         "whole_test_examples": examples[1],
         "batch_size": config.batch_size,
         "seeds": list(seeds),
-        "learning_rates": list(budget.rates) if budget else [],
+        "tuning_seed": TUNING_SEED,
+        "learning_rates": list(first.rates) if first else [],
+        "scout": scout
+        and {
+            "epochs": scout.epochs,
+            "train_examples": scout.train_examples or examples[0],
+            "test_examples": scout.test_examples or examples[1],
+        },
     }
 
 

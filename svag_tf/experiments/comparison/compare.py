@@ -17,9 +17,20 @@ from typing import Any
 import keras
 
 from svag_tf.experiments import machine
-from svag_tf.experiments.comparison.budgets import outwards
+from svag_tf.experiments.comparison.budgets import (
+    EXTENSIONS,
+    GRID,
+    TUNING_SEED,
+    outwards,
+)
 from svag_tf.experiments.comparison.display import Display
-from svag_tf.experiments.comparison.plan import Plan, begin, check_target, planned
+from svag_tf.experiments.comparison.plan import (
+    STAGES,
+    Plan,
+    begin,
+    check_target,
+    planned,
+)
 from svag_tf.experiments.comparison.report import write_report
 from svag_tf.experiments.comparison.results import Comparison, Outcome, best
 from svag_tf.experiments.comparison.storage import Queue, Storage
@@ -54,11 +65,12 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Compares optimizers on a problem, each with its tuned learning rate.
 
-    Tries the budget's learning rates with the first seed, and stops those that are
-    hopeless; then runs the best one, by final test accuracy (or loss), with every
-    seed. Shows the overall progress. The same call resumes after an interruption, and
-    several processes with the same workdir or storage share the work. A run that
-    diverges or fails is recorded as such, and the others continue.
+    Tries the budget's learning rates with a seed of its own, stops those that are
+    hopeless, and goes on beyond the edge if the best lies there; then runs the best
+    one, by final test accuracy (or loss), with every seed. Shows the overall progress.
+    The same call resumes after an interruption, and several processes with the same
+    workdir or storage share the work. A run that diverges or fails is recorded as such,
+    and the others continue.
 
     Args:
         config: a `ConfigDict` or nested dicts, as for `train`; its `optimizer.name` and
@@ -111,21 +123,29 @@ def compare(
     with keep.opened(), Display(plan) as display:
         outcomes = []
         for variant in plan.variants:
-            rate, tuning = variant.learning_rate, []
+            rate = variant.learning_rate
+            scouting: list[Outcome] = []
+            tuning: list[Outcome] = []
             if plan.tunes(variant):
-                tuning = _tune(plan, variant, keep, display, retry_failed)
-                chosen = best(tuning, plan.accuracy)
-                assert chosen is not None
-                rate = chosen.learning_rate
+                rates = plan.budget.rates
+                if plan.scout is not None:
+                    scouting, rate = _tune(
+                        plan.scout, variant, plan.scout.budget.rates, keep, display,
+                        retry_failed,
+                    )  # fmt: skip
+                    rates = plan.budget.around(rate)
+                tuning, rate = _tune(plan, variant, rates, keep, display, retry_failed)
             runs = _run_seeds(plan, variant, rate, keep, display, retry_failed)
-            outcomes.append((variant, tuning, runs))
-    with contextlib.suppress(OSError):  # not there, or another process is tuning
-        (workdir / "tuning").rmdir()
+            outcomes.append((variant, scouting, tuning, runs))
+    for stage in STAGES:
+        with contextlib.suppress(OSError):  # not there, or another process is tuning
+            (workdir / stage).rmdir()
     comparison = Comparison(
         config=plan.config,
         titles=titles(plan.variants),
-        tuning={variant.label: tuning for variant, tuning, _ in outcomes},
-        runs={variant.label: runs for variant, _, runs in outcomes},
+        scouting={variant.label: scouting for variant, scouting, _, _ in outcomes},
+        tuning={variant.label: tuning for variant, _, tuning, _ in outcomes},
+        runs={variant.label: runs for variant, _, _, runs in outcomes},
         seeds=plan.seeds,
         accuracy=plan.accuracy,
         budget=plan.described,
@@ -143,16 +163,24 @@ def compare(
 
 
 def _tune(
-    plan: Plan, variant: Variant, storage: Storage, display: Display, retry: bool
-) -> list[Outcome]:
-    """Makes a run for each of the budget's rates, with the first seed."""
-    epochs, seed = plan.config.epochs, plan.seeds[0]
+    plan: Plan,
+    variant: Variant,
+    rates: Sequence[float],
+    storage: Storage,
+    display: Display,
+    retry: bool,
+) -> tuple[list[Outcome], float]:
+    """Makes a run for each rate, and for those beyond the edge if the best lies there.
+
+    Returns:
+        The outcomes, and the best rate.
+    """
+    epochs = plan.config.epochs
     default = inspect.signature(OPTIMIZERS[variant.name]).parameters["learning_rate"]
-    rates = outwards(plan.budget.rates, default.default)
     # The study varies the rate; its config has one only to be complete.
     study = storage.study(
-        f"{plan.config.problem} {variant.label} tuning",
-        plain(plan.config_of(variant, min(rates), seed)),
+        f"{plan.config.problem} {variant.label} {plan.stage}",
+        plain(plan.config_of(variant, GRID[0], TUNING_SEED)),
         plan.accuracy,
         optuna.pruners.PercentilePruner(
             KEPT_PERCENT, STARTUP_RUNS, n_warmup_steps=math.ceil(epochs / 4)
@@ -160,13 +188,13 @@ def _tune(
         plan.made_of,
         plan.fresh,
     )
-    queue = Queue(storage, study, "learning_rate", rates)
     made: list[Path] = []
 
     def run(trial: optuna.Trial, rate: float) -> float:
         folder = plan.tuning_folder_of(variant, rate)
-        config = plan.config_of(variant, rate, seed)
-        display.begin(f"{display.titles[variant.label]}, rate {rate:.3g}")
+        config = plan.config_of(variant, rate, TUNING_SEED)
+        title = display.titles[variant.label]
+        display.begin(f"{title}, {plan.stage}, rate {rate:.3g}")
         made.append(folder)
         return _run(trial, plan, config, folder, True, display)
 
@@ -174,9 +202,21 @@ def _tune(
         while made:
             shutil.rmtree(made.pop(), ignore_errors=True)
 
-    outcomes = _outcomes(queue, run, display, len(rates), retry, clean)
-    shutil.rmtree(plan.workdir / "tuning" / variant.folder, ignore_errors=True)
-    return outcomes
+    order = outwards(rates, default.default)
+    with display.stage(len(order), epochs):
+        while True:
+            queue = Queue(storage, study, "learning_rate", order)
+            outcomes = _outcomes(queue, run, display, retry, clean)
+            chosen = best(outcomes, plan.accuracy)
+            assert chosen is not None
+            further = plan.budget.beyond(order, chosen.learning_rate)
+            extensions = len(order) - len(rates)
+            if further is None or extensions == EXTENSIONS or chosen.ended == "failed":
+                break
+            order.append(further)
+            display.extend()
+    shutil.rmtree(plan.workdir / plan.stage / variant.folder, ignore_errors=True)
+    return outcomes, chosen.learning_rate
 
 
 def _run_seeds(
@@ -204,14 +244,14 @@ def _run_seeds(
         display.begin(f"{display.titles[variant.label]}, seed {seed}")
         return _run(trial, plan, config, folder, False, display)
 
-    return _outcomes(queue, run, display, len(plan.seeds), retry)
+    with display.stage(len(plan.seeds), plan.config.epochs):
+        return _outcomes(queue, run, display, retry)
 
 
 def _outcomes(
     queue: Queue,
     run: Callable[[optuna.Trial, float], float],
     display: Display,
-    runs: int,
     retry: bool,
     clean: Callable[[], None] = lambda: None,
 ) -> list[Outcome]:
@@ -221,8 +261,7 @@ def _outcomes(
 
     if retry:
         queue.retry()
-    with display.stage(runs):
-        trials = queue.work(run, finished)
+    trials = queue.work(run, finished)
     return [Outcome(**trial.user_attrs["result"]) for trial in trials.values()]
 
 

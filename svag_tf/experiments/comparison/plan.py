@@ -11,7 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from svag_tf.experiments.comparison.budgets import BUDGETS, budgeted, describe
+from svag_tf.experiments.comparison.budgets import (
+    BUDGETS,
+    TUNING_SEED,
+    budgeted,
+    describe,
+)
 from svag_tf.experiments.comparison.variants import Variant, parse_variant
 from svag_tf.experiments.config import plain
 from svag_tf.experiments.errors import ExperimentError
@@ -26,6 +31,7 @@ from svag_tf.experiments.training.run_folder import RunFolder
 from svag_tf.experiments.workdir import refuse_another_config
 
 CONFIG, MADE_OF = "config.json", "made_of"
+STAGES = ("scouting", "tuning")
 DEFAULT_SEEDS = (0, 1, 2)  # without a budget
 
 
@@ -37,12 +43,14 @@ class Plan:
         config: checked; the same for all runs except optimizer and seed.
         data: the problem's data, loaded once.
         variants: the optimizers.
-        seeds: seeds of the runs with the best rate. The first is also used to tune.
+        seeds: seeds of the runs with the best rate.
         workdir: folder of the results.
         budget: the budget for tuning, or None.
         described: see `describe`, also without a budget.
         made_of: see `made_of.made_of`.
         fresh: whether runs of something else are deleted instead of refused.
+        stage: "tuning", or "scouting" in the plan of a scout.
+        scout: the plan by which rates are tried first, or None.
     """
 
     config: TrainingConfig
@@ -54,6 +62,8 @@ class Plan:
     described: dict[str, Any]
     made_of: dict[str, str]
     fresh: bool
+    stage: str = "tuning"
+    scout: Plan | None = None
 
     @property
     def common(self) -> dict[str, Any]:
@@ -90,7 +100,7 @@ class Plan:
 
     def tuning_folder_of(self, variant: Variant, rate: float) -> Path:
         """Returns the folder of a run that tries a rate, deleted when the run ends."""
-        return self.workdir / "tuning" / variant.folder / f"rate{rate:.3g}"
+        return self.workdir / self.stage / variant.folder / f"rate{rate:.3g}"
 
 
 def planned(
@@ -121,6 +131,11 @@ def planned(
                 f"{name} must name at least one, and none twice. Received: "
                 f"{name}={values}"
             )
+    if budget is not None and TUNING_SEED in seeds:
+        raise ExperimentError(
+            f"seeds must not hold {TUNING_SEED}, with which the learning rates are "
+            f"tuned. Received: seeds={list(seeds)}"
+        )
     given = copy.deepcopy(config.to_dict() if hasattr(config, "to_dict") else config)
     given.setdefault("optimizer", {})["name"] = variants[0].name
     for seed in seeds:
@@ -136,6 +151,10 @@ def planned(
     examples = len(data.x_train), len(data.x_test)
     protocol = vars(whole) if protocol is None else protocol
     used = checked(budgeted(whole, budget, examples, kept)) if budget else whole
+    scout = None
+    if budget is not None and budget.scout is not None:
+        scout_budget = BUDGETS[budget.scout]
+        scout = checked(budgeted(used, scout_budget, examples))
     plan = Plan(
         used,
         data,
@@ -143,10 +162,21 @@ def planned(
         list(seeds),
         workdir,
         budget,
-        describe(used, protocol, budget, examples, seeds),
+        describe(used, protocol, budget, examples, seeds, scout),
         _made_of(used, data),
         fresh,
     )
+    if scout is not None:
+        plan = replace(
+            plan,
+            scout=replace(
+                plan,
+                config=scout,
+                budget=scout_budget,
+                made_of=_made_of(scout, data),
+                stage="scouting",
+            ),
+        )
     for variant in variants:
         for seed in seeds:
             rate = variant.learning_rate
@@ -188,7 +218,8 @@ def begin(plan: Plan) -> None:
             return
         for checkpoints in plan.workdir.glob("*/checkpoints"):
             RunFolder(checkpoints.parent).clear()
-        shutil.rmtree(plan.workdir / "tuning", ignore_errors=True)
+        for stage in STAGES:
+            shutil.rmtree(plan.workdir / stage, ignore_errors=True)
     write_json(path, plan.common | {MADE_OF: plan.made_of})
 
 

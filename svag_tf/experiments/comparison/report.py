@@ -14,7 +14,7 @@ from rich.table import Table
 
 from svag_tf.experiments.comparison import faithfulness
 from svag_tf.experiments.comparison.baselines import published
-from svag_tf.experiments.comparison.budgets import GRID
+from svag_tf.experiments.comparison.budgets import EXTENSIONS, GRID, NEIGHBOURS
 from svag_tf.experiments.comparison.results import (
     MEASURES,
     Comparison,
@@ -45,6 +45,7 @@ COLUMNS = (
 )
 TUNING_COLUMNS = (
     "optimizer",
+    "stage",
     "learning_rate",
     "best",
     "ended",
@@ -66,10 +67,14 @@ def write_report(comparison: Comparison, workdir: Path) -> list[dict[str, Any]]:
         for outcome in comparison.runs[label]
     ]
     tried = [
-        _tried(label, outcome, outcome is chosen)
+        _tried(label, stage, outcome, outcome is chosen)
         for label in ranking
-        for chosen in [best(comparison.tuning[label], comparison.accuracy)]
-        for outcome in sorted(comparison.tuning[label], key=lambda o: o.learning_rate)
+        for stage, outcomes in (
+            ("scouting", comparison.scouting[label]),
+            ("tuning", comparison.tuning[label]),
+        )
+        for chosen in [best(outcomes, comparison.accuracy)]
+        for outcome in sorted(outcomes, key=lambda o: o.learning_rate)
     ]
     rows = summary(results)
     write_text(workdir / "results.csv", as_csv(results, COLUMNS))
@@ -100,6 +105,10 @@ def write_report(comparison: Comparison, workdir: Path) -> list[dict[str, Any]]:
                 label: [asdict(outcome) for outcome in outcomes]
                 for label, outcomes in comparison.runs.items()
             },
+            "scouting_runs": {
+                label: [asdict(outcome) for outcome in outcomes]
+                for label, outcomes in comparison.scouting.items()
+            },
             "tuning_runs": {
                 label: [asdict(outcome) for outcome in outcomes]
                 for label, outcomes in comparison.tuning.items()
@@ -120,7 +129,8 @@ def write_report(comparison: Comparison, workdir: Path) -> list[dict[str, Any]]:
             published=curves if _comparable(comparison) else None,
         )
     if tried:
-        save_sensitivity(tried, results, caption(comparison), comparison.accuracy,
+        tuned = [row for row in tried if row["stage"] == "tuning"]
+        save_sensitivity(tuned, results, caption(comparison), comparison.accuracy,
                          comparison.titles, workdir / "sensitivity.png")  # fmt: skip
     _print(comparison, rows, target, workdir)
     return results
@@ -164,10 +174,11 @@ def _result(label: str, outcome: Outcome, target: float, accuracy: bool):
     }
 
 
-def _tried(label: str, outcome: Outcome, chosen: bool) -> dict[str, Any]:
+def _tried(label: str, stage: str, outcome: Outcome, chosen: bool) -> dict[str, Any]:
     measures = outcome.measures()
     return {
         "optimizer": label,
+        "stage": stage,
         "learning_rate": outcome.learning_rate,
         "best": chosen,
         "ended": outcome.ended,
@@ -260,11 +271,19 @@ def _budget_text(budget: Mapping[str, Any]) -> str:
     rates = budget["learning_rates"]
     if rates:
         grid = f"of the {len(GRID)} " if len(rates) < len(GRID) else ""
-        facts.insert(
-            0,
+        fact = (
             f"{len(rates)} {grid}learning rates of DeepOBS' grid, {rates[0]:.3g} to "
-            f"{rates[-1]:.3g}",
+            f"{rates[-1]:.3g}"
         )
+        scout = budget["scout"]
+        if scout:
+            fact += (
+                f", tried by a scout ({scout['epochs']} epochs of "
+                f"{scout['train_examples']:,} training and "
+                f"{scout['test_examples']:,} test examples), then {NEIGHBOURS} around "
+                "its best at the length of this budget"
+            )
+        facts.insert(0, fact)
     name = budget["name"]
     if name == "none":
         name = "none, so learning rates are not tuned"
@@ -315,8 +334,10 @@ def _markdown(
                 [_tuning_cells(comparison, label) for label in labels],
                 left=(0, 6),
             ),
-            f"With seed {comparison.seeds[0]}, by the final test {counts}: as in "
-            "DeepOBS, on the test set itself. All rates are in tuning.csv.\n",
+            f"With a seed of its own, {comparison.budget['tuning_seed']}, by the final "
+            f"test {counts}: as in DeepOBS, on the test set itself. While the best "
+            f"rate is the lowest or highest, the next one is tried too, at most "
+            f"{EXTENSIONS} of them. All rates are in tuning.csv.\n",
         ]
     if curves:
         parts += ["## Published by DeepOBS\n", *_published(comparison, curves)]
@@ -362,7 +383,7 @@ def _tuning_cells(comparison: Comparison, label: str) -> list[str]:
     if chosen.ended != "completed":
         note = "no rate went through"
     elif chosen.learning_rate in (rates[0], rates[-1]):
-        note = "at the end of the grid"
+        note = "at the edge of the rates tried"
     return [
         comparison.titles[label],
         str(len(tuning)),

@@ -93,6 +93,8 @@ class Comparison:
     Attributes:
         config: the config of all runs except optimizer and seed.
         titles: titles of the optimizers, by their labels.
+        scouting: for each optimizer, a run for each rate that the scout tried; none
+            without a scout.
         tuning: for each optimizer, a run for each rate tried; none if it has a rate of
             its own.
         runs: for each optimizer, a run for each seed.
@@ -105,6 +107,7 @@ class Comparison:
 
     config: TrainingConfig
     titles: dict[str, str]
+    scouting: dict[str, list[Outcome]]
     tuning: dict[str, list[Outcome]]
     runs: dict[str, list[Outcome]]
     seeds: list[int]

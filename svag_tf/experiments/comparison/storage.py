@@ -15,13 +15,13 @@ from typing import Any
 
 import keras
 
-from svag_tf.experiments.comparison.budgets import GRID
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.problems import made_of
 from svag_tf.optional import filelock, optuna, sqlalchemy
 
 HEARTBEAT = 30  # seconds between two signs of life of a run
 GRACE = 150  # seconds without one after which a run counts as dead
+RATES = (1e-99, 1e99)  # Wider than what is tried; Optuna wants bounds.
 POLL = 1.0  # seconds between looks at the runs of other processes
 
 
@@ -253,8 +253,7 @@ class Queue:
             if self._parameter == "seed":
                 value: float = trial.suggest_int("seed", 0, 2**32 - 1)
             else:
-                low, high = GRID[0], GRID[-1]
-                value = trial.suggest_float(self._parameter, low, high, log=True)
+                value = trial.suggest_float(self._parameter, *RATES, log=True)
             index = self._index(value)
             if index is not None:  # otherwise it helps a process with other values
                 value = self._values[index]
