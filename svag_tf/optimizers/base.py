@@ -130,8 +130,13 @@ class MomentOptimizer(AveragingOptimizer):
         self.state_dtype = state_dtype
         self.jit_compile = jit_compile
         self.sparse_updates = sparse_updates
-        # The optimizer's own kernels are freed with it.
-        self._own_kernels = kernels.Store() if kernels else None
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        # The optimizer's own kernels, which are freed with it. A rule may depend on
+        # any attribute.
+        if kernels and name not in ("_own_kernels", "exchanged"):
+            self._own_kernels = kernels.Store()
 
     @property
     def learning_rate(self):
