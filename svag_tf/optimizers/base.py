@@ -286,8 +286,8 @@ class MomentOptimizer(AveragingOptimizer):
     def update_variables(self, grads, variables, learning_rate):
         """Updates variables, each by `update_step`, given all their gradients."""
         with (
-            update.of_all_variables(self, learning_rate) as learning_rate,
-            kernels.together(self._has_many_shapes) if kernels else nullcontext(),
+            update.model_update(self, learning_rate) as learning_rate,
+            kernels.deferred(self._has_many_shapes) if kernels else nullcontext(),
         ):
             if is_replicated():
                 self._update_replica(grads, variables, learning_rate)
@@ -314,7 +314,7 @@ class MomentOptimizer(AveragingOptimizer):
                 pass on another, for learning rates by layer.
         """
         update.update_variable(self, gradient, variable, learning_rate)
-        if not update.is_of_all_variables(self):  # Called by a wrapper, not by `apply`.
+        if not update.is_model_update(self):  # Called by a wrapper, not by `apply`.
             # As in `apply_reduced`.
             with kernels.after_gradients([gradient]) if kernels else nullcontext():
                 self._count_updates([variable])

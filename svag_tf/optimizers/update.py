@@ -50,7 +50,7 @@ _CURRENT = _Current()
 
 
 @contextlib.contextmanager
-def of_all_variables(optimizer, learning_rate):
+def model_update(optimizer, learning_rate):
     """Computes the scalars of all variables at once, for the updates made within."""
     learning_rate = ops.convert_to_tensor(learning_rate)
     outer = dict(vars(_CURRENT))
@@ -68,14 +68,14 @@ def of_all_variables(optimizer, learning_rate):
         vars(_CURRENT).update(outer)
 
 
-def is_of_all_variables(optimizer):
-    """Returns whether the current update is within `of_all_variables`."""
+def is_model_update(optimizer):
+    """Returns whether the current update is within `model_update`."""
     return _CURRENT.optimizer is optimizer
 
 
 def _scalars_of(optimizer, index, learning_rate, dtype):
-    """Returns one variable's scalars, those of this update if the rate is the same."""
-    if is_of_all_variables(optimizer) and _CURRENT.learning_rate is learning_rate:
+    """Returns one variable's scalars; the model's if the learning rate is the same."""
+    if is_model_update(optimizer) and _CURRENT.learning_rate is learning_rate:
         return _CURRENT.scalars[dtype][index]
     return _scalars_of_variables(optimizer, learning_rate, dtype)[index]
 
@@ -108,8 +108,8 @@ def unpacked(optimizer, scalars, dtype):
 
     Args:
         optimizer: The optimizer that the rule belongs to.
-        scalars: A tensor of them, or a pair of it and the counts of rows, each of which
-            then has its own correction and factor.
+        scalars: A tensor of them; or a pair of it and the counts of rows, if each row
+            has its own correction and factor.
         dtype: The dtype of the computation.
     """
     if not isinstance(scalars, tuple):
@@ -174,7 +174,7 @@ def update_variable(optimizer, gradient, variable, learning_rate):
         method=native_method(optimizer),
         decays=decay,
     )
-    # Without slots and weight decay, a row without a gradient does not change.
+    # Without slots and weight decay, rows without a gradient do not change.
     lazy = optimizer.sparse_updates == "lazy" or not (optimizer.slots or decay)
     if lazy and len(variable.shape) >= 2:
         counts = optimizer.row_update_counts[index] if optimizer.counts_rows else None
@@ -252,7 +252,7 @@ def native_method(optimizer):
 
 
 def _rule_class(optimizer):
-    """Returns the class of this package whose rule it is; `None` if not only that."""
+    """Returns the class of this package that has the rule; `None` if it was changed."""
     cls = type(optimizer)
     ours = next(c for c in cls.__mro__ if c.__module__.startswith("svag_tf."))
     for name in _rule_methods(ours):
