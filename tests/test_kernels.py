@@ -120,18 +120,19 @@ def test_narrow_slots_take_no_temporaries_either(variant):
     assert_in_place(theta, outputs=1)
 
 
-def test_one_kernel_serves_all_variables_and_optimizers_of_a_shape_and_rule():
+def test_one_program_serves_all_variables_and_optimizers_of_a_shape_and_rule():
     programs.COMPILED.clear()
+    programs.PROGRAMS.clear()
     thetas = [variable(seed=0), variable(seed=1), variable((5,))]
     grads = [gradient(0), gradient(1), gradient(2, (5,))]
     svag_tf.MSVAG(0.1).apply(grads, thetas)
-    assert len(programs.COMPILED) == 2
+    assert len(programs.PROGRAMS) == 2
     svag_tf.MSVAG(0.2, clipnorm=1.0).apply(grads, thetas)
-    assert len(programs.COMPILED) == 2
     svag_tf.MSVAG(0.1, beta=0.8).apply(grads, thetas)
-    assert len(programs.COMPILED) == 2
+    assert len(programs.PROGRAMS) == 2
     svag_tf.MSVAG(0.1, weight_decay=0.1).apply(grads, thetas)
-    assert len(programs.COMPILED) == 4
+    svag_tf.MSVAG(0.1, weight_decay=0.2).apply(grads, thetas)
+    assert len(programs.PROGRAMS) == 4
 
 
 class OverridesNoRule(svag_tf.MSVAG):
@@ -174,28 +175,62 @@ def test_kernels_of_subclasses():
     assert gone() is None
 
 
-def test_every_argument_that_a_rule_can_see_is_in_the_key_of_its_kernel():
-    """Of a class in this package; one that is kept under another name is an error."""
+class Powered(svag_tf.MSVAG):
+    """A step of beta * power[0]; `power` may be any object with an item 0."""
 
-    class Powered(svag_tf.MSVAG):
-        def __init__(self, learning_rate=0.1, power=1.0, **kwargs):
-            super().__init__(learning_rate, **kwargs)
-            self.power = power
+    def __init__(self, learning_rate=0.1, beta=0.9, power=None, **kwargs):
+        super().__init__(learning_rate, beta, **kwargs)
+        self.power = power
 
-        def direction(self, g, m, v, factor):
-            return self.power * m
+    def direction(self, g, m, v, factor):
+        return keras.ops.full_like(m, self.beta * float(self.power[0]))
 
-    Powered.__module__ = "svag_tf.optimizers.powered"
-    for power in (1.0, 5.0):
-        theta = variable(seed=0)
-        before = theta.numpy()
-        Powered(1.0, power=power).apply([gradient(0)], [theta])
-        moved = before - theta.numpy()
-        np.testing.assert_allclose(moved, power * gradient(0), 1e-5, 1e-6)
-    optimizer = Powered(1.0)
+
+def in_the_package(cls):
+    return type(cls.__name__, (cls,), {"__module__": "svag_tf.optimizers.toy"})
+
+
+def step_of(optimizer):
+    theta = keras.Variable([0.0])
+    optimizer.apply([tf.ones(1)], [theta])
+    return -float(theta.numpy()[0])
+
+
+@pytest.mark.parametrize("cls", [Powered, in_the_package(Powered)])
+def test_a_rule_sees_the_arguments_of_its_own_optimizer(cls):
+    """Also those whose text does not show all of them, and changed ones."""
+
+    class Printed(list):
+        def __repr__(self):
+            return "the same"
+
+    for power in ([1.0], [5.0], {0: 2}, {0: 7}, Printed([3.0]), Printed([4.0])):
+        optimizer = cls(1.0, power=power)
+        assert step_of(optimizer) == pytest.approx(0.9 * power[0])
+    for beta in (0.5, 0.99):
+        assert step_of(cls(1.0, beta, [1.0])) == pytest.approx(beta)
+    theta = keras.Variable([0.0])
+    optimizer = cls(1.0, power=[1.0])
+    optimizer.apply([tf.ones(1)], [theta])
+    optimizer.power, optimizer.beta = [3.0], 0.5
+    optimizer.apply([tf.ones(1)], [theta])
+    assert theta.numpy() == pytest.approx(-0.9 - 1.5)
+
+
+def test_errors_of_a_rule_that_other_optimizers_share():
+    """An argument kept under another name, and a variable of one optimizer."""
+    optimizer = in_the_package(Powered)(power=[1.0])
     del optimizer.power
     with pytest.raises(AttributeError, match="power"):
-        optimizer.apply([gradient(0)], [theta])
+        step_of(optimizer)
+
+    class Reads(svag_tf.MSVAG):
+        def direction(self, g, m, v, factor):
+            return self.learning_rate * m
+
+    assert step_of(Reads(2.0)) == pytest.approx(4.0)
+    with pytest.raises(ValueError, match="The rule of Reads reads a variable"):
+        step_of(in_the_package(Reads)(2.0))
 
 
 def test_a_schedule_compiles_and_traces_nothing_again():

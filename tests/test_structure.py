@@ -12,12 +12,18 @@ PACKAGE = Path(svag_tf.__file__).parent
 CONTRIBUTING = PACKAGE.parent / "CONTRIBUTING.md"
 
 
-def parts():
+# Where parts are -> how their modules begin.
+ROOMS = {"": "svag_tf", "experiments/": "svag_tf.experiments"}
+FLOORS = 7
+
+
+def parts(room=""):
     """The map: part -> the parts that it may use."""
     if not CONTRIBUTING.exists():
         pytest.skip("no CONTRIBUTING.md: this is not a clone")
-    rows = re.findall(r"^\| `(\w+)` \|.*\|([^|]*)\|$", CONTRIBUTING.read_text(), re.M)
-    return {name: used.replace(" ", "").split(",") for name, used in rows}
+    row = rf"^\| `{room}(\w+)` \|.*\|([^|]*)\|$"
+    rows = re.findall(row, CONTRIBUTING.read_text(), re.M)
+    return {name: {*re.findall(r"\w+", used)} for name, used in rows}
 
 
 def imports(path):
@@ -31,37 +37,42 @@ def imports(path):
                 yield f"{node.module}.{alias.name}"
 
 
-def part_of(path):
-    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+def files(room):
+    """The files of a room, each with its part."""
+    folder = PACKAGE / room
+    for path in folder.rglob("*.py"):
+        if path.parent != folder or path.stem[0] != "_":
+            yield path, path.relative_to(folder).with_suffix("").parts[0]
 
 
-def files():
-    return [p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE or p.stem[0] != "_"]
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_part_is_on_the_map(room):
+    assert {part for _, part in files(room)} == parts(room).keys()
 
 
-def test_every_part_is_on_the_map():
-    assert {part_of(path) for path in files()} == parts().keys()
-
-
-def test_parts_use_what_the_map_says():
-    allowed, wrong = parts(), []
-    for path in files():
-        part = part_of(path)
-        if part == "experiments":
+@pytest.mark.parametrize("room", ROOMS)
+def test_parts_use_what_the_map_says(room):
+    allowed, wrong = parts(room), []
+    for path, part in files(room):
+        if (room, part) == ("", "experiments"):  # It may use all of them.
             continue
         for name in imports(path):
-            package, _, rest = name.partition(".")
+            package, _, rest = name.partition(f"{ROOMS[room]}.")
             used = rest.partition(".")[0]
-            if package == "svag_tf" and used not in (part, *allowed[part]):
+            if not package and used and used not in {part, *allowed[part]}:
                 wrong.append(f"{path.relative_to(PACKAGE)} uses {name}")
     assert not wrong
 
 
-def test_the_map_has_no_circle():
-    left = {part: set(used) - {""} for part, used in parts().items()}
-    left.pop("experiments")
-    while left:
-        free = [part for part, used in left.items() if not used & left.keys()]
-        assert free, f"a circle among {sorted(left)}"
-        for part in free:
-            del left[part]
+def test_the_map_has_no_circle_and_few_floors():
+    """A part stands above all that it uses; `experiments` stands on all others."""
+    for room in ROOMS:
+        floors, left = 0, parts(room)
+        left.pop("experiments", None)
+        while left:
+            free = [part for part, used in left.items() if not used & left.keys()]
+            assert free, f"a circle among {sorted(left)}"
+            for part in free:
+                del left[part]
+            floors += 1
+        assert floors <= FLOORS

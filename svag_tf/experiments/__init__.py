@@ -1,5 +1,5 @@
 """Experiments: data, problems, training runs and their plots.
 
-The optimizer library never imports this package. It needs the extra
-`svag_tf[experiments]`.
+The optimizer library never imports this package, which may use all of it. It needs the
+extra `svag_tf[experiments]`. CONTRIBUTING.md has the map of its parts.
 """

@@ -90,7 +90,7 @@ def whole(low: int, high: float = math.inf, optional: bool = False) -> Any:
     return field(int, lambda v: low <= v <= high, expected, optional)
 
 
-def several(valid: Callable[[Any], bool], expected: str) -> Any:
+def distinct(valid: Callable[[Any], bool], expected: str) -> Any:
     """Returns a field that holds one or more values, none of them twice."""
 
     def all_valid(values: Any) -> bool:

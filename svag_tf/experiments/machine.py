@@ -71,7 +71,7 @@ def _versions() -> dict[str, str]:
 def _commit() -> str | None:
     """Returns the short hash, with "+" if files differ from it; None if unknown.
 
-    The repository around an installed package is another one: it does not track it.
+    An installed package may lie in another repository, which does not track it.
     """
     git = ["git", "-C", str(Path(svag_tf.__file__).parent)]
     try:

@@ -57,6 +57,6 @@ def refuse_older(path: Path) -> None:
     """Raises an error if a file is there that only earlier versions have written."""
     if os.path.lexists(path):
         raise ExperimentError(
-            f"{path} is of an earlier version of svag_tf, whose runs cannot be resumed "
-            f"by this one. {START_AGAIN}"
+            f"{path} was written by an earlier version of svag_tf; its runs cannot "
+            f"be resumed by this one. {START_AGAIN}"
         )

@@ -26,8 +26,8 @@ from svag_tf.kernels.programs import Kernel, Store
 from svag_tf.kernels.updates import (
     MANY_SHAPES,
     after_gradients,
+    deferred,
     schedule_update,
-    together,
     update,
     update_lazily,
 )
@@ -37,8 +37,8 @@ __all__ = [
     "Kernel",
     "Store",
     "after_gradients",
+    "deferred",
     "schedule_update",
-    "together",
     "update",
     "update_lazily",
 ]

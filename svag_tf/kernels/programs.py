@@ -102,7 +102,14 @@ def _stored(kernel, key, compile_program):
     with _LOCK:
         if key not in compiled:
             programs = [kernel.rule] if kernel.one_program else kernel.steps
-            compiled[key] = [compile_program(p) for p in programs]
+            made = [compile_program(p) for p in programs]
+            if compiled is COMPILED and any(p.captured_inputs for p in made):
+                raise ValueError(
+                    f"The rule of {owner.__name__} reads a variable or a tensor of one "
+                    "optimizer, and its kernel serves them all. A rule must compute "
+                    "with its arguments and with plain attributes."
+                )
+            compiled[key] = made
         return compiled[key]
 
 

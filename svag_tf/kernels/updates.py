@@ -47,15 +47,15 @@ def after_gradients(gradients):
 
 
 class _Waiting(NamedTuple):
-    """Updates that are made at the end of `together`; `joined` only if asked for."""
+    """Updates that are made at the end of `deferred`; `joined` only if asked for."""
 
     natively: list[Update]
     joined: list[Update] | None
 
 
 @contextlib.contextmanager
-def together(has_many_shapes):
-    """Makes updates that are scheduled within it together, at its end.
+def deferred(has_many_shapes):
+    """Collects the updates that are scheduled within it, and makes them at its end.
 
     Args:
         has_many_shapes: Whether to join what XLA would compile for each shape.
@@ -90,7 +90,7 @@ def _grouped(updates, key):
 
 
 def schedule_update(kernel, variables, gradient, scalars):
-    """Makes an update now or, within `together`, at its end."""
+    """Makes an update now or, within `deferred`, at its end."""
     variables = _tf_variables(variables)
     gradient = _of_known_shape(gradient, variables[0].shape)
     this = Update(kernel, variables, gradient, scalars)

@@ -49,9 +49,9 @@ class Slots:
         )
         for i, theta in enumerate(tensors[0]):
             if rows and rows[at[i]] is not None:  # Each row has its own t.
-                of_rows = self._factors(rows[at[i]].value)
+                by_row = self._factors(rows[at[i]].value)
                 shape = (-1, *[1] * (len(theta.shape) - 1))
-                factors.append([ops.reshape(f, shape) for f in of_rows])
+                factors.append([ops.reshape(f, shape) for f in by_row])
             else:
                 factors.append([ops.convert_to_tensor(f) for f in shared[i]])
         return *tensors, factors

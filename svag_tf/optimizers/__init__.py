@@ -1,4 +1,8 @@
-"""The optimizers, a file each."""
+"""The seven optimizers, a file each, and what they share.
+
+`base` has the order of an update, `update` runs the rules. Uses the rules, the kernels,
+the replicas and the saving of state.
+"""
 
 from svag_tf.optimizers.msgd import MSGD
 from svag_tf.optimizers.mssd import MSSD

@@ -21,12 +21,13 @@ state_dtype: Dtype of the slots: `"float16"`, `"bfloat16"`, `"float32"`,
         jit_compile: `"auto"`, `"native"`, `True` or `False`: how the update is compiled
             and made in place, on the TensorFlow backend (see `svag_tf.kernels`).
             `True`: by XLA. `"native"`: by the build that `python -m svag_tf.native`
-            makes for CPUs, with the same bits; an error where that cannot make an
+            makes for CPUs, with the same bits; an error if that cannot make an
             update. `"auto"`: the native build where there is one and it can, otherwise
             XLA wherever it supports the variable's device. `False` runs the same rule
-            op by op. `model.compile` decides whether the training step around it is
-            compiled. Without effect on other backends. Defaults to `"auto"`.
-        sparse_updates: `"exact"` or `"lazy"`: what a sparse gradient does, that is, a
+            one operation at a time. `model.compile` decides whether the training step
+            around it is compiled. Without effect on other backends. Defaults to
+            `"auto"`.
+        sparse_updates: `"exact"` or `"lazy"`: the effect of a sparse gradient, a
             `tf.IndexedSlices`, as an embedding has on the TensorFlow backend.
             `"exact"`: the same as the dense gradient that it stands for, which is 0 in
             the other rows: their averages decay and they keep moving. `"lazy"`: only

@@ -130,8 +130,13 @@ class MomentOptimizer(AveragingOptimizer):
         self.state_dtype = state_dtype
         self.jit_compile = jit_compile
         self.sparse_updates = sparse_updates
-        # The optimizer's own kernels are freed with it.
-        self._own_kernels = kernels.Store() if kernels else None
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        # The optimizer's own kernels, which are freed with it. A rule may depend on
+        # any attribute.
+        if kernels and name not in ("_own_kernels", "exchanged"):
+            self._own_kernels = kernels.Store()
 
     @property
     def learning_rate(self):
@@ -281,8 +286,8 @@ class MomentOptimizer(AveragingOptimizer):
     def update_variables(self, grads, variables, learning_rate):
         """Updates variables, each by `update_step`, given all their gradients."""
         with (
-            update.of_all_variables(self, learning_rate) as learning_rate,
-            kernels.together(self._has_many_shapes) if kernels else nullcontext(),
+            update.model_update(self, learning_rate) as learning_rate,
+            kernels.deferred(self._has_many_shapes) if kernels else nullcontext(),
         ):
             if is_replicated():
                 self._update_replica(grads, variables, learning_rate)
@@ -309,7 +314,7 @@ class MomentOptimizer(AveragingOptimizer):
                 pass on another, for learning rates by layer.
         """
         update.update_variable(self, gradient, variable, learning_rate)
-        if not update.is_of_all_variables(self):  # Called by a wrapper, not by `apply`.
+        if not update.is_model_update(self):  # Called by a wrapper, not by `apply`.
             # As in `apply_reduced`.
             with kernels.after_gradients([gradient]) if kernels else nullcontext():
                 self._count_updates([variable])

@@ -26,7 +26,7 @@ class MSSD(SignDescentOptimizer):
             `keras.optimizers.schedules.LearningRateSchedule`, or a callable that
             takes no argument and returns the learning rate. Defaults to
             `0.001`: every weight moves by the whole learning rate in each step.
-            Start with a quarter of one that suits Adam, whose steps are shorter where
+            Start with a quarter of one that suits Adam: Adam's steps are shorter where
             gradients are noisy.
         beta: Float in [0, 1), the decay of the average m~. Defaults to `0.9`.
         {{keras_arguments}}

@@ -11,8 +11,8 @@ class MSVAG(ReplicaVarianceOptimizer):
     """M-SVAG: stochastic variance-adapted gradient with momentum.
 
     Each element of the averaged gradient is damped by its own noise: rho s is the
-    variance of m, and gamma = 1/(1 + eta^2) with the noise-to-signal ratio
-    eta^2 = rho s/m^2 is the factor that brings m closest to the true gradient.
+    variance of m, and gamma = 1/(1 + eta^2), with the noise-to-signal ratio
+    eta^2 = rho s/m^2, is the factor that brings m closest to the true gradient.
 
     Equation, element-wise, for the updates t = 1, 2, 3, ... made to a variable theta
     with gradient g:

@@ -25,7 +25,7 @@ class SSD(SignDescentOptimizer):
             `keras.optimizers.schedules.LearningRateSchedule`, or a callable that
             takes no argument and returns the learning rate. Defaults to
             `0.001`: every weight moves by the whole learning rate in each step.
-            Start with a quarter of one that suits Adam, whose steps are shorter where
+            Start with a quarter of one that suits Adam: Adam's steps are shorter where
             gradients are noisy.
         beta: Float in [0, 1). Has no effect, as SSD averages nothing; it exists so that
             all seven methods take the same arguments. Defaults to `0.9`.

@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from svag_tf import internals, rules
+from svag_tf.optimizers import arguments
 from svag_tf.optimizers.replicated import local
 
 kernels: Any = None
@@ -49,7 +50,7 @@ _CURRENT = _Current()
 
 
 @contextlib.contextmanager
-def of_all_variables(optimizer, learning_rate):
+def model_update(optimizer, learning_rate):
     """Computes the scalars of all variables at once, for the updates made within."""
     learning_rate = ops.convert_to_tensor(learning_rate)
     outer = dict(vars(_CURRENT))
@@ -67,14 +68,14 @@ def of_all_variables(optimizer, learning_rate):
         vars(_CURRENT).update(outer)
 
 
-def is_of_all_variables(optimizer):
-    """Returns whether the current update is within `of_all_variables`."""
+def is_model_update(optimizer):
+    """Returns whether the current update is within `model_update`."""
     return _CURRENT.optimizer is optimizer
 
 
 def _scalars_of(optimizer, index, learning_rate, dtype):
-    """Returns one variable's scalars, those of this update if the rate is the same."""
-    if is_of_all_variables(optimizer) and _CURRENT.learning_rate is learning_rate:
+    """Returns one variable's scalars; the model's if the learning rate is the same."""
+    if is_model_update(optimizer) and _CURRENT.learning_rate is learning_rate:
         return _CURRENT.scalars[dtype][index]
     return _scalars_of_variables(optimizer, learning_rate, dtype)[index]
 
@@ -107,8 +108,8 @@ def unpacked(optimizer, scalars, dtype):
 
     Args:
         optimizer: The optimizer that the rule belongs to.
-        scalars: A tensor of them, or a pair of it and the counts of rows, each of which
-            then has its own correction and factor.
+        scalars: A tensor of them; or a pair of it and the counts of rows, if each row
+            has its own correction and factor.
         dtype: The dtype of the computation.
     """
     if not isinstance(scalars, tuple):
@@ -173,13 +174,10 @@ def update_variable(optimizer, gradient, variable, learning_rate):
         method=native_method(optimizer),
         decays=decay,
     )
-    # Without slots and weight decay, a row without a gradient does not change.
+    # Without slots and weight decay, rows without a gradient do not change.
     lazy = optimizer.sparse_updates == "lazy" or not (optimizer.slots or decay)
     if lazy and len(variable.shape) >= 2:
-        counts = None
-        if optimizer.counts_updates:  # The kernel computes factors from them.
-            counts = optimizer.row_update_counts[index]
-            kernel = kernel._replace(key=(*kernel.key, optimizer.beta))
+        counts = optimizer.row_update_counts[index] if optimizer.counts_rows else None
         kernels.update_lazily(kernel, stored, gradient, counts, scalars)
     else:
         kernels.schedule_update(kernel, stored, gradient, scalars)
@@ -254,7 +252,7 @@ def native_method(optimizer):
 
 
 def _rule_class(optimizer):
-    """Returns the class of this package whose rule it is; `None` if not only that."""
+    """Returns the class of this package that has the rule; `None` if it was changed."""
     cls = type(optimizer)
     ours = next(c for c in cls.__mro__ if c.__module__.startswith("svag_tf."))
     for name in _rule_methods(ours):
@@ -266,17 +264,26 @@ def _rule_class(optimizer):
 def _rule_key(optimizer):
     """Returns a hashable tuple that identifies an optimizer's rule.
 
-    It has all constructor arguments that a rule can see except beta, which is an input.
-    A user's subclass with a rule of its own may depend on anything, so each of its
-    instances has its own kernels.
+    It has the values of all constructor arguments except the learning rate, which is an
+    input. XLA compiles once for all values that make the same program. An optimizer has
+    kernels of its own if one of its values is not plain, or if its rule is that of a
+    user's subclass, which may depend on anything.
     """
     ours = _rule_class(optimizer)
-    if ours is None:
-        return (optimizer._own_kernels,)
-    own = [(n, repr(getattr(optimizer, n))) for n in _rule_arguments(ours)]
-    beta = optimizer.beta
-    form = (beta == 0.0, beta < 0.5)  # The cases of `rules.moving_average`.
-    return (ours, optimizer.slots, optimizer.counts_updates, form, *own)
+    if ours is not None:
+        values = [getattr(optimizer, name) for name in _rule_arguments(ours)]
+        if all(map(_is_plain, values)):
+            return (ours, optimizer.slots, *map(repr, values))
+    return (optimizer._own_kernels,)
+
+
+def _is_plain(value):
+    """Returns whether a value's `repr` says all about it."""
+    if isinstance(value, dict):
+        return _is_plain([*value, *value.values()])
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return type(value) in (bool, int, float, str, type(None))
 
 
 @functools.cache
@@ -291,4 +298,4 @@ def _rule_methods(cls):
 
 @functools.cache
 def _rule_arguments(cls):
-    return cls.own_arguments()
+    return [n for n in arguments.names(cls) if n not in ("learning_rate", "name")]

@@ -26,11 +26,12 @@ from svag_tf import internals
 from svag_tf.optional import tensorflow as tf
 
 _UNEVEN = (
-    "A batch does not split evenly over the replicas, and it is not known what the "
-    "losses of its parts are means over: examples would count unequally. Give batches "
-    "whose size is a multiple of the number of replicas, also the last one: tf.data's "
-    "batch(size, drop_remainder=True), or a number of examples that is a multiple of "
-    "the batch size. Or use the loss that `compile` is given, a mean over the batch."
+    "A batch does not split evenly over the replicas, and the number of items in the "
+    "mean of each part's loss is not known: examples would count unequally. Make the "
+    "size of all batches a multiple of the number of replicas, also of the last one: "
+    "tf.data's batch(size, drop_remainder=True), or a number of examples that is a "
+    "multiple of the batch size. Or use the loss that `compile` is given, a mean over "
+    "the batch."
 )
 
 

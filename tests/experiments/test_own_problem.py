@@ -310,7 +310,7 @@ def test_an_earlier_run_that_does_not_say(run_of, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "made_of", lambda *_, **__: {})
         run_of()
-    with pytest.raises(ExperimentError, match="does not say of which data and model"):
+    with pytest.raises(ExperimentError, match="does not say which data and model"):
         run_of()
     run_of(fresh=True)
 

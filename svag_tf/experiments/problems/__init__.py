@@ -1,4 +1,4 @@
-"""Learning problems: where the data comes from and which model learns it.
+"""Learning problems: the data, and the model that learns it.
 
 A new problem is a function that loads its data, one that builds its model, and a row
 in `PROBLEMS`.

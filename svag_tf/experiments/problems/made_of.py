@@ -110,8 +110,8 @@ def refuse(what: str, old: Mapping[str, str] | None, new: Mapping[str, str]) -> 
     )
     if not old:
         raise ExperimentError(
-            f"{what} that does not say of which data and model it was made: it is from "
-            f"an earlier version of svag_tf. {remedy}."
+            f"{what} that does not say which data and model it was made from: it "
+            f"comes from an earlier version of svag_tf. {remedy}."
         )
     changed = differences(old, new)
     if changed:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from svag_tf import rules
-from svag_tf.experiments.config import checked, several, whole
+from svag_tf.experiments.config import checked, distinct, whole
 from svag_tf.experiments.plots import DIRECTIONS
 from svag_tf.experiments.simulations import plots
 from svag_tf.experiments.simulations.report import Finding, Report, progress
@@ -36,7 +36,7 @@ class Config:
     """See configs/variance_adaptation.py."""
 
     seed: int = whole(0)
-    etas: tuple[float, ...] = several(
+    etas: tuple[float, ...] = distinct(
         lambda v: isinstance(v, int | float) and 0 < v < math.inf,
         "finite numbers > 0, at least one and none twice, such as (0.5, 1.0)",
     )

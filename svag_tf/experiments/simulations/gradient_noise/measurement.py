@@ -94,10 +94,9 @@ def estimates(m_tilde: Array, v_tilde: Array, t: int, beta: float) -> dict[str, 
     Returns:
         An array for each of `QUANTITIES`. eta2 is NaN and gamma 0 where m = 0.
     """
-    time_step = keras.ops.convert_to_tensor(float(t), "float32")
     correction, variance, mean_variance = (
-        float(keras.ops.convert_to_numpy(factor(time_step, beta)))
-        for factor in (
+        _at_update(t, beta, rule)
+        for rule in (
             rules.bias_correction,
             rules.variance_factor,
             rules.mean_variance_factor,
@@ -135,8 +134,12 @@ def _ratios(mean: Array, noise: Array) -> dict[str, Array]:
 
 def rho_of(t: int, beta: float) -> float:
     """Returns var[m] / sigma^2 after update t."""
-    power = beta**t
-    return (1 - beta) * (1 + power) / ((1 + beta) * (1 - power))
+    return _at_update(t, beta, rules.mean_variance_ratio)
+
+
+def _at_update(t: int, beta: float, rule: Any) -> float:
+    t = keras.ops.convert_to_tensor(float(t), "float32")
+    return float(keras.ops.convert_to_numpy(rule(t, beta)))
 
 
 def compared(quantity: str, estimate: Array, exact: Array) -> dict[str, float]:
@@ -251,14 +254,14 @@ def measured(
         chosen = rng.choice(n, min(n, elements), replace=False)
         sample.append({name: pair[:, chosen] for name, pair in pairs.items()})
         layers.append(np.full(len(chosen), i))
-    together = {
+    merged = {
         name: np.concatenate([pairs[name] for pairs in columns], axis=1)
         for name in QUANTITIES
     }
-    rows += _rows(step, EVERYTHING, together, exact.loss)
-    error = np.square(together["m"][0] - together["m"][1])
-    bins = {name: binned(name, *pair) for name, pair in together.items()}
-    bins["rho_s"] = binned("rho_s", together["rho_s"][0], error)
+    rows += _rows(step, EVERYTHING, merged, exact.loss)
+    error = np.square(merged["m"][0] - merged["m"][1])
+    bins = {name: binned(name, *pair) for name, pair in merged.items()}
+    bins["rho_s"] = binned("rho_s", merged["rho_s"][0], error)
     return Measurement(
         rows,
         {

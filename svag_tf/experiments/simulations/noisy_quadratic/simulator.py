@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from svag_tf import rules
-from svag_tf.experiments.config import field, number, several, whole
+from svag_tf.experiments.config import distinct, field, number, whole
 from svag_tf.experiments.optimizers import OPTIMIZERS
 from svag_tf.experiments.simulations import plots
 from svag_tf.optional import tensorflow as tf
@@ -30,11 +30,11 @@ class Config:
     seed: int = whole(0)
     seeds: int = whole(2)
     dimension: int = whole(10)
-    noise_levels: tuple[float, ...] = several(
+    noise_levels: tuple[float, ...] = distinct(
         lambda v: isinstance(v, int | float) and 0 <= v < math.inf,
         "finite numbers >= 0, at least one and none twice, such as (0.0, 0.1)",
     )
-    methods: tuple[str, ...] = several(
+    methods: tuple[str, ...] = distinct(
         lambda v: v in METHODS, f"of {', '.join(METHODS)}, at least one and none twice"
     )
     steps: int = whole(2)
@@ -43,7 +43,7 @@ class Config:
     highest_rate: float = field(float, lambda v: v > 0, "a finite number > lowest_rate")
     long_steps: int = whole(100)
     long_noise: float = number(0, ends="(]")
-    long_rates: tuple[float, ...] = several(
+    long_rates: tuple[float, ...] = distinct(
         lambda v: isinstance(v, int | float) and 0 < v < 2,
         "numbers in (0, 2), at least one and none twice: rates relative to 1/L",
     )
