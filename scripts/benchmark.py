@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py
     python scripts/benchmark.py --cases=matrices,tiny --rows=msvag,keras-adam,limit
+    python scripts/benchmark.py --targets     # what the targets compare, 15 minutes
     python scripts/benchmark.py --backend=jax
     python scripts/benchmark.py --scaling     # also against parameters and devices
     python scripts/benchmark.py --replicas    # devices and processes alone
@@ -17,6 +18,9 @@ from absl import flags
 
 _CASES = flags.DEFINE_list("cases", [], "Names of cases. Default: all.")
 _ROWS = flags.DEFINE_list("rows", [], "Names of rows, the methods. Default: all.")
+_TARGETS = flags.DEFINE_bool(
+    "targets", False, "Only the cases and rows that the targets compare."
+)
 _BACKEND = flags.DEFINE_string("backend", "tensorflow", "tensorflow or jax.")
 _ROUNDS = flags.DEFINE_integer("rounds", None, "Turns of every row. Default: 7.")
 _MEMORY_LIMIT = flags.DEFINE_float(
@@ -44,6 +48,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/benchmark", "Folder for the resu
 def main() -> None:
     from svag_tf.experiments.benchmark.console import benchmark_with_progress
     from svag_tf.experiments.benchmark.measure import Options
+    from svag_tf.experiments.benchmark.targets import needed
 
     if _REPLICAS.value:
         from svag_tf.experiments.benchmark.replicas import benchmark_replicas
@@ -51,13 +56,14 @@ def main() -> None:
         benchmark_replicas(_WORKDIR.value, _QUICK.value, command.LINE, report=print)
         print(f"Results: {Path(_WORKDIR.value) / 'replicas.md'}")
         return
+    cases, rows = needed() if _TARGETS.value else (_CASES.value, _ROWS.value)
     rounds = (2 if _QUICK.value else 7) if _ROUNDS.value is None else _ROUNDS.value
     benchmark_with_progress(
         Options(
             workdir=Path(_WORKDIR.value),
             backend=_BACKEND.value,
-            cases=_CASES.value,
-            rows=_ROWS.value,
+            cases=cases,
+            rows=rows,
             rounds=rounds,
             memory_limit=_MEMORY_LIMIT.value,
             fresh=_FRESH.value,

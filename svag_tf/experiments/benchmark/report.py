@@ -88,6 +88,7 @@ def _provenance(results: Results) -> str:
         f"- C loop: `{results['compiler']}`"
         if results["compiler"]
         else f"- No C loop: {results['no_c_loop']}",
+        f"- Native update: {machine['native_update'].partition(':')[0]}",
         f"- When: {machine['date']}{commit}",
         f"- Load average: {number(machine['load_at_start'])} at the start, "
         f"{number(machine['load_at_end'])} at the end",
