@@ -6,6 +6,7 @@
     python scripts/benchmark.py --backend=jax
     python scripts/benchmark.py --scaling     # also against parameters and devices
     python scripts/benchmark.py --replicas    # devices and processes alone
+    python scripts/benchmark.py --fill=docs/kernels.md --workdir=docs/benchmark
 
 Writes benchmark.json, benchmark.md and plots into the workdir; docs/benchmarks.md
 says how to read them. Exit code: 0 if all is measured, else not 0.
@@ -41,15 +42,24 @@ _REPLICAS = flags.DEFINE_bool(
     "Alone: step time and bytes exchanged on several devices and processes. Writes "
     "replicas.json, replicas.md and replicas.png.",
 )
+_FILL = flags.DEFINE_list(
+    "fill",
+    [],
+    "Alone: files whose marked tables are filled from the workdir's benchmark.json.",
+)
 _QUICK = flags.DEFINE_bool("quick", False, "Small sizes: to try the command.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/benchmark", "Folder for the results.")
 
 
 def main() -> None:
     from svag_tf.experiments.benchmark.console import benchmark_with_progress
+    from svag_tf.experiments.benchmark.documents import fill
     from svag_tf.experiments.benchmark.measure import Options
     from svag_tf.experiments.benchmark.targets import needed
 
+    if _FILL.value:
+        fill(Path(_WORKDIR.value), _FILL.value)
+        return
     if _REPLICAS.value:
         from svag_tf.experiments.benchmark.replicas import benchmark_replicas
 

@@ -28,6 +28,7 @@ from svag_tf.experiments.benchmark.cases import (
     scaling_sizes,
 )
 from svag_tf.experiments.benchmark.console import benchmark_with_progress
+from svag_tf.experiments.benchmark.documents import fill
 from svag_tf.experiments.benchmark.limit import build_limit
 from svag_tf.experiments.benchmark.measure import Options, benchmark
 from svag_tf.experiments.benchmark.memory import batches, footprint
@@ -463,6 +464,27 @@ def test_all_targets_can_be_measured():
             assert rows[name].serves(case), target
             assert target.field == "median" or rows[name].processes(case), target
     assert targets.needed()[0] == sorted({t.case for t in targets.TARGETS})
+
+
+def test_documents_are_filled(tmp_path):
+    results = json.loads((ROOT / "docs/benchmark/benchmark.json").read_text())
+    (tmp_path / "benchmark.json").write_text(json.dumps(results))
+    document = tmp_path / "page.md"
+    document.write_text("a\n<!-- benchmark: speed -->\nold\n<!-- end -->\nb\n")
+    for _ in range(2):
+        fill(tmp_path, [str(document)])
+        text = document.read_text()
+        assert text.startswith("a\n<!-- benchmark: speed -->\n\nMedian")
+        assert text.endswith("|\n\n<!-- end -->\nb\n") and "old" not in text
+    adam = results["cases"]["bert"]["rows"]["keras-adam"]["median"]
+    (line,) = (x for x in text.splitlines() if x.startswith("| Keras Adam |"))
+    assert f"| {texts.seconds(adam)} (" in line and line.count("|") == 6
+    for wrong, words in (("no block", "has no block"), ("gone.md", "Cannot be read")):
+        other = tmp_path / wrong
+        if "block" in wrong:
+            other.write_text("text")
+        with pytest.raises(ExperimentError, match=words):
+            fill(tmp_path, [str(other)])
 
 
 def test_numbers_as_people_read_them():
