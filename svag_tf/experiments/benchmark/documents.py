@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from svag_tf.experiments.benchmark.report import overview, provenance, targets
+from svag_tf.experiments.benchmark.targets import judged
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.files import write_text
 
@@ -50,7 +51,7 @@ def block(results: dict[str, Any], name: str) -> str:
     if name == "speed":
         return overview(results, CASES, ROWS)
     if name == "targets":
-        return targets(results)
+        return targets(results | {"targets": judged(results)})
     if name == "run":
         return provenance(results)
     raise ExperimentError(f"There is no block {name!r}: speed, targets or run.")

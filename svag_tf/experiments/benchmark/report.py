@@ -110,16 +110,19 @@ def overview(
         cases: names; empty for all.
         rows: names; empty for all but the copy.
     """
-    measured = {name: case for name, case in results["cases"].items() if case["rows"]}
-    cases = [case for name, case in measured.items() if name in (cases or measured)]
+    shown = [
+        case
+        for name, case in results["cases"].items()
+        if case["rows"] and name in (cases or results["cases"])
+    ]
     known = all_rows(results["backend"])
-    rows = rows or known.keys() - {"copy"}
+    wanted = rows or known.keys() - {"copy"}
     lines = []
     for name, row in known.items():
-        if name in rows and any(name in case["rows"] for case in cases):
-            cells = [_overview_cell(case["rows"].get(name, {})) for case in cases]
+        if name in wanted and any(name in case["rows"] for case in shown):
+            cells = [_overview_cell(case["rows"].get(name, {})) for case in shown]
             lines.append([row.title, *cells])
-    table = _table(["", *(case["title"] for case in cases)], lines)
+    table = _table(["", *(case["title"] for case in shown)], lines)
     return (
         "Median; in brackets, how many times the limit that is; for `fit`, how many "
         f"times Keras Adam's step.\n\n{table}"

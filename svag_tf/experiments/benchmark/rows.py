@@ -124,8 +124,8 @@ def _tensorflow_rows() -> list[Row]:
         return Row(name, title, OURS, "tensorflow", state, **fields)
 
     everywhere = (*UPDATES, *MODELS, *LARGE)
-    few = {"msvag": {"kinds": everywhere, "fresh": 3}}
-    rows = [ours(*method, **few.get(method[0], {})) for method in _METHODS]
+    own: dict[str, Any] = {"msvag": {"kinds": everywhere, "fresh": 3}}
+    rows = [ours(*method, **own.get(method[0], {})) for method in _METHODS]
     rows += [
         ours("msvag-xla", "M-SVAG, jit_compile=True", 8, fresh=1,
              kinds=("update", *MODELS, *LARGE)),
