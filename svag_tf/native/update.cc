@@ -75,6 +75,9 @@ inline Floats Sqrt(Floats x) {
 
 inline Floats Abs(Floats x) { return (Floats)((Bits)x & 0x7fffffffu); }
 
+inline Bits Smaller(Bits x, Bits y) { return x < y ? x : y; }
+inline Bits Larger(Bits x, Bits y) { return x > y ? x : y; }
+
 inline auto IsFinite(Floats x) { return Abs(x) <= All(FLT_MAX); }
 
 inline Floats Sign(Floats x) {
@@ -105,6 +108,8 @@ inline Floats Erf(Floats x) {
                         0x1.cd0fa8p-7f, 0x1.c69842p-4f, 0x1.fd6894p-2f, 1.0f});
 }
 
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
 enum class Damping { kNone, kGradient, kGaussian, kAdam };
 
 // The grid of the paper: along g or the average m, or its sign, and how it is damped.
@@ -122,39 +127,53 @@ struct Scalars {
   float learning_rate, decay, beta, one_minus_beta, correction, factor;
 };
 
-// gamma for m and v = v_average * correction; see rules.py.
-template <class M>
-inline Floats Gamma(Floats m, Floats v_average, Floats v, const Scalars& s) {
-  const Floats m2 = SaturatingSquare(m), one = All(1);
+template <bool guarded>
+inline Floats Corrected(Floats m_average, const Scalars& s) {
+  const Floats m = m_average * s.correction;
+  return guarded ? AtLeast(AtMost(m, FLT_MAX), -FLT_MAX) : m;
+}
+
+// gamma for the averages m and v, uncorrected; see rules.py. For kGaussian the argument
+// of the error function, infinite where gamma is 1.
+template <class M, bool guarded>
+inline Floats Gamma(Floats m_average, Floats v_average, const Scalars& s) {
+  const Floats m = Corrected<guarded>(m_average, s);
+  const Floats m2 = guarded ? SaturatingSquare(m) : m * m;
   // Where v is used twice, XLA rounds it.
-  const Floats excess = AtLeast(
-      M::kMomentum && M::kSign ? v - m2 : Fma(v_average, All(s.correction), -m2), 0);
-  const Floats scale = Abs(m) < All(0x1p-32f) ? All(0x1p64f) : one;
-  const Floats variance = AtMost(excess * scale * scale, FLT_MAX);
-  const Floats signal = SaturatingSquare(m * scale);
+  const Floats excess =
+      AtLeast(M::kMomentum && M::kSign ? v_average * s.correction - m2
+                                       : Fma(v_average, All(s.correction), -m2),
+              0);
+  Floats signal = m2, variance = excess;
+  if (guarded) {
+    const Floats scale = Abs(m) < All(0x1p-32f) ? All(0x1p64f) : All(1);
+    variance = AtMost(excess * scale * scale, FLT_MAX);
+    signal = SaturatingSquare(m * scale);
+  }
   if (M::kDamping == Damping::kGaussian) {
     const Floats noise = s.factor * variance;
-    const auto certain = signal >= 72 * noise;
-    const Floats ratio = signal / (certain ? one : 2 * noise);
-    const Floats gamma = certain ? one : Erf(Sqrt(ratio));
-    return signal == 0 ? All(0) : gamma;
+    const Floats root = Sqrt(signal / (2 * noise));
+    const Floats argument = signal >= 72 * noise ? All(kInfinity) : root;
+    return signal == 0 ? All(0) : argument;
   }
   const Floats sum = Fma(All(s.factor), variance, signal);
-  const Floats gamma = signal / (signal == 0 ? one : sum);
+  const Floats gamma = signal / (signal == 0 ? All(1) : sum);
   return M::kDamping == Damping::kAdam ? Sqrt(gamma) : gamma;
 }
 
 // learning_rate * direction; see `MomentOptimizer.new_theta`.
-template <class M>
-inline Floats Step(Floats g, Floats m_average, Floats v_average, const Scalars& s) {
-  const Floats m = AtLeast(AtMost(m_average * s.correction, FLT_MAX), -FLT_MAX);
-  const Floats v = v_average * s.correction;
-  const Floats along = M::kMomentum ? m : g;
+template <class M, bool guarded>
+inline Floats Step(Floats g, Floats m_average, Floats v_average, Floats gamma,
+                   const Scalars& s) {
+  const Floats along = M::kMomentum ? Corrected<guarded>(m_average, s) : g;
   Floats step = M::kSign ? Sign(along) : along;
-  if (M::kHasV) step = Gamma<M>(m, v_average, v, s) * step;
-  if (M::kHasV && M::kMomentum && M::kSign) step = (v == 0) & (g == 0) ? All(0) : step;
+  if (M::kHasV) step = gamma * step;
+  if (M::kHasV && M::kMomentum && M::kSign)
+    step = (v_average * s.correction == 0) & (g == 0) ? All(0) : step;
+  step *= s.learning_rate;
+  if (!guarded) return step;
   const Floats nan = All(std::numeric_limits<float>::quiet_NaN());
-  return IsFinite(M::kHasM ? m_average : g) ? s.learning_rate * step : nan;
+  return IsFinite(M::kHasM ? m_average : g) ? step : nan;
 }
 
 // What a slot holds of a float32. `Store` returns what will be read.
@@ -165,6 +184,7 @@ struct Float32 {
     std::memcpy(&x, from, sizeof x);
     return x;
   }
+  template <bool guarded>
   static Floats Store(float* to, Floats x) {
     std::memcpy(to, &x, sizeof x);
     return x;
@@ -181,11 +201,14 @@ struct BFloat16 {
     std::memcpy(&x, from, sizeof x);
     return Widened(x);
   }
+  template <bool guarded>
   static Floats Store(uint16_t* to, Floats x) {
     constexpr float kMost = 0x1.fep127f;
-    x = IsFinite(x) ? AtMost(AtLeast(x, -kMost), kMost) : x;
-    const Bits bits = (Bits)x, rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
-    const Bits kept = (x != x ? Bits{} + 0x7fc00000u : rounded) >> 16;
+    if (guarded) x = IsFinite(x) ? AtMost(AtLeast(x, -kMost), kMost) : x;
+    Bits bits = (Bits)x;
+    bits += 0x7fffu + ((bits >> 16) & 1u);
+    if (guarded) bits = x != x ? Bits{} + 0x7fc00000u : bits;
+    const Bits kept = bits >> 16;
 #if defined(__AVX2__)
     const __m256i packed = _mm256_packus_epi32((__m256i)kept, (__m256i)kept);
     const __m256i ordered = _mm256_permute4x64_epi64(packed, 0b1000);
@@ -194,7 +217,7 @@ struct BFloat16 {
     const Halves halves = __builtin_convertvector(kept, Halves);
 #endif
     std::memcpy(to, &halves, sizeof halves);
-    return (Floats)(kept << 16);
+    return (Floats)(bits & 0xffff0000u);
   }
 };
 
@@ -206,48 +229,107 @@ struct Arrays {
   const float* gradient;
 };
 
-template <class M, class Slot, bool decays>
-inline void UpdateLanes(float* theta, typename Slot::Type* m, typename Slot::Type* v,
-                        const float* gradient, const Scalars& s) {
-  const Floats g = Float32::Load(gradient), rate = All(s.one_minus_beta);
-  Floats x = Float32::Load(theta), m_average{}, v_average{};
-  if (M::kHasM) m_average = Slot::Store(m, Average(Slot::Load(m), g, rate));
-  if (M::kHasV)
-    v_average = Slot::Store(v, Average(Slot::Load(v), SaturatingSquare(g), rate));
-  if (decays) x = Fma(All(-s.decay), x, x);
-  Float32::Store(theta, x - Step<M>(g, m_average, v_average, s));
+// Elements that are updated together, and how far ahead their memory is fetched.
+constexpr int kStretch = 64;
+constexpr int64_t kAhead = 512;
+
+// What is computed of a stretch; in steps of their own, so that none waits for another.
+struct alignas(32) Computed {
+  float m[kStretch], v[kStretch], gamma[kStretch];
+};
+
+// Computes the averages. Returns whether they are so ordinary that no guard matters:
+// finite, and the squares of m and g neither overflow nor lose digits.
+template <class M, class Slot>
+inline bool Observe(const typename Slot::Type* m, const typename Slot::Type* v,
+                    const float* gradient, const Scalars& s, Computed* computed) {
+  const Floats rate = All(s.one_minus_beta);
+  Bits least = ~Bits{}, most{};
+  for (int i = 0; i < kStretch; i += kLanes) {
+    const Floats g = Float32::Load(gradient + i);
+    if (M::kHasM) {
+      const Floats x = Average(Slot::Load(m + i), g, rate);
+      Float32::Store<false>(computed->m + i, x);
+      least = Smaller(least, (Bits)Abs(x) - 1);  // 0 is ordinary.
+      most = Larger(most, (Bits)Abs(x));
+    } else {
+      most = Larger(most, (Bits)Abs(g));
+    }
+    if (M::kHasV) {
+      const Floats x = Average(Slot::Load(v + i), SaturatingSquare(g), rate);
+      Float32::Store<false>(computed->v + i, x);
+      most = Larger(most, (Bits)x);
+    }
+  }
+  // Of floats that are not negative, the bits have their order.
+  const auto ordinary =
+      (Bits)((least >= (Bits)All(0x1p-31f)) & (most < (Bits)All(0x1p30f)));
+  uint32_t all = ~0u;
+  for (int k = 0; k < kLanes; ++k) all &= ordinary[k];
+  return all && s.correction >= 1 && s.correction < 0x1p30f;
 }
 
-constexpr int64_t kAhead = 512;  // Elements.
+template <class M, class Slot, bool decays, bool guarded>
+inline void Apply(float* theta, typename Slot::Type* m, typename Slot::Type* v,
+                  const float* gradient, const Scalars& s, Computed* computed) {
+  const auto load = Float32::Load;
+  const auto store = Float32::Store<false>;
+  for (int i = 0; i < kStretch; i += kLanes) {
+    float *m_i = computed->m + i, *v_i = computed->v + i;
+    if (M::kHasM) store(m_i, Slot::template Store<guarded>(m + i, load(m_i)));
+    if (!M::kHasV) continue;
+    store(v_i, Slot::template Store<guarded>(v + i, load(v_i)));
+    store(computed->gamma + i, Gamma<M, guarded>(load(m_i), load(v_i), s));
+  }
+  if (M::kDamping == Damping::kGaussian)
+    for (float* x = computed->gamma; x < computed->gamma + kStretch; x += kLanes)
+      store(x, load(x) == kInfinity ? All(1) : Erf(load(x)));
+  for (int i = 0; i < kStretch; i += kLanes) {
+    Floats x = load(theta + i);
+    if (decays) x = Fma(All(-s.decay), x, x);
+    store(theta + i, x - Step<M, guarded>(load(gradient + i), load(computed->m + i),
+                                          load(computed->v + i),
+                                          load(computed->gamma + i), s));
+  }
+}
 
 // Updates n elements.
 template <class M, class Slot, bool decays>
 void UpdateBlock(int64_t n, const Arrays& arrays, const Scalars& scalars) {
   using Type = typename Slot::Type;
   const Scalars s = scalars;
-  float* __restrict theta = arrays.theta;
-  Type* __restrict m = static_cast<Type*>(arrays.m);
-  Type* __restrict v = static_cast<Type*>(arrays.v);
-  const float* __restrict gradient = arrays.gradient;
+  float* theta = arrays.theta;
+  Type* m = static_cast<Type*>(arrays.m);
+  Type* v = static_cast<Type*>(arrays.v);
+  const float* gradient = arrays.gradient;
+  Computed computed;
+  const auto update = [&](float* theta, Type* m, Type* v, const float* gradient) {
+    if (Observe<M, Slot>(m, v, gradient, s, &computed))
+      Apply<M, Slot, decays, false>(theta, m, v, gradient, s, &computed);
+    else
+      Apply<M, Slot, decays, true>(theta, m, v, gradient, s, &computed);
+  };
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
+  for (; i + kStretch <= n; i += kStretch) {
     // Sooner than the processor does by itself. Addresses beyond the end do no harm.
-    __builtin_prefetch(theta + i + kAhead);
-    __builtin_prefetch(gradient + i + kAhead);
-    if (M::kHasM) __builtin_prefetch(m + i + kAhead);
-    if (M::kHasV) __builtin_prefetch(v + i + kAhead);
-    UpdateLanes<M, Slot, decays>(theta + i, m + i, v + i, gradient + i, s);
+    for (int64_t ahead = i + kAhead; ahead < i + kAhead + kStretch; ahead += 16) {
+      __builtin_prefetch(theta + ahead);
+      __builtin_prefetch(gradient + ahead);
+      if (M::kHasM) __builtin_prefetch(m + ahead);
+      if (M::kHasV) __builtin_prefetch(v + ahead);
+    }
+    update(theta + i, m + i, v + i, gradient + i);
   }
   if (i == n) return;
   // The rest, in copies with further elements.
-  float some_theta[kLanes] = {}, some_gradient[kLanes] = {};
-  Type some_m[kLanes] = {}, some_v[kLanes] = {};
+  float some_theta[kStretch] = {}, some_gradient[kStretch] = {};
+  Type some_m[kStretch] = {}, some_v[kStretch] = {};
   const int64_t rest = n - i, bytes = rest * sizeof(float), slot = rest * sizeof(Type);
   std::memcpy(some_theta, theta + i, bytes);
   std::memcpy(some_gradient, gradient + i, bytes);
   if (M::kHasM) std::memcpy(some_m, m + i, slot);
   if (M::kHasV) std::memcpy(some_v, v + i, slot);
-  UpdateLanes<M, Slot, decays>(some_theta, some_m, some_v, some_gradient, s);
+  update(some_theta, some_m, some_v, some_gradient);
   std::memcpy(theta + i, some_theta, bytes);
   if (M::kHasM) std::memcpy(m + i, some_m, slot);
   if (M::kHasV) std::memcpy(v + i, some_v, slot);

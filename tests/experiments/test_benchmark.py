@@ -28,6 +28,7 @@ from svag_tf.experiments.benchmark.cases import (
     scaling_sizes,
 )
 from svag_tf.experiments.benchmark.console import benchmark_with_progress
+from svag_tf.experiments.benchmark.documents import fill
 from svag_tf.experiments.benchmark.limit import build_limit
 from svag_tf.experiments.benchmark.measure import Options, benchmark
 from svag_tf.experiments.benchmark.memory import batches, footprint
@@ -446,13 +447,44 @@ def test_targets():
     found = {row["text"]: row for row in targets.judged(results)}
     limit = found["M-SVAG / C loop, matrices"]
     assert limit["value"] == pytest.approx(1.4) and limit["met"] is False
-    assert limit["target"] == "at most 1.3"
+    assert limit["target"] == "at most 1.25"
     adam = found["Keras Adam / M-SVAG, matrices"]
     assert (adam["value"], adam["met"], adam["target"]) == (7.0, True, "at least 7")
     memory = found["M-SVAG's extra memory / largest variable, matrices"]
-    assert (memory["value"], memory["met"]) == (0.25, True)
+    assert (memory["value"], memory["met"]) == (0.25, False)
     assert found["M-SVAG / torch AdamW fused, matrices"]["met"] is None
     assert found["Keras Adam / M-SVAG, ResNet-50"]["met"] is None
+
+
+def test_all_targets_can_be_measured():
+    rows, cases = all_rows("tensorflow"), all_cases()
+    for target in targets.TARGETS:
+        case = cases[target.case]
+        for name in filter(None, (target.above, target.below)):
+            assert rows[name].serves(case), target
+            assert target.field == "median" or rows[name].processes(case), target
+    assert targets.needed()[0] == sorted({t.case for t in targets.TARGETS})
+
+
+def test_documents_are_filled(tmp_path):
+    results = json.loads((ROOT / "docs/benchmark/benchmark.json").read_text())
+    (tmp_path / "benchmark.json").write_text(json.dumps(results))
+    document = tmp_path / "page.md"
+    document.write_text("a\n<!-- benchmark: speed -->\nold\n<!-- end -->\nb\n")
+    for _ in range(2):
+        fill(tmp_path, [str(document)])
+        text = document.read_text()
+        assert text.startswith("a\n<!-- benchmark: speed -->\n\nMedian")
+        assert text.endswith("|\n\n<!-- end -->\nb\n") and "old" not in text
+    adam = results["cases"]["bert"]["rows"]["keras-adam"]["median"]
+    (line,) = (x for x in text.splitlines() if x.startswith("| Keras Adam |"))
+    assert f"| {texts.seconds(adam)} (" in line and line.count("|") == 6
+    for wrong, words in (("no block", "has no block"), ("gone.md", "Cannot be read")):
+        other = tmp_path / wrong
+        if "block" in wrong:
+            other.write_text("text")
+        with pytest.raises(ExperimentError, match=words):
+            fill(tmp_path, [str(other)])
 
 
 def test_numbers_as_people_read_them():
@@ -559,10 +591,12 @@ def check_replicas(results):
 @needs_tensorflow
 def test_models_are_fitted(tmp_path):
     results = benchmark(
-        Options(tmp_path, cases=["cnn", "transformer", "noise"], rounds=1, quick=True,
+        Options(tmp_path, rounds=1, quick=True,
+                cases=["cnn", "transformer", "table", "dense", "noise"],
                 rows=["msvag", "msvag-lazy", "noise-fit", "noise-economy"])
     )  # fmt: skip
-    for name, rows in (("cnn", 1), ("transformer", 2), ("noise", 2)):
+    expected = {"cnn": 1, "transformer": 2, "table": 2, "dense": 1, "noise": 2}
+    for name, rows in expected.items():
         measured = results["cases"][name]["rows"]
         assert len(measured) == rows
         assert all(row["median"] > 0 for row in measured.values()), measured

@@ -19,8 +19,8 @@ class Case:
         title: title for tables and plots.
         shapes: shapes of the variables; empty if a model is fitted.
         indices: rows that the sparse gradient of the one variable touches; 0 if dense.
-        model: "cnn" or "transformer" to measure whole steps of `fit`, "noise" to
-            measure GradientNoise beside such steps.
+        model: "cnn", "transformer", "table" or "dense" to measure whole steps of
+            `fit`, "noise" to measure GradientNoise beside such steps.
         fresh: groups of rows whose first step and memory are measured, each row in its
             own process.
         quick: whether this is the reduced case of a trial.
@@ -175,6 +175,8 @@ def all_cases(quick: bool = False) -> dict[str, Case]:
         Case("embedding", f"Embedding {table}, {indices} indices", (table,), indices),
         Case("cnn", "fit: a CNN", model="cnn"),
         Case("transformer", "fit: a transformer", model="transformer"),
+        Case("table", "fit: a large table", model="table"),
+        Case("dense", "fit: large dense layers", model="dense"),
         Case("noise", "GradientNoise, the CNN", model="noise"),
     )
     return {case.name: Case(**{**vars(case), "quick": quick}) for case in cases}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import time
 from collections.abc import Callable
@@ -14,12 +15,13 @@ from keras import layers
 import svag_tf
 from svag_tf.experiments.benchmark.cases import Case
 from svag_tf.experiments.benchmark.plain import PlainMSVAG
+from svag_tf.experiments.benchmark.rows import LARGE
 from svag_tf.experiments.benchmark.serving import Step, timed
 from svag_tf.experiments.optimizers import METHODS
 from svag_tf.experiments.problems import fmnist_2c2d
 
 JAX = keras.backend.backend() == "jax"
-COMPILED = "-compiled"
+COMPILED, XLA = "-compiled", "-xla"
 NOISE, NOISE_FIT = "noise-", "noise-fit"
 
 _OURS = {name: method.create for name, method in METHODS.items() if method.is_ours}
@@ -37,6 +39,8 @@ def optimizer_of(name: str) -> keras.optimizers.Optimizer:
         return svag_tf.MSVAG(learning_rate=_RATE, state_dtype="bfloat16")
     if name == "msvag-portable":
         return svag_tf.MSVAG(learning_rate=_RATE, jit_compile=False)
+    if name.endswith(XLA):
+        return _OURS[name.removesuffix(XLA)](learning_rate=_RATE, jit_compile=True)
     if name == "msvag-lazy":
         return _OURS["msvag"](learning_rate=_RATE, sparse_updates="lazy")
     if name == "plain":
@@ -168,12 +172,13 @@ class FitRows:
         self.steps = case.fit_steps
         rng = np.random.default_rng(0)
         build, batch = _MODELS[case.model]
+        large = case.model in LARGE
         self.batch = 8 if case.quick else batch
-        self.build = build
-        model = build()
+        self.build = functools.partial(build, case.quick) if large else build
+        model = self.build()
         shape = (self.batch * self.steps, *model.input_shape[1:])
         outputs = model.output_shape[-1]
-        if case.model in ("cnn", "noise"):
+        if model.inputs[0].dtype == "float32":
             self.x = rng.random(shape, np.float32)
         else:
             self.x = rng.integers(0, VOCABULARY, shape).astype(np.int32)
@@ -273,9 +278,25 @@ def _transformer() -> keras.Model:
     return keras.Model(tokens, layers.Dense(100)(layers.LayerNormalization()(x)))
 
 
+def _table(quick: bool) -> keras.Model:
+    """Builds a table of 250,000 x 64 whose rows are averaged and classified."""
+    tokens = keras.Input((LENGTH,), dtype="int32")
+    x = layers.Embedding(VOCABULARY if quick else 25 * VOCABULARY, 64)(tokens)
+    return keras.Model(tokens, layers.Dense(10)(layers.GlobalAveragePooling1D()(x)))
+
+
+def _dense(quick: bool) -> keras.Model:
+    """Builds two dense layers of 4096 x 4096, and one that classifies."""
+    width = 64 if quick else 4096
+    hidden = [layers.Dense(width, "relu") for _ in range(2)]
+    return keras.Sequential([keras.Input((width,)), *hidden, layers.Dense(10)])
+
+
 # How to build each model, and its batch size.
-_MODELS: dict[str, tuple[Callable[[], keras.Model], int]] = {
+_MODELS: dict[str, tuple[Callable[..., keras.Model], int]] = {
     "cnn": (fmnist_2c2d, 128),
     "noise": (fmnist_2c2d, 128),
     "transformer": (_transformer, 32),
+    "table": (_table, 32),
+    "dense": (_dense, 32),
 }

@@ -7,14 +7,14 @@ import math
 from collections.abc import Sequence
 
 from svag_tf.experiments.benchmark.cases import Case
-from svag_tf.experiments.benchmark.rows import Row
+from svag_tf.experiments.benchmark.rows import LARGE, Row
 from svag_tf.experiments.machine import cores
 
 GIB = 2**30
 # The references of ratios; measured in every batch with room for them.
 REFERENCES = ("limit", "keras-adam")
 # Memory of a process's libraries, and of a fitted model.
-LIBRARIES, MODEL = 0.8 * GIB, 0.25 * GIB
+LIBRARIES, MODEL, LARGE_MODEL = 0.8 * GIB, 0.25 * GIB, 1.0 * GIB
 # Temporary bytes of a step per parameter of the variables being updated, from the
 # column "extra MiB"; other rows need almost none.
 TEMPORARIES = {
@@ -72,7 +72,8 @@ def footprint(case: Case, rows: Sequence[Row]) -> float:
     """Returns the bytes that rows of a case are expected to take at once."""
     hosts = {row.host for row in rows} - {"c"}
     if case.model:
-        return LIBRARIES * len(hosts) + MODEL * len(rows)
+        each = LARGE_MODEL if case.model in LARGE else MODEL
+        return LIBRARIES * len(hosts) + each * len(rows)
     held = 0
     for row in rows:
         if row.host != "c":

@@ -44,13 +44,13 @@ def write_report(results: Results, workdir: Path) -> None:
 
 def page(results: Results) -> str:
     """Returns the results as a page of Markdown that shows the plots."""
-    parts = ["# Benchmark\n", _provenance(results)]
+    parts = ["# Benchmark\n", provenance(results)]
     if results["quick"]:
         parts.append("**A quick trial with small sizes: the numbers mean nothing.**\n")
     if any(_measured(case) for case in results["cases"].values()):
-        parts += ["## Time a step\n", _overview(results)]
+        parts += ["## Time a step\n", overview(results)]
     if any(row["value"] is not None for row in results.get("targets", [])):
-        parts += ["## Targets\n", _targets(results)]
+        parts += ["## Targets\n", targets(results)]
     for name, case in results["cases"].items():
         parts.append(f"## {case['title']}\n")
         if _measured(case):
@@ -69,7 +69,8 @@ def _measured(case: Results) -> bool:
     )
 
 
-def _provenance(results: Results) -> str:
+def provenance(results: Results) -> str:
+    """Returns a list: how, where and when the results were measured."""
     machine = results["machine"]
     cache, memory = machine["last_level_cache"], machine["memory"]
     where = [
@@ -88,6 +89,7 @@ def _provenance(results: Results) -> str:
         f"- C loop: `{results['compiler']}`"
         if results["compiler"]
         else f"- No C loop: {results['no_c_loop']}",
+        f"- Native update: {machine.get('native_update', 'none').partition(':')[0]}",
         f"- When: {machine['date']}{commit}",
         f"- Load average: {number(machine['load_at_start'])} at the start, "
         f"{number(machine['load_at_end'])} at the end",
@@ -98,15 +100,29 @@ def _provenance(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _overview(results: Results) -> str:
-    """Returns a table, rows x cases: median, and its ratio to the limit (or Adam)."""
-    cases = [case for case in results["cases"].values() if case["rows"]]
+def overview(
+    results: Results, cases: Iterable[str] = (), rows: Iterable[str] = ()
+) -> str:
+    """Returns a table, rows x cases: median, and its ratio to the limit (or Adam).
+
+    Args:
+        results: as in `benchmark.json`.
+        cases: names; empty for all.
+        rows: names; empty for all but the copy.
+    """
+    shown = [
+        case
+        for name, case in results["cases"].items()
+        if case["rows"] and name in (cases or results["cases"])
+    ]
+    known = all_rows(results["backend"])
+    wanted = rows or known.keys() - {"copy"}
     lines = []
-    for name, row in all_rows(results["backend"]).items():
-        if name != "copy" and any(name in case["rows"] for case in cases):
-            cells = [_overview_cell(case["rows"].get(name, {})) for case in cases]
+    for name, row in known.items():
+        if name in wanted and any(name in case["rows"] for case in shown):
+            cells = [_overview_cell(case["rows"].get(name, {})) for case in shown]
             lines.append([row.title, *cells])
-    table = _table(["", *(case["title"] for case in cases)], lines)
+    table = _table(["", *(case["title"] for case in shown)], lines)
     return (
         "Median; in brackets, how many times the limit that is; for `fit`, how many "
         f"times Keras Adam's step.\n\n{table}"
@@ -122,7 +138,8 @@ def _overview_cell(row: Results) -> str:
     return seconds(row["median"]) + (f" ({number(ratio)})" if ratio else "")
 
 
-def _targets(results: Results) -> str:
+def targets(results: Results) -> str:
+    """Returns a table: the targets, and whether they are met."""
     words = {True: "met", False: "missed", None: "not measured"}
     return _table(
         ["", "target", "measured", ""],

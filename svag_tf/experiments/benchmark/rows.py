@@ -13,6 +13,8 @@ from svag_tf.noise.callback import PRESETS
 
 SPARSE = ("sparse",)
 UPDATES, MODELS = ("update", *SPARSE), ("cnn", "transformer")
+# Models that most rows would take too long for.
+LARGE = ("table", "dense")
 # Packages that may be missing: (name, oldest version).
 Needs = tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -121,13 +123,18 @@ def _tensorflow_rows() -> list[Row]:
     def ours(name: str, title: str, state: int, **fields: Any) -> Row:
         return Row(name, title, OURS, "tensorflow", state, **fields)
 
-    rows = [ours(*method, fresh=3 * (method[0] == "msvag")) for method in _METHODS]
+    everywhere = (*UPDATES, *MODELS, *LARGE)
+    own: dict[str, Any] = {"msvag": {"kinds": everywhere, "fresh": 3}}
+    rows = [ours(*method, **own.get(method[0], {})) for method in _METHODS]
     rows += [
+        ours("msvag-xla", "M-SVAG, jit_compile=True", 8, fresh=1,
+             kinds=("update", *MODELS, *LARGE)),
+        ours("msvas-xla", "M-SVAS, jit_compile=True", 8, kinds=("update",)),
         ours("msvag-bfloat16", "M-SVAG, bfloat16 state", 4, kinds=UPDATES, fresh=1),
         ours("msvag-portable", "M-SVAG, jit_compile=False", 8, kinds=UPDATES, fresh=1),
-        ours("msvag-compiled", "M-SVAG, compiled step", 8, kinds=MODELS),
+        ours("msvag-compiled", "M-SVAG, compiled step", 8, kinds=(*MODELS, *LARGE)),
         ours("msvag-dense", "M-SVAG, dense gradient", 8, kinds=SPARSE, sparse="dense"),
-        ours("msvag-lazy", "M-SVAG, lazy", 8, kinds=(*SPARSE, "transformer"),
+        ours("msvag-lazy", "M-SVAG, lazy", 8, kinds=(*SPARSE, "transformer", "table"),
              sparse="lazy"),
     ]  # fmt: skip
     for name, title in (
@@ -138,10 +145,12 @@ def _tensorflow_rows() -> list[Row]:
         rows.append(ours(name, title, 8, kinds=("noise",)))
     for name, title, state in _KERAS:
         adam = name == "keras-adam"
+        kinds = everywhere if adam else (*UPDATES, *MODELS)
         rows += [
-            Row(name, title, KERAS, "tensorflow", state, fresh=3 if adam else 1),
+            Row(name, title, KERAS, "tensorflow", state, kinds=kinds,
+                fresh=3 if adam else 1),
             Row(f"{name}-compiled", f"{title}, compiled step", KERAS, "tensorflow",
-                state, fresh=int(adam)),
+                state, kinds=kinds, fresh=int(adam)),
         ]  # fmt: skip
     loop = "C loop, M-SVAG's reads and writes"
     return [
