@@ -306,6 +306,7 @@ def test_tuning(make_config, tmp_path, made_up, capsys):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_scout_goes_first_and_rates_at_the_edge_are_extended(
     make_config, tmp_path, made_up, monkeypatch
 ):
