@@ -24,7 +24,7 @@ import warnings as _warnings
 
 from svag_tf import backend as _backend
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "MSGD",

@@ -13,6 +13,7 @@ runs too, and `<!-- not run: why -->` before a block leaves it out.
 import doctest
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -139,3 +140,17 @@ def test_links_lead_somewhere():
             if missing or (anchor and anchor not in anchors(texts[target])):
                 broken.append((page.name, link))
     assert not broken
+
+
+@pytest.mark.parametrize("url", ["", "https://example.org/svag-tf"])
+def test_a_package_index_shows_no_link_to_a_file_beside_the_readme(url, monkeypatch):
+    setuptools = pytest.importorskip("setuptools")
+    if not (ROOT / "README.md").exists():
+        pytest.skip("no README.md: this is not a clone")
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    text = runpy.run_path(str(ROOT / "setup.py"))["readme"](url)
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert all(link.startswith("https://") for link in links)
+    assert (f"({url}/raw/main/docs/images/digits.png)" in text) == bool(url)
+    assert (f"({url}/blob/main/docs/choosing.md#" in text) == bool(url)
+    assert "All rules" in text
