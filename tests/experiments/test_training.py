@@ -439,7 +439,7 @@ def test_a_run_of_an_earlier_version_is_refused(make_config, tmp_path):
     for use in (lambda: train(make_config(epochs=1), tmp_path),
                 RunFolder(tmp_path).ended):  # fmt: skip
         with pytest.raises(
-            ExperimentError, match=r"state\.json is of an earlier versi"
+            ExperimentError, match=r"state\.json was written by an earlier versi"
         ):
             use()
     assert snapshot(tmp_path) == before
