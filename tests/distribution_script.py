@@ -376,7 +376,7 @@ def check_refusals(strategy):
             super().__init__([*layers, keras.layers.BatchNormalization()])
 
     for cls, rows, words in (
-        (Twice, 8, "Give batches whose size is a multiple"),
+        (Twice, 8, "Make the size of all batches a multiple"),
         (Normalized, 2, "Leave the last batch out"),
     ):
         try:

@@ -653,7 +653,7 @@ def test_bfloat16_slots_hold_what_the_rounded_averages_are():
 # Replicas.
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_mirrored_replicas_stay_equal_and_equal_one_device():
     code = """
         import keras, numpy as np, svag_tf, tensorflow as tf

@@ -520,7 +520,7 @@ def run_python(code, *arguments, **variables):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @needs_compiler
 def test_mirrored_replicas_have_equal_bits(library):
     code = """

@@ -12,24 +12,24 @@ import pytest
 # Of the cases of these files one in so many is fast: a sample, always the same.
 SAMPLED = {
     "tests/experiments/test_own_problem.py": 3,
-    "tests/experiments/test_training.py": 3,
+    "tests/experiments/test_training.py": 4,
     "tests/optimizers/test_extremes.py": 5,
-    "tests/optimizers/test_fit.py": 2,
+    "tests/optimizers/test_fit.py": 3,
     "tests/optimizers/test_identities.py": 2,
     "tests/optimizers/test_keras_arguments.py": 3,
     "tests/optimizers/test_restoring.py": 6,
     "tests/optimizers/test_saving.py": 3,
-    "tests/optimizers/test_slots.py": 2,
+    "tests/optimizers/test_slots.py": 3,
     "tests/optimizers/test_sparse.py": 5,
     "tests/optimizers/test_table.py": 5,
     "tests/optimizers/test_variables.py": 5,
-    "tests/test_callbacks.py": 3,
+    "tests/test_callbacks.py": 4,
     "tests/test_export.py": 3,
     "tests/test_exported_data.py": 5,
     "tests/test_final_weights.py": 3,
     "tests/test_gradients.py": 2,
     "tests/test_kernels.py": 3,
-    "tests/test_native.py": 4,
+    "tests/test_native.py": 5,
 }
 
 

@@ -97,7 +97,7 @@ def small(tmp_path_factory):
     return simulate(config, folder, "the command"), folder
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_papers_findings(small):
     findings = small[0]["findings"]
     assert len(findings) == 3

@@ -236,7 +236,9 @@ def test_goes_on_after_an_interruption(tmp_path, monkeypatch, capsys):
     ):
         simulate(make_config(), tmp_path / "parts")
     (tmp_path / "parts" / "state.npz").write_bytes(b"as before")
-    with pytest.raises(ExperimentError, match=r"state\.npz was written by an earlier version"):
+    with pytest.raises(
+        ExperimentError, match=r"state\.npz was written by an earlier version"
+    ):
         simulate(make_config(), tmp_path / "parts")
 
 

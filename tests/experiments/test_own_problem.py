@@ -463,7 +463,7 @@ def errors_of(*flags, cwd, script="compare.py"):
     return last
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("script", sampled(["train.py"], ["train.py", "compare.py"]))
 def test_one_line_of_error(tmp_path, script):
     flag = documented(tmp_path, **{"y[1000:]": "y"})

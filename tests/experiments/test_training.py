@@ -226,7 +226,7 @@ def _killed_in_epoch(epoch, commit):
     return killed
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_seed_decides(make_config, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         train(make_config(seed=seed, epochs=1), tmp_path / name)
@@ -250,7 +250,7 @@ def test_a_finished_run_is_told_and_completed(make_config, tmp_path, capsys):
     assert set(os.listdir(tmp_path)) == RESULTS
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ema_evaluates_and_saves_the_average(make_config, tmp_path):
     fields = {"optimizer.use_ema": True, "optimizer.ema_momentum": 0.9}
     rows = train(make_config(**fields), tmp_path / "average")
