@@ -8,8 +8,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# The project's address, once it has one, for example https://HOST/OWNER/svag-tf. README's
-# links to files lead there; without it a package index shows them as plain text.
+# The project's address, once it has one: https://HOST/OWNER/svag-tf. README's links to
+# files lead there; without it a package index shows them as plain text.
 URL = ""
 
 INSTALLED_AS = {
