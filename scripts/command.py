@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+import re
 import runpy
 import shlex
 import sys
@@ -30,12 +31,17 @@ try:
 except ImportError as error:
     sys.exit(missing(error))
 
+_BY_SVAG = "svag_command" in sys.modules
+_MAIN = sys.modules["__main__"]
+if _BY_SVAG and _MAIN.__doc__:  # What --help shows.
+    _MAIN.__doc__ = re.sub(
+        r"(?:python )?scripts/(\w+)\.py|configs/(\w+)\.py",
+        lambda match: f"svag {match[1]}" if match[1] else match[2],
+        _MAIN.__doc__,
+    )
+
 # How this command was called, for its results.
-_PROGRAM = (
-    ["svag", Path(sys.argv[0]).stem]
-    if "svag_command" in sys.modules
-    else ["python", sys.argv[0]]
-)
+_PROGRAM = ["svag", Path(sys.argv[0]).stem] if _BY_SVAG else ["python", sys.argv[0]]
 LINE = shlex.join([*_PROGRAM, *sys.argv[1:]])
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 

@@ -2,9 +2,9 @@
 # Runs the library's tests with the oldest and newest versions of Python, TensorFlow,
 # Keras, JAX and PyTorch, each row in a new environment, and notes the outcome in
 # docs/versions.md. The oldest are the lower bounds in pyproject.toml.
-#   scripts/version_matrix.sh                      # all rows
-#   scripts/version_matrix.sh "3.12 newest" jax    # those whose name has these words
-#   scripts/version_matrix.sh --list               # their names, as a JSON list
+#   scripts/version_matrix.sh                     # all rows
+#   scripts/version_matrix.sh "3.12*" "*jax*"     # those of which a pattern is the name
+#   scripts/version_matrix.sh --list              # their names, as a JSON list
 # Needs python3.11, python3.12 and python3.13 in the PATH. A row takes some minutes.
 . "$(dirname "$0")/../.ci/common.sh"
 
@@ -61,11 +61,10 @@ while IFS='|' read -r -u 3 version backend which differs; do
     name="$version, $backend, $which"
     names+=("\"$name\"")
     if [ "${1-}" = --list ]; then continue; fi
-    chosen=$([ $# -gt 0 ] || echo yes)
-    for words; do
-        all=yes
-        for word in $words; do [[ "$name" == *"$word"* ]] || all=; done
-        chosen=$chosen$all
+    chosen=
+    for pattern in "${@:-*}"; do
+        # shellcheck disable=SC2053  # A pattern, not a string.
+        if [[ $name == $pattern ]]; then chosen=yes; fi
     done
     if [ -z "$chosen" ]; then continue; fi
 

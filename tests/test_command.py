@@ -52,6 +52,12 @@ def test_results_name_the_command(tmp_path):
     assert results["command"] == command
 
 
+def test_help_shows_how_the_command_was_called(tmp_path):
+    text = svag("train", "--help", cwd=tmp_path).stdout
+    assert "    svag train --config=fmnist_2c2d --workdir=runs/fmnist\n" in text
+    assert "python scripts" not in text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",

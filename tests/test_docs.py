@@ -11,6 +11,7 @@ runs too, and `<!-- not run: why -->` before a block leaves it out.
 """
 
 import doctest
+import json
 import os
 import re
 import runpy
@@ -75,6 +76,26 @@ def test_blocks(page, tmp_path, monkeypatch):
     for kind, code, line in pieces(page):
         if not OTHER_BACKEND.search(code):
             run(page, kind, code, line, namespace)
+
+
+@pytest.mark.slow
+def test_the_notebook(tmp_path, monkeypatch):
+    """Its cells run; what they print stands there as some run has printed it."""
+    pytest.importorskip("tensorflow")
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    notebook = ROOT / "docs" / "getting_started.ipynb"
+    if not notebook.exists():
+        pytest.skip("no docs/getting_started.ipynb: this is not a clone")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+    monkeypatch.setattr(pyplot, "show", pyplot.close)
+    namespace = {"__name__": "__main__"}
+    for cell in json.loads(notebook.read_text("utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), namespace)
+    for history in namespace["histories"].values():
+        assert history["val_accuracy"][-1] > 0.8
+    assert (tmp_path / "runs" / "digits-noise" / "report.html").exists()
 
 
 @pytest.mark.slow

@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import pytest
 from tiers import sampled
 
 import svag_tf
 
 ROOT = Path(svag_tf.__file__).parents[1]
+BACKEND = {"KERAS_BACKEND": keras.backend.backend()}  # There may be no other.
 
 
 def python(*arguments, stubs=None, **variables):
@@ -86,7 +88,7 @@ def test_old_keras(tmp_path, version, known):
 )
 def test_legacy_keras(value, told):
     """A warning: models of `keras`, which is Keras 3, are trained all the same."""
-    ran = python("-c", "import svag_tf", TF_USE_LEGACY_KERAS=value)
+    ran = python("-c", "import svag_tf", TF_USE_LEGACY_KERAS=value, **BACKEND)
     assert ran.returncode == 0
     text = f"TF_USE_LEGACY_KERAS={value} makes tf.keras Keras 2, and the optimizers of"
     assert (text in ran.stderr) == told
@@ -128,5 +130,5 @@ assert methods == (vars(keras.Model), vars(keras.Optimizer))
 
 def test_leaves_keras_as_it_is():
     """Keras is changed under strategies of several replicas only."""
-    ran = python("-c", UNTOUCHED)
+    ran = python("-c", UNTOUCHED, **BACKEND)
     assert ran.returncode == 0, ran.stderr

@@ -13,6 +13,7 @@ import pytest
 from resuming import Killed, kill_at_replacement, outcome
 from tiers import sampled
 
+import svag_tf
 from svag_tf.distribution import processes
 from svag_tf.distribution.processes import Here
 from svag_tf.experiments.errors import ExperimentError
@@ -26,7 +27,7 @@ from svag_tf.noise import files as noise_files
 from svag_tf.saving import commits
 
 RESULTS = {"config.json", "metrics.csv", "train.log", "curves.png", "model.keras",
-           "checkpoints", ".lock"}  # fmt: skip
+           "machine.json", "checkpoints", ".lock"}  # fmt: skip
 if training.summary is not None:
     RESULTS.add("tensorboard")
 CHECKPOINTS = ["epoch_2", "epoch_3"]
@@ -44,6 +45,8 @@ def test_results(make_config, tmp_path, capsys):
     rows = train(make_config(), tmp_path / "new" / "run")
     folder = tmp_path / "new" / "run"
     assert set(os.listdir(folder)) == RESULTS
+    machine = json.loads((folder / "machine.json").read_text())
+    assert machine["packages"]["svag_tf"] == svag_tf.__version__
     with (folder / "metrics.csv").open() as file:
         table = list(csv.DictReader(file))
     assert tuple(table[0]) == COLUMNS
@@ -154,25 +157,26 @@ def whole(tmp_path_factory):
     return tmp_path_factory.mktemp("whole") / "run"
 
 
-# Files and folders are put in place in this order: config.json; then for each of four
-# epochs a commit, from the third on a name for the old one to delete, metrics.csv,
-# train.log; then the tables again (2), curves.png and model.keras.
+# Files and folders are put in place in this order: config.json, machine.json; then for
+# each of four epochs a commit, from the third on a name for the old one to delete,
+# metrics.csv, train.log; then the tables again (2), curves.png and model.keras.
 @pytest.mark.parametrize(
     "number, after, left",
     sampled(
-        lambda case: case[:2] == (7, False),
+        lambda case: case[:2] == (8, False),
         [
             (0, False, {".tmp-config.json"}),
             (0, True, {"config.json"}),
-            (1, False, {"config.json"}),
-            (1, True, {"checkpoints"}),  # after epoch 0's commit, before metrics.csv
-            (7, False, {"checkpoints"}),  # before epoch 2's commit
-            (7, True, {"checkpoints"}),  # after it, before epoch 0's is deleted
-            (8, True, {"checkpoints"}),  # while it is deleted
-            (12, True, {"checkpoints"}),  # the same after the last epoch
-            (17, False, {"checkpoints", "metrics.csv"}),  # trained; before curves.png
-            (18, False, {"curves.png"}),  # before model.keras
-            (18, True, RESULTS),
+            (1, True, {"machine.json"}),
+            (2, False, {"config.json"}),
+            (2, True, {"checkpoints"}),  # after epoch 0's commit, before metrics.csv
+            (8, False, {"checkpoints"}),  # before epoch 2's commit
+            (8, True, {"checkpoints"}),  # after it, before epoch 0's is deleted
+            (9, True, {"checkpoints"}),  # while it is deleted
+            (13, True, {"checkpoints"}),  # the same after the last epoch
+            (18, False, {"checkpoints", "metrics.csv"}),  # trained; before curves.png
+            (19, False, {"curves.png"}),  # before model.keras
+            (19, True, RESULTS),
         ],
     ),
 )

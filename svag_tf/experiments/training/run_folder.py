@@ -106,6 +106,7 @@ class RunFolder:
         self.log = self.path / "train.log"
         self.curves = self.path / "curves.png"
         self.model = self.path / "model.keras"
+        self.machine = self.path / "machine.json"
         self.results = (self.metrics, self.log, self.curves, self.model)
         self.checkpoints = self.path / "checkpoints"
         self.commits = Commits(self.checkpoints)
@@ -212,7 +213,7 @@ class RunFolder:
                     write_json(self.config, plain(config))
                 if not state.rows:
                     state.made_of = dict(found)
-                for path in (self.config, *self.results):
+                for path in (self.config, self.machine, *self.results):
                     remove_temporaries(self.path, path.name)
                 self.commits.clean()
             except OSError as error:
@@ -233,7 +234,7 @@ class RunFolder:
     def _delete(self) -> None:
         # In such an order that a later start never takes the remains for a run.
         shutil.rmtree(self.path / "export", ignore_errors=True)
-        for path in (*self.results, self.older):
+        for path in (*self.results, self.machine, self.older):
             path.unlink(missing_ok=True)
         self.commits.delete()
         for folder in (self.checkpoints, self.tensorboard):

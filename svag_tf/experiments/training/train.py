@@ -15,7 +15,9 @@ import numpy as np
 
 from svag_tf.callbacks import GradientNoise
 from svag_tf.distribution import check_replicas, local_state
+from svag_tf.experiments import machine
 from svag_tf.experiments.errors import DivergedError
+from svag_tf.experiments.files import write_json
 from svag_tf.experiments.plots import save_curves
 from svag_tf.experiments.problems import PROBLEMS
 from svag_tf.experiments.problems.data import Data
@@ -66,8 +68,9 @@ def train(
         config: a `ConfigDict` with the fields of `configs/digits.py`, nested dicts, or
             a checked `TrainingConfig`.
         workdir: folder for the results: `config.json`, `metrics.csv`, `train.log`,
-            `curves.png`, `model.keras`, `tensorboard/`, and `checkpoints/`, from which
-            an interrupted run resumes. With `noise.preset` also `noise.csv`, see
+            `curves.png`, `model.keras`, `tensorboard/`, `machine.json` with machine,
+            versions and commit of the last start, and `checkpoints/`, from which an
+            interrupted run resumes. With `noise.preset` also `noise.csv`, see
             `svag_tf.callbacks.GradientNoise`; make a page of it with
             `python -m svag_tf.report`.
         report: called with the row of every epoch, those of an earlier start first;
@@ -122,6 +125,8 @@ def _train_on(
     epochs = config.epochs
     trained = state.epoch < epochs and not state.diverged
     chief = distribution.chief
+    if trained:
+        write_json(folder.machine, machine.description())
     if not chief:
         report = _no_report
     if report is None:

@@ -310,7 +310,7 @@ def test_cifar10_3c3d_trains_and_goes_on_bit_for_bit(
     config.optimizer.learning_rate = 3e-4
     rows = train(config, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_at_replacement(patch, 9, after=False)  # before epoch 2 is committed
+        kill_at_replacement(patch, 10, after=False)  # before epoch 2 is committed
         train(config, tmp_path / "cut")
     train(config, tmp_path / "cut")
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")

@@ -113,7 +113,7 @@ def test_a_run_with_a_loss_alone(config, tmp_path, capsys, monkeypatch):
     image = matplotlib.image.imread(tmp_path / "whole" / "curves.png")
     assert image.shape[1] < 1.6 * image.shape[0]  # one panel
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_at_replacement(patch, 9, after=False)
+        kill_at_replacement(patch, 10, after=False)
         train(config, tmp_path / "cut")
     train(config, tmp_path / "cut")
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
