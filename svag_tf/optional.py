@@ -77,6 +77,8 @@ if TYPE_CHECKING:
     import platformdirs
     import plotly
     import pytorch_optimizer
+    import scipy
+    import scipy.stats
     import sqlalchemy
     import tensorflow
     import torch
@@ -89,6 +91,7 @@ else:
     platformdirs = _Optional("platformdirs", "pip install platformdirs")
     plotly = _Optional("plotly", 'pip install "svag-tf[report]"')
     pytorch_optimizer = _Optional("pytorch_optimizer", "pip install pytorch_optimizer")
+    scipy = _Optional("scipy")
     sqlalchemy = _Optional("sqlalchemy")
     tensorflow = _Optional("tensorflow", "pip install tensorflow (or tensorflow-cpu)")
     torch = _Optional("torch", "pip install torch")

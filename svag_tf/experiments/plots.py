@@ -87,7 +87,9 @@ def save_comparison(
     titles: Mapping[str, str] | None = None,
     published: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Draws the test accuracy (or loss) and training loss of several optimizers.
+    """Draws test accuracy (or loss), training loss and gap of several optimizers.
+
+    The gap is that of generalization: test loss minus training loss.
 
     Up to six lines share a panel. More have one row of panels for the methods that step
     along the gradient, one for those that step along its sign; each shows the others'
@@ -108,7 +110,7 @@ def save_comparison(
     accurate = any(
         np.isfinite(_table(made, "test_accuracy")).any() for made in runs.values()
     )
-    fields = ("test_accuracy" if accurate else "test_loss", "train_loss")
+    fields = ("test_accuracy" if accurate else "test_loss", "train_loss", "gap")
     names = list(dict.fromkeys(x.partition(":")[0] for x in (*runs, *published)))
     if len(runs) + len(published) <= len(LINES):
         groups = {"": dict(zip(names, LINES))}
@@ -120,10 +122,12 @@ def save_comparison(
         }
     styles = line_styles(list(runs))
     figure = matplotlib.figure.Figure(
-        figsize=(12, 0.8 + 3 * len(groups)), layout="constrained", dpi=150
+        figsize=(16, 0.8 + 3 * len(groups)), layout="constrained", dpi=150
     )
     figure.suptitle(title, fontsize=12, fontweight="bold")
-    panels = figure.subplots(len(groups), 2, sharex=True, sharey="col", squeeze=False)
+    panels = figure.subplots(
+        len(groups), len(fields), sharex=True, sharey="col", squeeze=False
+    )
     epochs = max((len(rows) for made in runs.values() for rows in made), default=1)
     for (group, colours), row in zip(groups.items(), panels, strict=True):
         mine = [label for label in runs if label.partition(":")[0] in colours]
@@ -132,7 +136,7 @@ def save_comparison(
             for i, values in enumerate(others):
                 label = "" if i else "the other direction's methods"
                 axes.plot(_mean(values), color="#c8c8c8", linewidth=1.0, label=label)
-            for name in (name for name in colours if name in published):
+            for name in (n for n in colours if n in published and field != "gap"):
                 _draw_published(
                     axes, published[name], name, colours[name], field, epochs
                 )
@@ -151,7 +155,7 @@ def save_comparison(
                     np.arange(len(low)), low, high, color=colour, alpha=0.15, lw=0
                 )
             _plain(axes)
-        row[1].legend(
+        row[-1].legend(
             title=group,
             alignment="left",
             loc="upper left",
@@ -163,12 +167,14 @@ def save_comparison(
     for column, field in zip(panels.T, fields, strict=True):
         if field == "test_accuracy":
             _spread_near_one(column)
-        else:
+        elif field != "gap":
             _logarithmic(column[0])
+        name = field.replace("_", " ").replace("train ", "training ")
         for axes in column:
-            axes.set_ylabel(
-                field.replace("_", " ").replace("train ", "training ") + _scale(axes)
-            )
+            if field == "gap":
+                axes.axhline(0, color="#888888", linewidth=0.8)
+                name = "test loss minus training loss"
+            axes.set_ylabel(name + _scale(axes))
     with replacing(path) as temporary:
         figure.savefig(temporary)
 
@@ -420,7 +426,12 @@ def _mean(values: np.ndarray) -> np.ndarray:
 
 
 def _table(runs: Sequence[Sequence[Mapping[str, Any]]], field: str) -> np.ndarray:
-    """Returns a field's values, shape (runs, epochs), NaN where a run has none."""
+    """Returns a field's values, shape (runs, epochs), NaN where a run has none.
+
+    The field "gap" is the test loss minus the training loss.
+    """
+    if field == "gap":
+        return _table(runs, "test_loss") - _table(runs, "train_loss")
     values = np.full((len(runs), max(map(len, runs))), np.nan)
     for i, rows in enumerate(runs):
         values[i, : len(rows)] = [row[field] for row in rows]

@@ -41,7 +41,7 @@ from svag_tf.experiments.optimizers import OPTIMIZERS
 from svag_tf.experiments.training.config import TrainingConfig
 from svag_tf.experiments.training.run_folder import Row
 from svag_tf.experiments.training.train import train
-from svag_tf.optional import filelock, matplotlib, optuna, require, sqlalchemy
+from svag_tf.optional import filelock, matplotlib, optuna, require, scipy, sqlalchemy
 
 # After the first quarter of the epochs, a run is stopped if it is in the worst quarter
 # of the completed ones; the first runs are never stopped.
@@ -104,7 +104,7 @@ def compare(
             storage, cannot be used.
         ImportError: before any training, if a package is missing.
     """
-    require(filelock, matplotlib, optuna, sqlalchemy)
+    require(filelock, matplotlib, optuna, scipy, sqlalchemy)
     workdir = Path(workdir)
     plan = planned(config, optimizers, workdir, budget, seeds, protocol, kept, fresh)
     check_target(plan, target)

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from svag_tf.experiments.comparison import faithfulness
+from svag_tf.experiments.comparison import faithfulness, pairs
 from svag_tf.experiments.comparison.baselines import published
 from svag_tf.experiments.comparison.budgets import EXTENSIONS, GRID, NEIGHBOURS
 from svag_tf.experiments.comparison.results import (
@@ -77,11 +77,14 @@ def write_report(comparison: Comparison, workdir: Path) -> list[dict[str, Any]]:
         for outcome in sorted(outcomes, key=lambda o: o.learning_rate)
     ]
     rows = summary(results)
+    differences = pairs.differences(comparison)
     write_text(workdir / "results.csv", as_csv(results, COLUMNS))
     if tried:
         write_text(workdir / "tuning.csv", as_csv(tried, TUNING_COLUMNS))
     curves = published(comparison.config.problem)
-    write_text(workdir / "results.md", _markdown(comparison, rows, target, curves))
+    write_text(
+        workdir / "results.md", _markdown(comparison, rows, differences, target, curves)
+    )
     checks = faithfulness.checks(
         comparison.config.problem,
         {label: [o.rows for o in runs] for label, runs in comparison.runs.items()},
@@ -100,6 +103,10 @@ def write_report(comparison: Comparison, workdir: Path) -> list[dict[str, Any]]:
             "tuning": tried,
             "faithfulness": [
                 asdict(check) | {"agrees": check.agrees} for check in checks
+            ],
+            "differences": [
+                pair | {k: asdict(pair[k]) for k in ("at_end", "at_equal_loss")}
+                for pair in differences
             ],
             "runs": {
                 label: [asdict(outcome) for outcome in outcomes]
@@ -298,6 +305,7 @@ def _budget_text(budget: Mapping[str, Any]) -> str:
 def _markdown(
     comparison: Comparison,
     rows: Sequence[Mapping[str, Any]],
+    differences: Sequence[Mapping[str, Any]],
     target: float,
     curves: Mapping[str, Any],
 ) -> str:
@@ -317,6 +325,8 @@ def _markdown(
         'Steps are counted at the evaluations, one per epoch. "Training" is the time '
         "of the batches alone.\n",
     ]
+    if differences:
+        parts += ["## One aspect at a time\n", *_differences(comparison, differences)]
     labels = [row["optimizer"] for row in rows if comparison.tuning[row["optimizer"]]]
     if labels:
         parts += [
@@ -343,6 +353,42 @@ def _markdown(
         parts += ["## Published by DeepOBS\n", *_published(comparison, curves)]
     parts += _about(comparison)
     return "\n".join(parts)
+
+
+def _differences(
+    comparison: Comparison, differences: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    titles = comparison.titles
+    measure = "test accuracy, %" if comparison.accuracy else "test loss"
+    return [
+        markdown(
+            [
+                "aspect",
+                "with it",
+                "without",
+                f"{measure}: at the end",
+                "at equal training loss",
+                "seeds",
+            ],
+            [
+                [
+                    pair["aspect"],
+                    titles[pair["with"]],
+                    titles[pair["without"]],
+                    *pairs.cells(pair, comparison.accuracy),
+                    str(pair["at_end"].seeds),
+                ]
+                for pair in differences
+            ],
+            left=(0, 1, 2),
+        ),
+        f"The difference of the two optimizers, with the aspect minus without it: mean "
+        f"over the seeds and [{pairs.CONFIDENCE:.0%} interval] by Student's t for "
+        "paired differences. An interval that holds 0 shows no difference. At equal "
+        "training loss: where each run first reaches the larger one of the final "
+        "losses of both, interpolated between evaluations. Seeds of runs that did not "
+        "complete are left out.\n",
+    ]
 
 
 def _about(comparison: Comparison) -> list[str]:
