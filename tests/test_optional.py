@@ -20,7 +20,9 @@ BACKENDS = [
 # Import name, and what installs it.
 EXPERIMENTS = 'pip install "svag-tf[experiments]" (in a clone: pip install ".'
 PACKAGES = {
-    **dict.fromkeys(("filelock", "matplotlib", "optuna", "sqlalchemy"), EXPERIMENTS),
+    **dict.fromkeys(
+        ("filelock", "matplotlib", "optuna", "scipy", "sqlalchemy"), EXPERIMENTS
+    ),
     "platformdirs": "pip install platformdirs",
     "plotly": 'pip install "svag-tf[report]"',
     "optax": "pip install optax",
@@ -30,7 +32,7 @@ PACKAGES = {
     "torch": "pip install torch",
 }
 # Optional as well, and never named in svag_tf.optional.
-OTHERS = ("ml_collections", "pandas", "scipy", "sklearn", "tensorboard")
+OTHERS = ("ml_collections", "pandas", "sklearn", "tensorboard")
 
 WITHOUT = """if True:
     import sys

@@ -156,6 +156,7 @@ def save_comparison(
                 )
             _plain(axes)
         row[-1].legend(
+            *row[0].get_legend_handles_labels(),
             title=group,
             alignment="left",
             loc="upper left",

@@ -104,7 +104,7 @@ def test_published_curves_are_drawn_too(tmp_path, drawn):
     assert sum("published (DeepOBS)" in text for text in told) == len(PUBLISHED) == 3
 
 
-@pytest.mark.parametrize("number, panels, keys", [(6, 2, 1), (7, 4, 2)])
+@pytest.mark.parametrize("number, panels, keys", [(6, 3, 1), (7, 6, 2)])
 def test_up_to_six_optimizers_share_a_panel(tmp_path, drawn, number, panels, keys):
     """Every line is in the legend, and every axis says what it is and its scale."""
     names = ("msvag", "svag", "msgd", "mssd", "ssd", "msvas", "adam")[:number]
@@ -122,8 +122,9 @@ def test_up_to_six_optimizers_share_a_panel(tmp_path, drawn, number, panels, key
     assert {a.get_ylabel() for a in axes} == {
         "test accuracy",
         "training loss (log scale)",
+        "test loss minus training loss",
     }
-    assert all(a.get_xlabel() == "epoch" for a in axes[-2:])
+    assert all(a.get_xlabel() == "epoch" for a in axes[-3:])
 
 
 def test_variants_of_an_optimizer_differ_in_style():
