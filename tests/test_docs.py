@@ -15,6 +15,7 @@ import json
 import os
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,43 @@ def test_commands_name_scripts_and_configs_that_exist():
     }
     assert len(paths) > 30
     assert [path for path in sorted(paths) if not (ROOT / path[1]).exists()] == []
+
+
+def commands_of_scripts(text):
+    """The commands of blocks of Bash that run a script: its name and its flags."""
+    for block in re.findall(r"^```bash\n(.*?)^```$", text, re.M | re.S):
+        lines = block.replace("\\\n", " ")
+        for line in re.findall(r"python scripts/(\w+\.py.*)", lines):
+            script, *flags = shlex.split(line, comments=True)
+            if script == "launch_local.py" and "--" in flags:
+                at = flags.index("--")
+                yield "train.py", flags[at + 1 :]
+                flags = flags[:at]
+            yield script, [flag for flag in flags if not flag.startswith("$")]
+
+
+@pytest.mark.slow
+def test_flags_of_all_commands():
+    """They and the fields of the config are parsed; nothing runs.
+
+    What runs: README's commands in CI, the scripts with tiny settings in
+    tests/experiments/. That files exist: see the test above.
+    """
+    pytest.importorskip("ml_collections")
+    commands = {
+        (script, *flags)
+        for text in text_of_pages().values()
+        for script, flags in commands_of_scripts(text)
+        if "--config=my_problem.py" not in flags  # See test_own_problem.py.
+    }
+    assert len(commands) > 20
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for script, *flags in sorted(commands):
+        command = [sys.executable, f"scripts/{script}", *flags, "--only_check_args"]
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, (script, flags, done.stderr)
 
 
 def anchors(text):
