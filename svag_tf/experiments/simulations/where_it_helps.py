@@ -262,7 +262,7 @@ def _finding(rows: list[dict[str, Any]], panel: str) -> Finding:
     helps = [row["msvag_high"] < 1 for row in own]
     hurts = [row["msvag_low"] > 1 for row in own]
     verdict = True if all(helps) else False if any(hurts) else None
-    claim = f"M-SVAG ends below M-SGD at every {title}."
+    claim = f"M-SVAG ends below M-SGD whatever the {title}."
     return Finding(claim, f"{'. '.join(texts)}.", verdict, {"panel": panel})
 
 
