@@ -174,6 +174,35 @@ def test_digits():
     np.testing.assert_array_equal(data.load_digits().x_train, loaded.x_train)
 
 
-def test_digits_has_no_folder():
+def test_digits_label_noise():
+    clean, noisy = data.load_digits(), data.load_digits_label_noise()
+    assert (clean.y_train != noisy.y_train).sum() == round(0.2 * 1437)
+    assert noisy.y_train.dtype == np.int32
+    for one, other in zip(clean, noisy, strict=True):
+        if one is not clean.y_train:
+            np.testing.assert_array_equal(one, other)
+    again = data.load_digits_label_noise()
+    np.testing.assert_array_equal(again.y_train, noisy.y_train)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
+def test_wrong_labels(fraction):
+    labels = np.repeat(np.arange(4, dtype=np.int32), 1000)
+    before = labels.copy()
+    wrong = data.with_wrong_labels(labels, fraction, classes=4, seed=1)
+    np.testing.assert_array_equal(labels, before)
+    assert wrong.dtype == np.int32 and wrong.min() >= 0 and wrong.max() < 4
+    assert (wrong != labels).sum() == round(fraction * 4000)
+    other = data.with_wrong_labels(labels, fraction, classes=4, seed=2)
+    assert (wrong != other).any() == (fraction > 0)
+    counts = np.bincount(wrong[(labels == 0) & (wrong != 0)], minlength=4)
+    # Each of the three wrong classes equally often, within five deviations.
+    np.testing.assert_allclose(
+        counts[1:], 1000 * fraction / 3, atol=5 * np.sqrt(1000 * fraction * 2 / 9)
+    )
+
+
+@pytest.mark.parametrize("load", [data.load_digits, data.load_digits_label_noise])
+def test_digits_has_no_folder(load):
     with pytest.raises(ExperimentError, match="data_dir does not apply"):
-        data.load_digits("/tmp")
+        load("/tmp")

@@ -26,6 +26,12 @@ TINY = {
         "--config.exact_steps=2",
     ),
     "variance_adaptation": ("--config.batches=10", "--config.samples=20"),
+    "where_it_helps": (
+        "--config.seeds=10",
+        "--config.examples=40",
+        "--config.steps=20",
+        "--config.rates=2",
+    ),
     "gradient_noise": (
         "--config.steps=(2,)",
         "--config.training.problem=quadratic_deep",

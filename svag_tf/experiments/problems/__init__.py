@@ -15,6 +15,7 @@ __all__ = ["PROBLEMS", "Prepare", "Problem"]
 
 PROBLEMS = {
     "digits": Problem(data.load_digits, digits_cnn),
+    "digits_label_noise": Problem(data.load_digits_label_noise, digits_cnn),
     "fmnist_2c2d": Problem(data.load_fashion_mnist, fmnist_2c2d),
     "cifar10_3c3d": Problem(
         cifar.load_cifar10,

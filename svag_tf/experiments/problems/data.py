@@ -48,15 +48,15 @@ def load_digits(data_dir: str | None = None) -> Data:
     """
     if data_dir is not None:
         raise ExperimentError(
-            "data_dir does not apply to the problem 'digits', whose data comes with "
-            f"scikit-learn; leave it None. Received: data_dir={data_dir!r}"
+            "data_dir does not apply to the digits, which come with scikit-learn; "
+            f"leave it None. Received: data_dir={data_dir!r}"
         )
     try:
         from sklearn.datasets import load_digits as load
         from sklearn.model_selection import train_test_split
     except ImportError as error:
         raise ExperimentError(
-            "The problem 'digits' needs scikit-learn: pip install scikit-learn"
+            "The digits need scikit-learn: pip install scikit-learn"
         ) from error
     x, y = load(return_X_y=True)
     x = (x / 16.0).astype(np.float32).reshape(-1, 8, 8, 1)
@@ -64,6 +64,37 @@ def load_digits(data_dir: str | None = None) -> Data:
         x, y.astype(np.int32), test_size=0.2, random_state=0, stratify=y
     )
     return Data(x_train, y_train, x_test, y_test)
+
+
+def load_digits_label_noise(data_dir: str | None = None) -> Data:
+    """Loads the digits with a fifth of the training labels wrong, always the same.
+
+    Args:
+        data_dir: must be None; the data comes with scikit-learn.
+
+    Raises:
+        ExperimentError: as `load_digits`.
+    """
+    digits = load_digits(data_dir)
+    return digits._replace(y_train=with_wrong_labels(digits.y_train, 0.2, classes=10))
+
+
+def with_wrong_labels(
+    labels: np.ndarray, fraction: float, classes: int, seed: int = 0
+) -> np.ndarray:
+    """Returns labels of which a fraction is wrong, each wrong class equally likely.
+
+    Args:
+        labels: integers in [0, classes), shape (n,). They are left as they are.
+        fraction: in [0, 1]; exactly round(fraction * n) labels are wrong.
+        classes: number of classes, at least 2.
+        seed: of the choice of examples and of their wrong labels.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = rng.permutation(len(labels))[: round(fraction * len(labels))]
+    wrong = labels.copy()
+    wrong[chosen] += rng.integers(1, classes, len(chosen), dtype=labels.dtype)
+    return wrong % classes
 
 
 def load_fashion_mnist(data_dir: str | None = None) -> Data:

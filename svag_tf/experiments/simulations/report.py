@@ -161,7 +161,7 @@ def _page(tables: str, findings: Sequence[Finding], about: Mapping[str, Any]) ->
         if name in PACKAGES
     )
     lines = [[f.claim, f.measured, _verdict(f)] for f in findings]
-    headings = ["the paper's claim", "measured", "verdict"]
+    headings = ["claim", "measured", "verdict"]
     return (
         f"# {about['title']}\n\n{markdown(headings, lines, left=(0, 1, 2))}\n{tables}\n"
         f"    {about['command']}\n\n"
