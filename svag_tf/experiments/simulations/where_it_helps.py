@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import os
-import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from svag_tf.experiments.config import checked, number, whole
 from svag_tf.experiments.simulations import plots
 from svag_tf.experiments.simulations.report import Finding, Report, progress
 from svag_tf.experiments.tables import markdown
-from svag_tf.optional import matplotlib, require
+from svag_tf.optional import matplotlib, require, scipy
 
 Array = NDArray[Any]
 METHODS = ("msgd", "msvag", "exact")
@@ -177,9 +176,7 @@ def _gamma(signal: Any, noise: Any) -> Array:
 
 def interval(values: Array) -> tuple[float, float, float]:
     """Returns the mean of some values and its 95 % interval by Student's t."""
-    nu, z = len(values) - 1, statistics.NormalDist().inv_cdf(0.975)
-    # The quantile, expanded in 1/nu: right to 0.2 % from nu = 9 on.
-    t = z + (z**3 + z) / (4 * nu) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * nu**2)
+    t = float(scipy.stats.t.ppf(0.975, len(values) - 1))
     mean = float(np.mean(values))
     half = t * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return mean, mean - half, mean + half
@@ -233,7 +230,7 @@ def simulate(
     Raises:
         ExperimentError: before any work, if the config or the workdir cannot be used.
     """
-    require(matplotlib)
+    require(matplotlib, scipy)
     config = checked(config, Config)
     report = Report("Where does variance adaptation help?", config, workdir, command)
     rows, done = [], {}
