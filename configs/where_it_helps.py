@@ -1,4 +1,4 @@
-"""Where does variance adaptation help? A few minutes on two cores.
+"""Where does variance adaptation help? Minutes on two cores.
 
     python scripts/where_it_helps.py
 
@@ -13,10 +13,10 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of everything that is drawn
     config.seeds = 20  # problems to compare on; the rates are tuned on as many others
-    config.examples = 1000
-    config.dimension = 50
-    config.steps = 500
-    config.rates = 16  # of the grid of learning rates, evenly spaced in the logarithm
-    config.lowest_rate = 1e-3
+    config.examples = 400
+    config.dimension = 30
+    config.steps = 200
+    config.rates = 14  # of the grid of learning rates, evenly spaced in the logarithm
+    config.lowest_rate = 3e-3
     config.highest_rate = 30.0
     return config
