@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import results_page
 
 from svag_tf.experiments.comparison import compare as comparison
 from svag_tf.experiments.comparison.budgets import (
@@ -234,7 +235,7 @@ def made_up(monkeypatch):
         folder.mkdir(parents=True, exist_ok=True)
         made.append((name, rate, config.seed))
         final = {1e-3: 0.7, 0.01: 0.8, 0.1: 0.9, 1.0: 0.9}.get(rate, 0.2)
-        final -= 0.05 * (name == "mssd")
+        final -= 0.05 * (name == "msgd")
         for epoch in range(config.epochs + 1):
             loss = 1.0 - final * epoch / config.epochs - 0.01 * (rate == 1.0)
             if epoch == 1 and (rate == 10.0 or (name, config.seed) == ("ssd", 1)):
@@ -263,15 +264,15 @@ def made_up(monkeypatch):
 
 def test_tuning(make_config, tmp_path, made_up, capsys):
     config = make_config(epochs=4)
-    names = ["ssd", "mssd", "msvag", "sgd:learning_rate=0.01"]
+    names = ["ssd", "msgd", "msvag", "sgd:learning_rate=0.01"]
     results = compare(config, names, tmp_path, budget="quick", target=0.3, command="me")
     # Of equal accuracies the lower loss wins, which 1.0 has. SSD has
     # the same accuracy as M-SVAG, but a run of it diverges.
     assert [(r["rank"], r["optimizer"]) for r in results[::2]] == [
-        (1, "msvag"), (2, "mssd"), (3, "sgd:learning_rate=0.01"), (4, "ssd"),
+        (1, "msvag"), (2, "msgd"), (3, "sgd:learning_rate=0.01"), (4, "ssd"),
     ]  # fmt: skip
     by_name = {r["optimizer"]: r["learning_rate"] for r in results}
-    assert by_name["msvag"] == by_name["mssd"] == by_name["ssd"] == 1.0
+    assert by_name["msvag"] == by_name["msgd"] == by_name["ssd"] == 1.0
     assert [r["ended"] for r in results[-2:]] == ["completed", "diverged"]
     assert results[0]["steps_to_target"] == 10  # 0.1 + 0.8 / 4 = 0.3
     assert results[0]["train_seconds"] == 2.5  # five rows of 0.5
@@ -295,9 +296,18 @@ def test_tuning(make_config, tmp_path, made_up, capsys):
     )
     assert "SSD (1 of 2 diverged)" in page and "0.01 (given)" in page
     assert "| M-SVAG | 8 | " in page and "    me\n" in page
+    # M-SGD's training loss ends at 0.14, which M-SVAG has at an accuracy of 0.8556.
+    assert (
+        "| variance adaptation | M-SVAG | M-SGD | +5.00 [+5.00, +5.00] "
+        "| +0.56 [+0.56, +0.56] | 2 |"
+    ) in page
+    results_page.check(tmp_path)
     everything = json.loads((tmp_path / "results.json").read_text())
     assert everything["budget"]["name"] == "quick"
     assert everything["ranking"][0] == "msvag"
+    (pair,) = everything["differences"]
+    assert pair["at_end"]["mean"] == pytest.approx(0.05)
+    assert pair["at_equal_loss"]["mean"] == pytest.approx(0.8 * 0.85 / 0.9 - 0.75)
     assert len(everything["tuning_runs"]["msvag"]) == 8
     output = capsys.readouterr().out
     assert "stopped as hopeless after epoch 1" in output

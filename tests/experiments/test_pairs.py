@@ -88,8 +88,9 @@ def test_differences_are_paired_by_seed():
     # against 0.5.
     assert pair["at_equal_loss"].mean == pytest.approx((0.5 - 0.05) / 2)
     # Deviation 0.0707107, t 12.706205: 0.6353102.
-    assert cells(pair, True)[0] == "+25.00 [-38.53, +88.53]"
+    assert pair["left_out"] == 1
+    assert cells(pair, True)[::2] == ["+25.00 [-38.53, +88.53]", "2 (1 left out)"]
     assert cells(pair, False)[0] == "+0.2500 [-0.3853, +0.8853]"
     assert not differences(comparison(adam=[], msvag=[]))
     (empty,) = differences(comparison(mssd=[], msvas=[]))
-    assert cells(empty, True) == ["-", "-"]
+    assert cells(empty, True) == ["-", "-", "0"]

@@ -83,8 +83,8 @@ def differences(comparison: Comparison) -> list[dict[str, Any]]:
         One dict per pair: `aspect`, `with`, `without` (labels), and the `Difference`
         of the measure that counts, once with the aspect minus once without: `at_end`,
         and `at_equal_loss`, where each run's training loss comes down to the larger
-        one of the final losses of both. Seeds of which a run diverged or failed are
-        left out.
+        one of the final losses of both. `left_out` is the number of seeds of which a
+        run diverged or failed; they are in neither.
     """
     field = comparison.field
     result = []
@@ -93,6 +93,7 @@ def differences(comparison: Comparison) -> list[dict[str, Any]]:
             if not {one, other} <= comparison.runs.keys():
                 continue
             both = _of_same_seed(comparison.runs[one], comparison.runs[other])
+            seeds = {o.seed for o in comparison.runs[one] + comparison.runs[other]}
             at_end, at_equal_loss = [], []
             for a, b in both:
                 at_end.append(a[-1][field] - b[-1][field])
@@ -108,6 +109,7 @@ def differences(comparison: Comparison) -> list[dict[str, Any]]:
                     "without": other,
                     "at_end": paired(at_end),
                     "at_equal_loss": paired(at_equal_loss),
+                    "left_out": len(seeds) - len(both),
                 }
             )
     return result
@@ -125,7 +127,7 @@ def _of_same_seed(
 
 
 def cells(difference: Mapping[str, Any], accuracy: bool) -> list[str]:
-    """Formats a pair's differences at the end and at equal training loss."""
+    """Formats a pair's differences at the end and at equal training loss, and seeds."""
 
     def text(d: Difference) -> str:
         if d.seeds == 0:
@@ -137,4 +139,6 @@ def cells(difference: Mapping[str, Any], accuracy: bool) -> list[str]:
         low, high = (scale * (d.mean + s * d.half_width) for s in (-1, 1))
         return f"{mean} [{low:{form}}, {high:{form}}]"
 
-    return [text(difference["at_end"]), text(difference["at_equal_loss"])]
+    at_end, left_out = difference["at_end"], difference["left_out"]
+    seeds = f"{at_end.seeds}" + (f" ({left_out} left out)" if left_out else "")
+    return [text(at_end), text(difference["at_equal_loss"]), seeds]

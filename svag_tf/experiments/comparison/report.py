@@ -376,7 +376,6 @@ def _differences(
                     titles[pair["with"]],
                     titles[pair["without"]],
                     *pairs.cells(pair, comparison.accuracy),
-                    str(pair["at_end"].seeds),
                 ]
                 for pair in differences
             ],
