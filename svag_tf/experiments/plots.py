@@ -70,8 +70,8 @@ def save_curves(rows: list[dict[str, Any]], title: str, path: Path) -> None:
         _plain(axes)
         axes.legend(frameon=False)
     if all(row[f"{part}_loss"] > 0 for row in rows for part in PARTS):
-        _logarithmic(panels[0])
-        panels[0].set(ylabel="loss" + _scale(panels[0]))
+        logarithmic(panels[0])
+        panels[0].set(ylabel="loss" + scale_of(panels[0]))
     for axes in panels[1:]:
         axes.yaxis.set_major_formatter(
             matplotlib.ticker.PercentFormatter(1.0, symbol=" %")
@@ -167,15 +167,15 @@ def save_comparison(
         axes.set_xlabel("epoch")
     for column, field in zip(panels.T, fields, strict=True):
         if field == "test_accuracy":
-            _spread_near_one(column)
+            spread_near_one(column)
         elif field != "gap":
-            _logarithmic(column[0])
+            logarithmic(column[0])
         name = field.replace("_", " ").replace("train ", "training ")
         for axes in column:
             if field == "gap":
                 axes.axhline(0, color="#888888", linewidth=0.8)
                 name = "test loss minus training loss"
-            axes.set_ylabel(name + _scale(axes))
+            axes.set_ylabel(name + scale_of(axes))
     with replacing(path) as temporary:
         figure.savefig(temporary)
 
@@ -222,170 +222,7 @@ def _draw_published(
     )
 
 
-def save_sensitivity(
-    tried: Sequence[Mapping[str, Any]],
-    results: Sequence[Mapping[str, Any]],
-    title: str,
-    accurate: bool,
-    titles: Mapping[str, str],
-    path: Path,
-) -> None:
-    """Draws the final test accuracy (or loss) against the learning rate.
-
-    A panel for each direction, as in `save_comparison`. Filled circles are runs that
-    finished, hollow ones were stopped as hopeless (their last value), crosses at the
-    worst end diverged or failed. A star is the mean of the runs with the best rate, its
-    bar their standard deviation; stars are shifted a little where they would hide each
-    other.
-
-    Args:
-        tried: dicts with `optimizer` (label), `learning_rate`, `ended`,
-            `test_accuracy` and `test_loss`.
-        results: the same for the runs with the best rate.
-        title: title of the whole figure.
-        accurate: whether the problem has an accuracy.
-        titles: titles of the labels.
-        path: the PNG to write.
-    """
-    field = "test_accuracy" if accurate else "test_loss"
-    labels = list(dict.fromkeys(row["optimizer"] for row in tried))
-    styles = line_styles(labels)
-    groups = {
-        heading: mine
-        for heading, colours in DIRECTIONS.items()
-        if (mine := [x for x in labels if x.partition(":")[0] in colours])
-    }
-    figure = matplotlib.figure.Figure(
-        figsize=(6 * len(groups), 5.2), layout="constrained", dpi=150
-    )
-    figure.suptitle(title, fontsize=12, fontweight="bold")
-    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
-    all_rates = [row["learning_rate"] for row in tried]
-    for (group, mine), axes in zip(groups.items(), panels, strict=True):
-        for label in mine:
-            colour, style = styles[label]
-            rows = sorted(
-                (row for row in tried if row["optimizer"] == label),
-                key=lambda row: row["learning_rate"],
-            )
-            finite = [
-                row
-                for row in rows
-                if row["ended"] in ("completed", "stopped") and np.isfinite(row[field])
-            ]
-            rates = [row["learning_rate"] for row in finite]
-            values = [row[field] for row in finite]
-            axes.plot(
-                rates,
-                values,
-                linestyle=style,
-                color=colour,
-                linewidth=1.4,
-                zorder=2,
-                label=titles[label],
-            )
-            for ended, fill in (("completed", colour), ("stopped", "white")):
-                points = [
-                    (r, v)
-                    for r, v, row in zip(rates, values, finite)
-                    if row["ended"] == ended
-                ]
-                axes.scatter(
-                    *np.reshape(points, (-1, 2)).T,
-                    s=22,
-                    facecolors=fill,
-                    edgecolors=colour,
-                    zorder=3,
-                )
-            bad = [row["learning_rate"] for row in rows if row not in finite]
-            height = 0.02 + 0.03 * labels.index(label)
-            height = height if accurate else 1 - height
-            axes.scatter(
-                bad,
-                [height] * len(bad),
-                marker="x",
-                s=24,
-                color=colour,
-                transform=axes.get_xaxis_transform(),
-                zorder=3,
-            )
-            chosen = [
-                row
-                for row in results
-                if row["optimizer"] == label and row["ended"] == "completed"
-            ]
-            scores = [row[field] for row in chosen]
-            if scores:
-                aside = 10 ** (0.07 * (mine.index(label) - (len(mine) - 1) / 2))
-                axes.errorbar(
-                    chosen[0]["learning_rate"] * aside,
-                    np.mean(scores),
-                    np.std(scores, ddof=1) if len(scores) > 1 else 0,
-                    fmt="*",
-                    markersize=13,
-                    markeredgecolor="white",
-                    color=colour,
-                    capsize=3,
-                    zorder=4,
-                )
-        _plain_grid(axes)
-        axes.set(
-            xscale="log",
-            xlim=(min(all_rates) / 1.5, max(all_rates) * 1.5),
-            xlabel="learning rate (log scale)",
-            title=group,
-        )
-        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, frameon=False)
-    figure.legend(
-        handles=_sensitivity_marks(tried, results),
-        loc="outside lower center",
-        ncols=len(groups),
-        frameon=False,
-        fontsize=9,
-    )
-    if accurate:
-        _spread_near_one(panels)
-    else:
-        _logarithmic(panels[0])
-    panels[0].set_ylabel(f"final {field.replace('_', ' ')}" + _scale(panels[0]))
-    with replacing(path) as temporary:
-        figure.savefig(temporary)
-
-
-def _sensitivity_marks(
-    tried: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]
-) -> list[matplotlib.lines.Line2D]:
-    """Returns the legend of the circles, crosses and stars that are drawn."""
-    ended = {row["ended"] for row in tried}
-    grey = "#555555"
-    marks = (
-        ("completed" in ended, "o", grey, "a run that went through"),
-        ("stopped" in ended, "o", "white", "stopped as hopeless: its last value"),
-        (ended & {"diverged", "failed"}, "x", grey, "diverged or failed"),
-        (
-            any(row["ended"] == "completed" for row in results),
-            "*",
-            grey,
-            "the best rate with all seeds: mean ± deviation",
-        ),
-    )
-    return [
-        matplotlib.lines.Line2D(
-            [],
-            [],
-            linestyle="",
-            marker=marker,
-            color=grey,
-            markerfacecolor=fill,
-            markersize=10 if marker == "*" else 5,
-            label=label,
-        )
-        for drawn, marker, fill, label in marks
-        if drawn
-    ]
-
-
-def _spread_near_one(panels: np.ndarray) -> None:
+def spread_near_one(panels: np.ndarray) -> None:
     """Sets a common scale of accuracy for the panels of a column.
 
     Near 1 the error matters, so the scale is stretched there. It ends at the first mark
@@ -413,7 +250,7 @@ def _spread_near_one(panels: np.ndarray) -> None:
     axes.yaxis.set_minor_locator(matplotlib.ticker.FixedLocator([]))
 
 
-def _scale(axes: matplotlib.axes.Axes) -> str:
+def scale_of(axes: matplotlib.axes.Axes) -> str:
     """Returns what an axis' label says of its scale; nothing if it is ordinary."""
     scales = {"log": " (log scale)", "function": " (stretched near 100 %)"}
     return scales.get(axes.get_yscale(), "")
@@ -443,17 +280,19 @@ def _plain(axes: matplotlib.axes.Axes) -> None:
     axes.xaxis.set_major_locator(
         matplotlib.ticker.MaxNLocator(integer=True, steps=[1, 2, 5, 10])
     )
-    _plain_grid(axes)
+    plain_grid(axes)
 
 
-def _plain_grid(axes: matplotlib.axes.Axes) -> None:
+def plain_grid(axes: matplotlib.axes.Axes) -> None:
+    """Draws a light grid behind everything, and no frame."""
     axes.margins(x=0.02)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _logarithmic(axes: matplotlib.axes.Axes) -> None:
+def logarithmic(axes: matplotlib.axes.Axes) -> None:
+    """Sets a logarithmic scale if any value is positive."""
     if not np.isfinite(axes.dataLim.minposy):  # no positive value
         return
     axes.set(yscale="log")

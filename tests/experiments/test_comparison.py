@@ -20,11 +20,8 @@ from svag_tf.experiments.comparison.budgets import (
 )
 from svag_tf.experiments.comparison.compare import compare
 from svag_tf.experiments.comparison.faithfulness import published_variants
-from svag_tf.experiments.comparison.report import (
-    COLUMNS,
-    TUNING_COLUMNS,
-    mean_and_deviation,
-)
+from svag_tf.experiments.comparison.page import mean_and_deviation
+from svag_tf.experiments.comparison.report import COLUMNS, TUNING_COLUMNS
 from svag_tf.experiments.comparison.results import steps_to, summary
 from svag_tf.experiments.errors import DivergedError, ExperimentError
 from svag_tf.experiments.problems import PROBLEMS

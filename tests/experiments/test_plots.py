@@ -5,14 +5,14 @@ import matplotlib.image
 import pytest
 
 from svag_tf.experiments.comparison.baselines import published
+from svag_tf.experiments.comparison.sensitivity import save_sensitivity
 from svag_tf.experiments.optimizers import OPTIMIZERS, TITLES
 from svag_tf.experiments.plots import (
     DIRECTIONS,
-    _spread_near_one,
     line_styles,
     save_comparison,
     save_curves,
-    save_sensitivity,
+    spread_near_one,
 )
 
 PUBLISHED = published("fmnist_2c2d")
@@ -137,7 +137,7 @@ def test_variants_of_an_optimizer_differ_in_style():
 def test_an_axis_of_accuracies_has_marks_where_they_are(highest, ticks):
     axes = matplotlib.figure.Figure().subplots()
     axes.plot([0.1, highest])
-    _spread_near_one([axes])
+    spread_near_one([axes])
     low, high = axes.get_ylim()
     assert low == 0 and high > highest
     assert sum(low < tick < high for tick in axes.get_yticks()) >= ticks
