@@ -32,9 +32,9 @@ def save_sensitivity(
 
     A panel for each direction, as in `plots.save_comparison`. Filled circles are runs
     that finished, hollow ones were stopped as hopeless (their last value), crosses at
-    the worst end diverged or failed. A star is the mean of the runs with the best rate, its
-    bar their standard deviation; stars are shifted a little where they would hide each
-    other.
+    the worst end diverged or failed. A star is the mean of the runs with the best
+    rate, its bar their standard deviation; stars are shifted a little where they would
+    hide each other.
 
     Args:
         tried: dicts with `optimizer` (label), `learning_rate`, `ended`,
