@@ -183,7 +183,7 @@ def runs(tmp_path_factory):
     return runs_of(FAST, tmp_path_factory)
 
 
-SLOW = ("Adam", "lazy embedding", "dicts, sample weights")
+SLOW = ("Adam", "lazy embedding")
 
 
 @pytest.fixture(scope="module")
@@ -256,9 +256,9 @@ def test_goes_on_bit_for_bit(request, name):
     ]
 
 
-@pytest.mark.slow
-def test_functions_take_and_return_structures(slow_runs):
-    run = slow_runs["dicts, sample weights"]
+@pytest.mark.exhaustive
+def test_functions_take_and_return_structures(exhaustive_runs):
+    run = exhaustive_runs["dicts, sample weights"]
     loaded = tf.saved_model.load(str(run.folder / "exported"))
     loaded.restore(path=str(run.folder / "trained"))
     x, expected = run.batch["x"], run.model(run.batch["x"])

@@ -196,7 +196,7 @@ def _gradients(model, x, y):
 
 
 @pytest.mark.usefixtures("_no_pictures")
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_goes_on_after_an_interruption(tmp_path, monkeypatch, capsys):
     whole = simulate(make_config(), tmp_path / "whole")["measurements"]
     save = Measurement.save

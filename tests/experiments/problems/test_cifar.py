@@ -300,7 +300,7 @@ def small(monkeypatch, name, n, n_test, classes):
     return data
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_cifar10_3c3d_trains_and_goes_on_bit_for_bit(
     monkeypatch, tmp_path, load_config
 ):
