@@ -1,5 +1,6 @@
 """Where variance adaptation helps: against loops over single examples in float64."""
 
+import csv
 import json
 import math
 import os
@@ -137,6 +138,27 @@ def test_results(tmp_path, monkeypatch):
     assert simulate(make_config(), tmp_path)["results"] == result["results"]
     other = simulate(make_config(seed=1), tmp_path)["results"]
     assert other != result["results"]
+
+
+def test_the_committed_page_says_what_the_committed_file_does():
+    folder = ROOT / "docs" / "results" / "where_it_helps"
+    with open(folder / "results.csv", encoding="utf-8") as file:
+        rows = [
+            {
+                name: text
+                if name in ("panel", "value")
+                else text == "True"
+                if name.endswith("_at_edge")
+                else float(text)
+                for name, text in row.items()
+            }
+            for row in csv.DictReader(file)
+        ]
+    assert len(rows) == 18
+    page = (folder / "results.md").read_text("utf-8")
+    assert where_it_helps._table(rows) in page
+    for panel in where_it_helps.PANELS:
+        assert where_it_helps._finding(rows, panel).measured in page
 
 
 def test_what_is_refused_before_any_work(tmp_path):
