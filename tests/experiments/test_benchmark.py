@@ -191,7 +191,9 @@ def test_the_limit_program_serves(tmp_path):
     server = Server([str(program), "100000", "1"], dict(os.environ))
     try:
         assert server.first("limit") > 0
-        assert len(server.turn("limit", 0.05)) > 1
+        assert len(server.turn("limit", 0)) == 1
+        # Not in every turn: on a busy machine one step may take that long.
+        assert any(len(server.turn("limit", 0.05)) > 1 for _ in range(100))
         assert all(seconds > 0 for seconds in server.turn("copy", 0.01))
     finally:
         server.close()
