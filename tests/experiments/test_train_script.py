@@ -33,14 +33,14 @@ def start(*flags, cwd, script="train.py", **environment):
 
 def run(*flags, cwd, script="train.py", **environment):
     process = start(*flags, cwd=cwd, script=script, **environment)
-    output, errors = process.communicate(timeout=300)
+    output, errors = process.communicate(timeout=900)
     return process.returncode, output, errors
 
 
 def kill_when(path, *flags, cwd, delay=0.0, script="train.py"):
     """Starts the command and sends SIGKILL once `path` exists."""
     process = start(*flags, cwd=cwd, script=script)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not path.exists() and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -171,7 +171,7 @@ def test_tuning_killed_and_then_shared_by_two_processes(tmp_path):
     assert not (folder / "results.json").exists()
 
     both = [start(*flags, cwd=tmp_path, script="compare.py") for _ in range(2)]
-    ends = [process.communicate(timeout=300) for process in both]
+    ends = [process.communicate(timeout=900) for process in both]
     for process, (output, errors) in zip(both, ends, strict=True):
         assert process.returncode == 0, errors
         assert "Results in" in output and "Traceback" not in errors
