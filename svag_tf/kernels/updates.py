@@ -1,4 +1,4 @@
-"""Updates variables in place: one, several joined, or rows of one."""
+"""Updates variables in place: a single one, several joined, or rows of one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Update(NamedTuple):
 
 
 def after_gradients(gradients):
-    """Returns a context in which graph operations run after these gradients."""
+    """Returns a context whose graph operations run after these gradients."""
     graph = tf.compat.v1.get_default_graph()
     gradients = tf.nest.flatten(gradients)  # Some are pairs.
     tensors = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]
@@ -47,7 +47,7 @@ def after_gradients(gradients):
 
 
 class _Waiting(NamedTuple):
-    """Updates that are made at the end of `deferred`; `joined` only if asked for."""
+    """Updates to make at the end of `deferred`; `joined` is `None` if not wanted."""
 
     natively: list[Update]
     joined: list[Update] | None
@@ -55,7 +55,7 @@ class _Waiting(NamedTuple):
 
 @contextlib.contextmanager
 def deferred(has_many_shapes):
-    """Collects the updates that are scheduled within it, and makes them at its end.
+    """Collects the updates that are scheduled in its body, and makes them at its end.
 
     Args:
         has_many_shapes: Whether to join what XLA would compile for each shape.
@@ -80,7 +80,7 @@ def deferred(has_many_shapes):
 
 
 def _grouped(updates, key):
-    """Returns lists of the updates of the same kind, on one device."""
+    """Groups updates by device, dtypes and key."""
     groups: dict[Any, list[Update]] = {}
     for each in updates:
         dtypes = (each.gradient.dtype, *(v.dtype for v in each.variables))
@@ -169,11 +169,11 @@ def _update_natively(updates):
 
 
 def update(kernel, variables, gradient, scalars):
-    """Gives a variable and its slots the values that a rule computes from them.
+    """Assigns a variable and its slots the values that a rule computes from them.
 
-    A sparse gradient has the effect of the dense one that it stands for, without
-    making it: the rows that it touches are computed apart, and all others as if they
-    had the gradient 0.
+    A sparse gradient has the effect of the dense gradient that it stands for, which is
+    never made: the rows that it touches are computed separately, and all others with
+    the gradient 0.
 
     Args:
         kernel: `Kernel`.
@@ -192,7 +192,7 @@ def update(kernel, variables, gradient, scalars):
 
 
 def update_lazily(kernel, variables, gradient, counts, scalars):
-    """Does the same, but only for the rows that a sparse gradient touches.
+    """Updates as `update` does, but only the rows that a sparse gradient touches.
 
     Args:
         kernel: `Kernel`.
@@ -220,7 +220,7 @@ def update_lazily(kernel, variables, gradient, counts, scalars):
 
 
 def _column(counts, rows):
-    """Counts of rows, in a shape that broadcasts against the rows."""
+    """Reshapes the counts of rows so that they broadcast against the rows."""
     return tf.reshape(counts, [-1, *[1] * (rows.shape.rank - 1)])
 
 

@@ -42,10 +42,10 @@ def _tensorboard():
 
 
 class Files:
-    """`noise.csv`, `noise_histograms.csv` and TensorBoard's files.
+    """Writes `noise.csv`, `noise_histograms.csv` and TensorBoard's files.
 
-    Lines are appended, one measurement at a time: a killed process leaves whole lines
-    and at most one broken one, which is dropped when training resumes.
+    Lines are appended, one measurement at a time. A killed process leaves at most one
+    incomplete line, which is dropped when training resumes.
     """
 
     def __init__(self, folder, step):

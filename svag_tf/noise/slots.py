@@ -15,7 +15,7 @@ SUPPORTED = (
 
 
 class Slots:
-    """An optimizer's averages and their factors, for the callback.
+    """Reads an optimizer's averages and their factors for the callback.
 
     Args:
         optimizer: A built optimizer.

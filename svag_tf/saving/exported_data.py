@@ -45,13 +45,17 @@ def shown(arguments: dict[str, Any]) -> str:
 
 
 class Form(NamedTuple):
-    """How `fit` gives a training step its data: bare (0), or a tuple of some parts."""
+    """The form in which `fit` passes data to a training step.
+
+    Attributes:
+        parts: Length of the tuple; 0 for data that is not in a tuple.
+    """
 
     parts: int
 
     @classmethod
     def of(cls, arguments: dict[str, Any]) -> Form:
-        """Returns the form of arrays that are given to `fit`."""
+        """Returns the form in which `fit` passes these arrays on."""
         if len(arguments) > 1:
             return cls(3 if "sample_weight" in arguments else 2)
         return cls(int(isinstance(arguments["x"], tuple | list)))
@@ -67,14 +71,14 @@ TRAIN_ON_BATCH = Form(3)
 
 
 class Kind(NamedTuple):
-    """Data of one structure and of certain dtypes that a model was trained on."""
+    """Training data of one structure, with the same dtypes and ranks."""
 
     form: Form
     steps: list[dict[str, Any]]  # Specs of what each of Keras' steps for it takes.
     made_here: bool
 
     def like(self, name: str) -> tuple[Any, ...]:
-        """Returns the properties in which arguments of one kind agree."""
+        """Returns what all arguments of one kind have in common."""
         return _like(self.steps[0].get(name))
 
 
@@ -101,7 +105,7 @@ def traced_data(model: keras.Model) -> Iterator[tuple[Any, Any]]:
 
 
 def _none_for_nothing(spec):
-    """Returns None for an empty optional, as data sets and iterators have it."""
+    """Returns None for the empty optional that data sets and iterators hold for it."""
     nothing = isinstance(spec, tf.OptionalSpec | type(tf.type_spec_from_value(None)))
     return None if nothing else spec
 
@@ -143,8 +147,8 @@ def trained_kind(model: keras.Model, said: dict[str, Any]) -> Kind | None:
 
     Args:
         model: Compiled model.
-        said: What the caller said of arguments: specs, `False` if there is no such
-            argument, `True` if there is one.
+        said: What the caller said about arguments: their specs, `False` if there is no
+            such argument, `True` if there is one.
 
     Raises:
         ValueError: If there are several kinds; lists them.
@@ -190,7 +194,7 @@ def trained_kind(model: keras.Model, said: dict[str, Any]) -> Kind | None:
 
 
 def general(kind: Kind, name: str, known: Any) -> Any:
-    """Returns an argument's spec for all of a kind's steps, and for other batches.
+    """Returns an argument's spec that covers all steps of a kind, and other batches.
 
     Args:
         kind: What the model was trained on.
@@ -219,7 +223,7 @@ def general(kind: Kind, name: str, known: Any) -> Any:
 
 
 def _as(structure, like):
-    """Packs the leaves of a structure like another: lists may have become tuples."""
+    """Packs leaves in the structure `like`: lists may have become tuples."""
     return keras.tree.pack_sequence_as(like, keras.tree.flatten(structure))
 
 
@@ -265,7 +269,7 @@ def of_batch_size(batch_size: Any, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def said_of(x: Any, y: Any, sample_weight: Any) -> dict[str, Any]:
-    """Returns specs of the arguments that the caller gave, or whether there is one."""
+    """Returns, for each argument that the caller gave, its specs or its existence."""
     said = {}
     for name, like in zip(NAMES, (x, y, sample_weight)):
         whether: dict[str, tuple[bool, ...]]
@@ -348,7 +352,7 @@ def arguments_for(
         said: What the caller said of them.
         kind: What the model was trained on, if it was.
         x: Specs of its input.
-        outputs: Returns its output for that, or raises a `ValueError`.
+        outputs: Returns the model's output for it, or raises a `ValueError`.
     """
     trained = {} if kind is None else kind.steps[0]
     y = said.get("y", "y" in trained or (kind is None and model.loss is not None))
@@ -375,7 +379,7 @@ def _trained_targets(model, kind, outputs):
 
 
 def form_for(kind: Kind | None, given: dict[str, Any]) -> Form:
-    """Returns the form in which `fit` gives the model such data."""
+    """Returns the form in which `fit` passes such data to the model."""
 
     def paths(arguments):
         return [path for path, _ in keras.tree.flatten_with_path(arguments)]

@@ -102,10 +102,10 @@ def read_checkpoint(path, variables, description):
 
 
 def _reading(path, names, dtypes):
-    """Reads strings and tensors of a checkpoint; returns the first, "" if one fails.
+    """Reads strings and tensors of a checkpoint; returns the first, or "" on failure.
 
-    Errors are caught because TensorFlow's own messages do not always name the file, and
-    only a data set can catch them.
+    TensorFlow's own errors do not always name the file, so they are caught, which only
+    a data set can do.
     """
     read = tf.data.Dataset.from_tensors(path).map(
         lambda path: _restored(path, names, dtypes)[0]

@@ -31,7 +31,7 @@ FIELDS = {
 
 @dataclass(frozen=True)
 class Check:
-    """One value beside the published one.
+    """A value of our runs, compared with the published one.
 
     Attributes:
         optimizer: "sgd", "momentum" or "adam".

@@ -21,12 +21,12 @@ from svag_tf.optional import filelock, optuna, sqlalchemy
 
 HEARTBEAT = 30  # seconds between two signs of life of a run
 GRACE = 150  # seconds without one after which a run counts as dead
-RATES = (1e-99, 1e99)  # Wider than what is tried; Optuna wants bounds.
+RATES = (1e-99, 1e99)  # Optuna needs bounds; these are wider than any rate tried.
 POLL = 1.0  # seconds between looks at the runs of other processes
 
 
 class NotQueuedError(Exception):
-    """A trial that was not queued, or that another process has made already."""
+    """Raised by a trial that was not queued, or that another process already ran."""
 
 
 class Storage:
