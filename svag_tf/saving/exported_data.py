@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -91,17 +90,12 @@ def _like(specs: Any) -> tuple[Any, ...]:
 
 def traced_data(model: keras.Model) -> Iterator[tuple[Any, Any]]:
     """Yields the data that each of Keras' training steps takes, and the step."""
-    parts = [model.train_function]
-    if inspect.isfunction(model.train_function):  # A model may have made its own.
-        parts += inspect.getclosurevars(model.train_function).nonlocals.values()
-    for each in parts:
-        for function in (each, getattr(each, "__wrapped__", None)):
-            for concrete in internals.concrete_functions(function):
-                arguments, _ = concrete.structured_input_signature
-                if arguments:
-                    # An iterator stands for the data that it yields.
-                    data = internals.element_spec(arguments[0])
-                    yield keras.tree.map_structure(_none_for_nothing, data), concrete
+    for concrete in internals.training_steps(model):
+        arguments, _ = concrete.structured_input_signature
+        if arguments:
+            # An iterator stands for the data that it yields.
+            data = internals.element_spec(arguments[0])
+            yield keras.tree.map_structure(_none_for_nothing, data), concrete
 
 
 def _none_for_nothing(spec):

@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from svag_tf import native
+from svag_tf import internals, native
 from svag_tf.saving.exported_data import (
     MADE_HERE,
     TRAIN_ON_BATCH,
@@ -29,7 +29,6 @@ from svag_tf.saving.exported_data import (
 )
 from svag_tf.saving.exported_state import (
     read_checkpoint,
-    shared_seed,
     state_and_description,
     tf_variable,
     write_checkpoint,
@@ -173,9 +172,9 @@ class _Steps:
     def are_unseeded(self):
         """Returns whether a step draws random numbers without a seed of its own."""
         used = [v for graph in self._graphs for v in graph.variables]
-        # `shared_seed` is called only if needed: Keras creates it on first use.
-        maybe = any("seed_generator_state" in v.name for v in used)
-        return maybe and id(shared_seed()) in map(id, used)
+        # Asked for only if needed: Keras creates it on first use.
+        maybe = any(internals.SEED in v.name for v in used)
+        return maybe and id(internals.shared_seed()) in map(id, used)
 
     def _infer(self, x):
         return self.model.predict_step(Form.of({"x": x}).packed({"x": x}))

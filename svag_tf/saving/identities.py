@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-import sys
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -134,35 +133,20 @@ def _below_model(paths: list[str]) -> list[str]:
     return below if one and all(below) else paths
 
 
-# Keras tells an optimizer neither its model nor the frozen variables, and without them
-# the automatic names of layers (dense_4) mean nothing in another model. But usually a
-# method of the model builds, saves or loads its optimizer, so a Keras function on the
-# call stack holds the model. Only Keras' functions are searched: up to Python 3.12,
-# reading a function's local variables keeps them alive.
-
-
-def _models_on_stack() -> Iterator[keras.Model]:
-    frame: Any = sys._getframe(1)
-    seen = set()
-    while frame is not None:
-        if frame.f_globals.get("__name__", "").startswith("keras."):
-            for value in list(frame.f_locals.values()):
-                if issubclass(type(value), keras.Model) and id(value) not in seen:
-                    seen.add(id(value))
-                    yield value
-        frame = frame.f_back
+# Without the model, the automatic names of layers (dense_4) mean nothing elsewhere.
 
 
 def model_of(variables: Sequence[Any]) -> keras.Model | None:
     """Returns the largest model on the call stack that has all these variables."""
     ids = {id(v) for v in variables}
-    models = [m for m in _models_on_stack() if ids <= {id(v) for v in m.variables}]
+    found = internals.models_on_stack()
+    models = [m for m in found if ids <= {id(v) for v in m.variables}]
     return max(models, key=lambda m: len(m.variables), default=None)
 
 
 def model_being_loaded(optimizer: Any) -> keras.Model | None:
     """Returns the model on the call stack that is compiled with this optimizer."""
-    for model in _models_on_stack():
+    for model in internals.models_on_stack():
         own = getattr(model, "optimizer", None)
         if optimizer in (own, getattr(own, "inner_optimizer", None)):
             return model
