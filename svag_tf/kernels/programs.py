@@ -82,12 +82,22 @@ def compiled_in_place(kernel, variables, gradient, scalars):
     )
 
 
-def compiled_for_values(kernel, values, gradient, scalars):
+def _compiled_for_values(kernel, values, gradient, scalars):
     """Returns the compiled programs that return new values."""
     specs = _specs(gradient, scalars, *values)
     return _stored(
         kernel, ("values", *specs), lambda p: _concrete(lambda *x: p(*x), *specs)
     )
+
+
+def run_for_values(kernel, gradient, scalars, values):
+    """Runs compiled programs; returns new values, `None` for unchanged ones."""
+    changed = [False] * len(values)
+    for program in _compiled_for_values(kernel, values, gradient, scalars):
+        new = program(gradient, scalars, *values)
+        changed = [c or x is not None for c, x in zip(changed, new)]
+        values = [x if y is None else y for x, y in zip(values, new)]
+    return [x if c else None for x, c in zip(values, changed)]
 
 
 def _specs(*tensors):
