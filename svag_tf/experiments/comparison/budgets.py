@@ -70,9 +70,7 @@ class Budget:
     def beyond(self, tried: Sequence[float], best: float) -> float | None:
         """Returns the rate to try next; None if the best has neighbours on both sides.
 
-        Args:
-            tried: rates tried so far, each `stride` from the next.
-            best: the best of them.
+        The rates tried so far are each `stride` from the next.
         """
         index, indices = index_of(best), [index_of(rate) for rate in tried]
         if index == min(indices):
