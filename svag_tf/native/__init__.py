@@ -128,7 +128,7 @@ def _load() -> Build:
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     library = folder / record["library"]
     if digest_of(library.read_bytes()) != record["sha256"] or record["key"] != key():
-        return _without(f"{folder} is damaged. `{COMMAND}` makes it anew")
+        return _without(f"{folder} is damaged. `{COMMAND}` rebuilds it")
     differ = ", ".join(record["different"])
     return Build(
         operation_of(library),

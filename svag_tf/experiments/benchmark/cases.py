@@ -174,7 +174,7 @@ SCALING = "scaling-"
 
 
 def scaling_case(parameters: int) -> Case:
-    """Returns the case of one variable with so many parameters."""
+    """Returns the case of one variable with this number of parameters."""
     return Case(f"{SCALING}{parameters}", f"{parameters:.0e}", ((parameters,),))
 
 

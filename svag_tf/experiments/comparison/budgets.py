@@ -15,7 +15,7 @@ from svag_tf.experiments.training.config import TrainingConfig
 # DeepOBS' grid: 36 rates from 1e-5 to 1e2, a factor of 10^0.2 apart.
 GRID = tuple(float(rate) for rate in np.logspace(-5, 2, 36))
 NEIGHBOURS = 3  # Rates tried after a scout; its best is in the middle.
-EXTENSIONS = 5  # At most so many rates are tried beyond the lowest or highest.
+EXTENSIONS = 5  # The most rates that are tried beyond the lowest or the highest.
 # Rates are tuned with a seed that is not reported: the best of several results with a
 # reported seed would be biased upwards.
 TUNING_SEED = 1_000_000

@@ -2,7 +2,7 @@
 
 After every epoch `RunFolder.commit` makes a commit in `checkpoints/`, of which
 `svag_tf.saving.commits` says what it guarantees: a run killed at any moment continues
-from the last one. The other files are results, made anew from what is committed.
+from the last one. The other files are results, rewritten from what is committed.
 """
 
 from __future__ import annotations

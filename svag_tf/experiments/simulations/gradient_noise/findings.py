@@ -22,7 +22,7 @@ CORRELATION = 0.5
 
 
 def findings_of(measurements: Mapping[int, Measurement]) -> list[Finding]:
-    """Judges the paper's claims by measurements, each after so many updates."""
+    """Judges the paper's claims by the measurements, by the count of updates."""
     steps = list(measurements)
     at = "after " + ", ".join(map(str, steps)) + " updates"
 
