@@ -1,6 +1,7 @@
 """Writes and reads the files of `svag_tf.callbacks.GradientNoise`, without Keras."""
 
 import csv
+import io
 import math
 import warnings
 from typing import Any
@@ -142,17 +143,11 @@ class Files:
 
 
 def _lines(rows):
-    text = []
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
     for row in rows:
-        text.append(",".join(_cell(value) for value in row))
-    return "\n".join(text) + "\n"
-
-
-def _cell(value):
-    text = f"{value:.7g}" if isinstance(value, float) else str(value)
-    if any(c in text for c in ',"\n'):
-        text = '"' + text.replace('"', '""') + '"'
-    return text
+        writer.writerow(f"{x:.7g}" if isinstance(x, float) else x for x in row)
+    return text.getvalue()
 
 
 def read_table(path, columns):
