@@ -95,7 +95,7 @@ def _show_in_help(flag: str) -> None:
 
 
 def simulate(name: str) -> None:
-    """Is all of a simulation's command: --config, --workdir, and the simulation.
+    """Runs the command of a simulation, with its flags --config and --workdir.
 
     Args:
         name: the simulation's, a module in `svag_tf.experiments.simulations`, and that
@@ -177,7 +177,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def run_with_arguments(main: Callable[[list[str]], None]) -> None:
-    """Does the same with a `main` that takes the arguments after the flags."""
+    """Runs `main` as `run` does, with the arguments after the flags."""
 
     def parsed(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)

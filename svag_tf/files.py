@@ -15,7 +15,7 @@ TEMPORARY_PREFIX = ".tmp-"
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Gives a temporary path to write to, which then takes the place of `path`.
+    """Yields a temporary path to write to, which then replaces `path`.
 
     The content is on the disk before the rename, and the rename is atomic: a reader
     finds the old file or the new one, never a part. The temporary name keeps the
@@ -41,7 +41,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_folder(path):
-    """Gives a temporary folder to make, which then takes the place of `path`.
+    """Yields the path of a folder to make, which then replaces `path`.
 
     Its content is on the disk before the rename, and the rename is atomic: `path` is
     whole, or as it was.
@@ -103,7 +103,7 @@ def make_writable(argument: str, path: Path) -> None:
         path: The folder.
 
     Raises:
-        OSError: If it is not; the message has the argument and the reason.
+        OSError: If it is not; the message names the argument and the reason.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)

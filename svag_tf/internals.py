@@ -6,15 +6,18 @@ No other module uses one. Each stands here with the reason why no public name se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 
-from svag_tf.optional import tensorflow as tf
-
+tf: Any = None
 PythonState: Any = object
 if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf  # type: ignore[no-redef]
+
     PythonState = tf.train.experimental.PythonState
 
 # Children of Keras' optimizers in a checkpoint of TensorFlow, in files of others: all
@@ -128,6 +131,11 @@ def accumulated_gradients(optimizer: Any) -> Sequence[Any]:
     return getattr(optimizer, "_accumulated_gradients", ())
 
 
+def slots_named(optimizer: Any, suffix: str) -> list[Any]:
+    """Returns slots by the end of their path; Adam has no public name for them."""
+    return [v for v in optimizer.variables if v.path.endswith(suffix)]
+
+
 # Models, layers and variables.
 
 
@@ -161,6 +169,38 @@ def set_moments(layer: keras.layers.BatchNormalization, method: Callable) -> Non
     layer._moments = method
 
 
+def models_on_stack() -> Iterator[keras.Model]:
+    """Yields the models in Keras' functions on the call stack.
+
+    Keras tells an optimizer neither its model nor the frozen variables. But usually a
+    method of the model builds, saves or loads its optimizer. Only Keras' functions are
+    searched: up to Python 3.12, reading a function's local variables keeps them alive.
+    """
+    frame: Any = sys._getframe(1)
+    seen = set()
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith("keras."):
+            for value in list(frame.f_locals.values()):
+                if issubclass(type(value), keras.Model) and id(value) not in seen:
+                    seen.add(id(value))
+                    yield value
+        frame = frame.f_back
+
+
+# In the name of every random generator's state.
+SEED = "seed_generator_state"
+
+
+def shared_seed() -> Any:
+    """Returns the state of the generator that `keras.random` uses without a seed.
+
+    Tracing a function reveals it, and draws no numbers.
+    """
+    draw = tf.function(lambda: keras.random.uniform(()))
+    (state,) = draw.get_concrete_function().graph.variables
+    return state
+
+
 def path_in_file(store: Any) -> str | None:
     """Returns an entry's path in a file of Keras, to look at the entries beside it."""
     return getattr(store, "_h5_entry_path", None)
@@ -181,6 +221,16 @@ def is_default(strategy: Any) -> bool:
 
 
 # The data that Keras traced functions for.
+
+
+def training_steps(model: keras.Model) -> Iterator[Any]:
+    """Yields what Keras' training step was traced to; only a closure holds it."""
+    parts = [model.train_function]
+    if inspect.isfunction(model.train_function):  # A model may have made its own.
+        parts += inspect.getclosurevars(model.train_function).nonlocals.values()
+    for each in parts:
+        for function in (each, getattr(each, "__wrapped__", None)):
+            yield from concrete_functions(function)
 
 
 def concrete_functions(function: Any) -> list[Any]:

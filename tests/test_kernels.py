@@ -16,7 +16,7 @@ from tiers import sampled
 
 import svag_tf
 from svag_tf import kernels
-from svag_tf.kernels import programs, updates
+from svag_tf.kernels import programs, sparse, updates
 
 tf = pytest.importorskip("tensorflow")
 if keras.backend.backend() != "tensorflow":
@@ -561,7 +561,7 @@ def test_xla_makes_no_loop_over_indices():
 
     @tf.function(jit_compile=True)
     def summed(values, indices):
-        return updates._summed_rows(tf.IndexedSlices(values, indices), 0)
+        return sparse._summed_rows(tf.IndexedSlices(values, indices), 0)
 
     compiled = summed.experimental_get_compiler_ir(tf.ones((9, 2)), tf.range(9))
     assert " while(" not in compiled(stage="optimized_hlo")

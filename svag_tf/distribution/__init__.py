@@ -1,8 +1,8 @@
-"""Training on many devices: loss scaling, and replicas that stay equal.
+"""Training on many devices: loss scaling, and checks that replicas stay equal.
 
 On TensorFlow the optimizers of svag_tf run under tf.distribute's `MirroredStrategy` and
-`MultiWorkerMirroredStrategy`, on JAX under `keras.distribution`; docs/distribution.md
-says how. This package serves both:
+`MultiWorkerMirroredStrategy`, on JAX under `keras.distribution`; see
+docs/distribution.md. This package works with both:
 
 - `check_replicas` and the callback `ReplicaCheck`: check that all replicas are bitwise
   equal.

@@ -16,8 +16,8 @@ from svag_tf.distribution.processes import (
 def local_state(model: keras.Model) -> list[np.ndarray]:
     """Returns the optimizer state that differs by replica: the m~ of a majority vote.
 
-    `model.save` and checkpoints hold only the first replica's. All processes of a run
-    must call this function at the same time.
+    `model.save` and checkpoints hold only that of the first replica. All processes of a
+    run must call this function at the same time.
 
     Args:
         model: `keras.Model`, compiled, with its optimizer built.
@@ -53,7 +53,7 @@ def set_local_state(model: keras.Model, states: list[np.ndarray]) -> None:
         states: The result of `local_state`, for the same number of replicas.
 
     Raises:
-        ValueError: Arrays are missing or have wrong shapes.
+        ValueError: If arrays are missing or have wrong shapes.
 
     Example:
 

@@ -26,10 +26,10 @@ if keras.backend.backend() == "tensorflow":
 class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     """Keras' dynamic loss scaling, also for several replicas of tf.distribute.
 
-    Keras' own looks for infinite gradients on the first replica only, and cannot be
-    traced under `MirroredStrategy`. This one sums the gradients over the replicas
-    first; if the sum is finite it is applied, otherwise all replicas skip the step.
-    Without several replicas it does the same as Keras' own.
+    Keras' own class looks for infinite gradients on the first replica only, and cannot
+    be traced under `MirroredStrategy`. This one first sums the gradients over the
+    replicas. If the sum is finite it is applied; otherwise all replicas skip the step.
+    With a single replica it does the same as Keras' class.
 
     Args:
         inner_optimizer: An optimizer of svag_tf.
@@ -39,7 +39,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         **kwargs: As for `keras.optimizers.LossScaleOptimizer`.
 
     Raises:
-        TypeError: `inner_optimizer` is not of svag_tf, or an argument is unknown.
+        TypeError: If `inner_optimizer` is not of svag_tf, or an argument is unknown.
 
     Example:
 
@@ -111,7 +111,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             variable.assign(store[str(i)])
 
     def scale_loss(self, loss: Any) -> Any:
-        """Scales the loss; on several replicas, weights it by the part of the batch.
+        """Scales the loss; on several replicas, also weights it by its part's size.
 
         Args:
             loss: Scalar tensor.
@@ -156,8 +156,8 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             ]
             inner.apply_reduced(unscaled, trainable_variables)
 
-        # The branch is chosen outside of the replicas: code in a replica may need the
-        # others, and cannot be inside a `tf.cond` of that replica.
+        # The branch is chosen outside of the replicas: code that exchanges data with
+        # other replicas cannot be inside a `tf.cond` of one of them.
         def choose(strategy: Any, grads: Any, wrong: Any) -> None:
             fine = strategy.experimental_local_results(wrong)[0] == 0.0
             count = tf.convert_to_tensor(self.step_counter)

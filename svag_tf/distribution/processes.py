@@ -18,7 +18,7 @@ def inner_optimizer(optimizer: Any) -> Any:
 
 
 def copies_of(variable: Any) -> list:
-    """Returns a variable's copies on this process's replicas; one without replicas."""
+    """Returns a variable's copies on this process's replicas, or its only copy."""
     value = variable.value
     if tf is not None:
         strategy = getattr(value, "distribute_strategy", tf.distribute.get_strategy())
@@ -61,7 +61,7 @@ def replicas_here(model: keras.Model) -> Here:
 
 
 def gathered(model: keras.Model, array: np.ndarray) -> np.ndarray:
-    """Joins all processes' arrays (replicas here, ...) as one (all replicas, ...)."""
+    """Joins the processes' arrays (replicas here, ...) into one (all replicas, ...)."""
     here = replicas_here(model)
     if here.number == here.total:
         return array
@@ -73,11 +73,11 @@ def gathered(model: keras.Model, array: np.ndarray) -> np.ndarray:
 
 
 def broadcast(model: keras.Model, content: bytes | None) -> bytes:
-    """Returns the first process's content on all; the others' `content` is ignored.
+    """Returns the first process's content on all processes.
 
     Args:
         model: `keras.Model` that the processes train.
-        content: Bytes, needed on the first process.
+        content: Bytes; ignored on all but the first process.
     """
     here = replicas_here(model)
     if here.number == here.total:

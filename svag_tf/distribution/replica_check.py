@@ -17,7 +17,7 @@ from svag_tf.distribution.processes import (
 
 
 class ReplicasDifferError(RuntimeError):
-    """Variables that must be the same on all replicas are not.
+    """Raised if variables differ that must be the same on all replicas.
 
     Attributes:
         variables: Paths of these variables.
@@ -82,8 +82,8 @@ class ReplicaCheck(keras.callbacks.Callback):
     """Ends training with an error as soon as replicas differ.
 
     Args:
-        every: Integer >= 1 or `None`: check after so many batches, or, with `None`,
-            after every epoch. Defaults to `None`.
+        every: Integer >= 1, the number of batches between two checks. Defaults to
+            `None`: a check after every epoch.
 
     Raises:
         ReplicasDifferError: in `fit`, on every process; see `check_replicas`.

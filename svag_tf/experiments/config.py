@@ -49,13 +49,9 @@ class Rule:
 def field(
     type: type, valid: Callable[[Any], bool], expected: str, optional: bool = False
 ) -> Any:
-    """Returns a field of a config.
+    """Returns a field of a config: its type, which values are valid, and in words.
 
-    Args:
-        type: of its values; a whole number may stand for a float, a list for a tuple.
-        valid: whether a value of this type is valid.
-        expected: what is valid, for messages.
-        optional: whether None is valid too. Defaults to `False`.
+    A whole number may stand for a float, and a list for a tuple.
     """
     rule = Rule(type, valid, expected, optional)
     return dataclasses.field(metadata={"rule": rule})
@@ -108,12 +104,12 @@ def rules_of(kind: type, prefix: str = "") -> dict[str, Rule]:
 
 
 def checked(config: Any, kind: type[Config]) -> Config:
-    """Checks every field of a config.
+    """Returns a config as an object of a frozen dataclass, after checking every field.
 
     Args:
         config: a `ConfigDict`, nested dicts, or a config of this kind.
-        kind: a frozen dataclass. Its fields are made with `field`, `whole` and so on,
-            or are such dataclasses themselves.
+        kind: the dataclass. Its fields are made with `field`, `whole` and so on, or are
+            such dataclasses themselves.
 
     Raises:
         ExperimentError: with the field, its valid values, and the value it had.
@@ -174,12 +170,7 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Returns the fields in which two configs differ, as lines `name: old -> new`.
-
-    Args:
-        old: as `plain` returns it.
-        new: likewise.
-    """
+    """Returns the fields in which two configs differ, as lines `name: old -> new`."""
     old, new = flatten(old), flatten(new)
     lines = []
     for name in sorted(old.keys() | new.keys()):

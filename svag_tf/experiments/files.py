@@ -18,9 +18,6 @@ from svag_tf.files import TEMPORARY_PREFIX, whole_file
 def writable_folder(workdir: str | os.PathLike[str]) -> Path:
     """Returns the folder of the results, which is created if needed.
 
-    Args:
-        workdir: its path.
-
     Raises:
         ExperimentError: if files cannot be written there, before any work.
     """
@@ -39,14 +36,7 @@ def writable_folder(workdir: str | os.PathLike[str]) -> Path:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Does the same as `svag_tf.files.whole_file`, with an `ExperimentError`.
-
-    Args:
-        path: the file to write.
-
-    Raises:
-        ExperimentError: if the file cannot be written.
-    """
+    """Does what `svag_tf.files.whole_file` does, with an `ExperimentError`."""
     try:
         with whole_file(path) as temporary:
             yield temporary
@@ -61,11 +51,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a whole JSON file, or nothing; numbers that are not finite are `null`.
-
-    Raises:
-        ExperimentError: if the file cannot be written.
-    """
+    """Writes a whole JSON file, or nothing; numbers that are not finite are `null`."""
     write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 
@@ -85,12 +71,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def remove_temporaries(folder: Path, pattern: str) -> None:
-    """Removes half-written files that a killed process left.
-
-    Args:
-        folder: where to look.
-        pattern: the files' names, such as `"epoch_*.keras"`.
-    """
+    """Removes half-written files whose names match a pattern, as "epoch_*.keras"."""
     for path in folder.glob(TEMPORARY_PREFIX + pattern):
         path.unlink()
 

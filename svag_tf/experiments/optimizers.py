@@ -62,6 +62,14 @@ METHODS = {
 }
 OPTIMIZERS = {name: method.create for name, method in METHODS.items()}
 TITLES = {name: method.title for name, method in METHODS.items()}
+# Heading -> the colour of each optimizer below it.
+DIRECTIONS = {
+    heading: {n: m.colour for n, m in METHODS.items() if m.direction == direction}
+    for heading, direction in (
+        ("along the gradient", "gradient"),
+        ("along its sign", "sign"),
+    )
+}
 SCHEDULES = ("constant", "cosine", "step")
 STATE_DTYPES = ("float16", "bfloat16", "float32", "float64")
 DEFAULT_STEP_FACTOR = 0.1
@@ -118,11 +126,7 @@ class LinearWarmup(LearningRateSchedule):
     """Raises the rate linearly over the first steps of another schedule.
 
     At step t = 0, 1, 2, ... the rate is `schedule(t) * min(1, (t + 1) / steps)`: the
-    first step is already made with a rate above 0.
-
-    Args:
-        schedule: a float, or the `LearningRateSchedule` to warm up.
-        steps: int, at least 1, the length of the warm-up.
+    first step is already made with a rate above 0. `schedule` may be a float.
     """
 
     def __init__(self, schedule: float | LearningRateSchedule, steps: int):
@@ -159,12 +163,6 @@ def build_optimizer(
 ) -> keras.optimizers.Optimizer:
     """Builds the optimizer that a config describes.
 
-    Args:
-        optimizer: its config.
-        schedule: see `build_schedule`. Its peak is the optimizer's learning rate.
-        epochs: length of the training.
-        steps_per_epoch: batches per epoch.
-
     Raises:
         ExperimentError: if an argument is given that the optimizer does not have, or
             a value that it does not accept.
@@ -195,19 +193,11 @@ def build_schedule(
 ) -> float | LearningRateSchedule:
     """Builds a learning-rate schedule; it counts batches, also under accumulation.
 
-    "constant" stays at `peak`. "cosine" falls from `peak` at the end of the warm-up
-    to `final_fraction * peak` (default 0) at the end of the training. "step" is
-    multiplied by `factor` (default 0.1) at the end of each epoch in `boundaries`.
-    Each starts with a linear warm-up (`LinearWarmup`) of `warmup_epochs`.
-
-    Args:
-        schedule: its config.
-        peak: the learning rate after the warm-up.
-        epochs: length of the training.
-        steps_per_epoch: batches per epoch.
-
-    Returns:
-        `peak` itself if the rate is constant, else a schedule.
+    "constant" stays at `peak`, and is that number if there is no warm-up. "cosine"
+    falls from `peak` at the end of the warm-up to `final_fraction * peak` (default 0)
+    at the end of the training. "step" is multiplied by `factor` (default 0.1) at the
+    end of each epoch in `boundaries`. Each starts with a linear warm-up
+    (`LinearWarmup`) of `warmup_epochs`.
     """
     warmup = round(schedule.warmup_epochs * steps_per_epoch)
     result: float | LearningRateSchedule = peak

@@ -17,11 +17,7 @@ START_AGAIN = "Delete the folder to start afresh, or name another --workdir."
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Keeps other processes out of the folder, which exists.
-
-    Raises:
-        ExperimentError: if another process is using it.
-    """
+    """Keeps other processes out of an existing folder; an error if one is using it."""
     try:
         with filelock.FileLock(workdir / ".lock", blocking=False):
             yield
@@ -35,15 +31,12 @@ def locked(workdir: Path) -> Iterator[None]:
 def refuse_another_config(
     what: str, old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> None:
-    """Raises an error if two configs, as `config.plain` returns them, differ.
+    """Raises an error with the differences of two configs, if there are any.
 
     Args:
         what: "The workdir runs/mine holds a run of".
-        old: the config of what is there.
-        new: the config of what is to be done.
-
-    Raises:
-        ExperimentError: with the fields that differ.
+        old: the config of what is there, as `config.plain` returns it.
+        new: the config of what is to be done, likewise.
     """
     changed = differences(old, new)
     if changed:

@@ -1,4 +1,4 @@
-"""Compiles rules with XLA, each of them once for a shape and dtype."""
+"""Compiles rules with XLA, once for each shape and dtype."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LOCK = threading.RLock()
 
 
 class Store:
-    """The kernels of one optimizer; comes first in their keys."""
+    """Holds the kernels of one optimizer; it is the first part of their keys."""
 
     def __init__(self):
         self.compiled = {}
@@ -28,14 +28,14 @@ class Kernel(NamedTuple):
 
     Attributes:
         steps: Functions of the gradient, scalars and the values of a variable and its
-            slots; each returns their new values, element-wise and in their dtypes,
-            `None` for unchanged ones, and is given those of the step before.
-        key: Hashable; steps with the same key are the same. They are kept as long as
-            the process, or as long as the `Store` that comes first in it.
+            slots. Each returns new values, element-wise and in their dtypes, or `None`
+            for unchanged ones, and receives the values that the step before returned.
+        key: Hashable; steps with the same key are the same. Their programs live as long
+            as the process, or as long as the `Store` that is the key's first part.
         jit_compile: `True` for XLA, `"native"`, `False`, or `"auto"`: the native build
-            where there is one that can make the update, otherwise XLA where it works.
-        one_program: Whether the steps are compiled as one program. A step that needs
-            what the one before stored in a narrower dtype should read it back: in one
+            if it can make the update, otherwise XLA where it works.
+        one_program: Whether the steps are compiled as one program. If a step needs what
+            the step before stored in a narrower dtype, it should read it back: in one
             program XLA would hold it in the wider dtype as well.
         method: The name in `native/update.cc` of the method that the steps are.
         decays: Whether they have weight decay.
@@ -57,7 +57,7 @@ class Kernel(NamedTuple):
 
 
 def refuse(variables, reason):
-    """Raises an error because the native build was insisted on."""
+    """Raises an error for `jit_compile="native"` where the build cannot be used."""
     raise ValueError(
         f'jit_compile="native" cannot update {variables[0].name}: {reason}. Use '
         '"auto", which leaves to XLA what the native build cannot do.'
@@ -82,12 +82,22 @@ def compiled_in_place(kernel, variables, gradient, scalars):
     )
 
 
-def compiled_for_values(kernel, values, gradient, scalars):
+def _compiled_for_values(kernel, values, gradient, scalars):
     """Returns the compiled programs that return new values."""
     specs = _specs(gradient, scalars, *values)
     return _stored(
         kernel, ("values", *specs), lambda p: _concrete(lambda *x: p(*x), *specs)
     )
+
+
+def run_for_values(kernel, gradient, scalars, values):
+    """Runs compiled programs; returns new values, `None` for unchanged ones."""
+    changed = [False] * len(values)
+    for program in _compiled_for_values(kernel, values, gradient, scalars):
+        new = program(gradient, scalars, *values)
+        changed = [c or x is not None for c, x in zip(changed, new)]
+        values = [x if y is None else y for x, y in zip(values, new)]
+    return [x if c else None for x, c in zip(values, changed)]
 
 
 def _specs(*tensors):

@@ -1,4 +1,4 @@
-"""Updates variables in place: one, several joined, or rows of one."""
+"""Updates variables in place: a single one, several joined, or natively."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import numpy as np
 from svag_tf import internals, native, replicas
 from svag_tf.kernels.programs import (
     Kernel,
-    compiled_for_values,
     compiled_in_place,
     device_type,
     is_compiled,
     refuse,
+    run_for_values,
 )
+from svag_tf.kernels.sparse import column, updated_rows, write_rows
 from svag_tf.optional import tensorflow as tf
 
 _WAITING = threading.local()
@@ -38,7 +39,7 @@ class Update(NamedTuple):
 
 
 def after_gradients(gradients):
-    """Returns a context in which graph operations run after these gradients."""
+    """Returns a context whose graph operations run after these gradients."""
     graph = tf.compat.v1.get_default_graph()
     gradients = tf.nest.flatten(gradients)  # Some are pairs.
     tensors = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]
@@ -47,7 +48,7 @@ def after_gradients(gradients):
 
 
 class _Waiting(NamedTuple):
-    """Updates that are made at the end of `deferred`; `joined` only if asked for."""
+    """Updates to make at the end of `deferred`; `joined` is `None` if not wanted."""
 
     natively: list[Update]
     joined: list[Update] | None
@@ -55,7 +56,7 @@ class _Waiting(NamedTuple):
 
 @contextlib.contextmanager
 def deferred(has_many_shapes):
-    """Collects the updates that are scheduled within it, and makes them at its end.
+    """Collects the updates that are scheduled in its body, and makes them at its end.
 
     Args:
         has_many_shapes: Whether to join what XLA would compile for each shape.
@@ -80,7 +81,7 @@ def deferred(has_many_shapes):
 
 
 def _grouped(updates, key):
-    """Returns lists of the updates of the same kind, on one device."""
+    """Groups updates by device, dtypes and key."""
     groups: dict[Any, list[Update]] = {}
     for each in updates:
         dtypes = (each.gradient.dtype, *(v.dtype for v in each.variables))
@@ -169,11 +170,11 @@ def _update_natively(updates):
 
 
 def update(kernel, variables, gradient, scalars):
-    """Gives a variable and its slots the values that a rule computes from them.
+    """Assigns a variable and its slots the values that a rule computes from them.
 
-    A sparse gradient has the effect of the dense one that it stands for, without
-    making it: the rows that it touches are computed apart, and all others as if they
-    had the gradient 0.
+    A sparse gradient has the effect of the dense gradient that it stands for, which is
+    never made: the rows that it touches are computed separately, and all others with
+    the gradient 0.
 
     Args:
         kernel: `Kernel`.
@@ -186,13 +187,13 @@ def update(kernel, variables, gradient, scalars):
     if not isinstance(gradient, tf.IndexedSlices):
         _update_all(kernel, variables, gradient, scalars)
         return
-    rows, *new_values, _ = _updated_rows(kernel, variables, None, gradient, scalars)
+    rows, *new_values, _ = updated_rows(kernel, variables, None, gradient, scalars)
     _update_all(kernel, variables, tf.zeros((), gradient.dtype), scalars)
-    _write_rows(variables, rows, new_values)
+    write_rows(variables, rows, new_values)
 
 
 def update_lazily(kernel, variables, gradient, counts, scalars):
-    """Does the same, but only for the rows that a sparse gradient touches.
+    """Updates as `update` does, but only the rows that a sparse gradient touches.
 
     Args:
         kernel: `Kernel`.
@@ -208,20 +209,15 @@ def update_lazily(kernel, variables, gradient, counts, scalars):
     if counts is not None:
         (counts,) = _tf_variables([counts])
     if isinstance(gradient, tf.IndexedSlices):
-        rows, *new_values = _updated_rows(kernel, variables, counts, gradient, scalars)
-        _write_rows([*variables, counts], rows, new_values)
+        rows, *new_values = updated_rows(kernel, variables, counts, gradient, scalars)
+        write_rows([*variables, counts], rows, new_values)
         return
     if counts is None:
         schedule_update(kernel, variables, gradient, scalars)
         return
     t = tf.convert_to_tensor(counts) + 1
-    schedule_update(kernel, variables, gradient, (scalars, _column(t, gradient)))
+    schedule_update(kernel, variables, gradient, (scalars, column(t, gradient)))
     counts.assign(t)
-
-
-def _column(counts, rows):
-    """Counts of rows, in a shape that broadcasts against the rows."""
-    return tf.reshape(counts, [-1, *[1] * (rows.shape.rank - 1)])
 
 
 def _tf_variables(variables):
@@ -318,7 +314,7 @@ def _update_joined(updates):
     if counted:  # The rows of a variable are not those of the array.
         counts = [tf.broadcast_to(each[1], s) for each, s in zip(given, shapes)]
         scalars = scalars, joined(counts)
-    new_values = _run_for_values(kernel, gradient, scalars, values)
+    new_values = run_for_values(kernel, gradient, scalars, values)
     lengths = [n for pair in zip(sizes, gaps) for n in pair]
     writes = []
     for i, new in enumerate(new_values):
@@ -328,78 +324,3 @@ def _update_joined(updates):
                 piece = piece if shape.rank == 1 else tf.reshape(piece, shape)
                 writes.append(each.variables[i].assign(piece, read_value=False))
     return [] if tf.executing_eagerly() else [tf.group(*writes)]
-
-
-def _updated_rows(kernel, variables, counts, gradient, scalars):
-    """Returns the rows that a sparse gradient names, their new values and counts.
-
-    The compiled program gets as many rows as the next power of two: XLA compiles it
-    for few numbers of rows, and the last bits do not depend on whether a graph knows
-    the number.
-
-    Returns:
-        List of tensors: the indices of the rows, in ascending order, their new values,
-        and their new counts, `None` if `counts` is.
-    """
-    n = gradient.indices.shape[0]
-    n = tf.size(gradient.indices) if n is None else n
-    compiled = is_compiled(kernel, variables)
-    rows, gradient = _summed_rows(gradient, _enlarged(n) - n if compiled else 0)
-    values, t = [tf.gather(v, rows) for v in variables], None
-    if counts is not None:
-        t = tf.gather(counts, rows) + 1
-        scalars = scalars, _column(t, gradient)
-    if not compiled:
-        return [rows, *kernel.rule(gradient, scalars, *values), t]
-    with tf.device(variables[0].device):
-        new_values = _run_for_values(kernel, gradient, scalars, values)
-    return [None if x is None else x[:n] for x in (rows, *new_values, t)]
-
-
-def _enlarged(n):
-    """Returns the smallest power of two that is at least n; 0 for 0."""
-    if isinstance(n, int):
-        return 2 ** (n - 1).bit_length() if n else 0
-    powers = tf.constant([2**i for i in range(31)])
-    return tf.reduce_max(tf.where(powers < 2 * n, powers, 0))
-
-
-def _write_rows(variables, rows, values):
-    for variable, value in zip(variables, values):
-        if value is not None:
-            variable.scatter_update(tf.IndexedSlices(value, rows))
-
-
-def _summed_rows(gradient, more):
-    """Returns the rows that a sparse gradient names, each with the sum of its values.
-
-    A repeated index keeps all its places, with the sum in each. That keeps shapes
-    static, as XLA needs them, and uses a sort; XLA turns `tf.unique` into a loop with
-    a step for each index.
-
-    Args:
-        gradient: `tf.IndexedSlices` with n indices.
-        more: Number of arbitrary rows to append.
-
-    Returns:
-        Tensors of shapes (n + more,) and (n + more, ...): indices in ascending order,
-        and sums.
-    """
-    order = tf.argsort(gradient.indices, stable=True)
-    rows = tf.gather(gradient.indices, order)
-    changes = tf.cast(rows[1:] != rows[:-1], rows.dtype)
-    owners = tf.cumsum(tf.concat([tf.zeros_like(rows[:1]), changes], 0))
-    values = tf.gather(gradient.values, order)
-    sums = tf.math.unsorted_segment_sum(values, owners, tf.size(rows))
-    rows, owners = (tf.pad(x, [[0, more]]) for x in (rows, owners))
-    return rows, tf.gather(sums, owners)
-
-
-def _run_for_values(kernel, gradient, scalars, values):
-    """Runs compiled programs; returns new values, `None` for unchanged ones."""
-    changed = [False] * len(values)
-    for program in compiled_for_values(kernel, values, gradient, scalars):
-        new = program(gradient, scalars, *values)
-        changed = [c or x is not None for c, x in zip(changed, new)]
-        values = [x if y is None else y for x, y in zip(values, new)]
-    return [x if c else None for x, c in zip(values, changed)]

@@ -1,9 +1,9 @@
 """TensorFlow on a CPU: the update of all variables as one native operation.
 
-`update.cc` is compiled against the installed TensorFlow by `python -m svag_tf.native`,
-never by itself. A build is used (see `svag_tf.kernels`) if it was made for this version
-of everything that it depends on and for this machine, and for those rules that gave
-the known answer, the XLA kernel's, bit for bit. See docs/kernels.md.
+Only `python -m svag_tf.native` compiles `update.cc`, against the installed TensorFlow.
+A build is used (see `svag_tf.kernels`) if it was made for this machine and for these
+versions of everything that it depends on, and only for rules whose results equal those
+of the XLA kernel, bit for bit. See docs/kernels.md.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Build(NamedTuple):
     Attributes:
         update: Function that makes the operation; `None` without a build.
         rules: Names of the rules that it may be used for, see `rule_name`.
-        status: One line.
+        status: One line for the user.
     """
 
     update: Any
@@ -76,7 +76,7 @@ def rule_name(method: str, slot_dtype: str) -> str:
 
 @contextlib.contextmanager
 def turned_off() -> Iterator[None]:
-    """Turns it off in this thread, for graphs that leave this process."""
+    """Turns the build off in this thread, for graphs that leave this process."""
     outer = is_turned_off()
     _HERE.off = True
     try:
@@ -96,7 +96,7 @@ def load() -> Build:
         if _PROCESS.build is None:
             try:
                 _PROCESS.build = _load()
-            except Exception as error:  # Whatever a file is like, training goes on.
+            except Exception as error:  # A bad file must not stop training.
                 _PROCESS.build = _without(f"{type(error).__name__}: {error}")
         return _PROCESS.build
 
@@ -128,7 +128,7 @@ def _load() -> Build:
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     library = folder / record["library"]
     if digest_of(library.read_bytes()) != record["sha256"] or record["key"] != key():
-        return _without(f"{folder} is damaged. `{COMMAND}` makes it anew")
+        return _without(f"{folder} is damaged. `{COMMAND}` rebuilds it")
     differ = ", ".join(record["different"])
     return Build(
         operation_of(library),
@@ -154,7 +154,7 @@ def folder_of(parts: dict[str, Any]) -> Path:
 
 @functools.cache
 def key() -> dict[str, Any]:
-    """Returns all that a build, and its being equal to the XLA kernel, depends on."""
+    """Returns everything on which a build, and its equality with XLA, depends."""
     package = SOURCE.parents[1]
     sources = (
         SOURCE,

@@ -1,4 +1,4 @@
-"""`python -m svag_tf.native`: builds the native update for this machine.
+"""Builds the native update for this machine: `python -m svag_tf.native`.
 
 It takes about a minute and needs a C++ compiler: the environment's CXX, or c++.
 """
@@ -28,11 +28,11 @@ CHECK = "svag_tf.optimizers.known_answer"
 
 
 class BuildError(Exception):
-    """A build could not be made, or is not right."""
+    """Raised if the build fails, or if its result does not work."""
 
 
 def build() -> Path:
-    """Compiles, tries in another process, and keeps the build if that went well.
+    """Compiles the update, tries it in another process, and keeps it if that works.
 
     Returns:
         The library.
@@ -84,7 +84,7 @@ def _compile(library: Path) -> None:
 
 
 def _known_answers(library: Path) -> dict[str, list[str]]:
-    """Returns which rules are "equal" to the XLA kernel bit for bit, or "different"."""
+    """Returns the rules that are "equal" to the XLA kernel, and those "different"."""
     done = subprocess.run(
         [sys.executable, "-m", CHECK, str(library)],
         env={**os.environ, native.VARIABLE: "0"},
@@ -101,7 +101,7 @@ def _known_answers(library: Path) -> dict[str, list[str]]:
 
 
 def main() -> None:
-    """Builds, and says what came of it."""
+    """Builds the native update, and prints the result."""
     print("Compiles and checks the native update; about a minute.", flush=True)
     try:
         build()

@@ -427,7 +427,7 @@ class UpdateOp : public OpKernel {
     for (int i = 0; i < n_ + slots_; ++i)
       OP_REQUIRES_OK(context,
                      LookupResource(context, HandleFromInput(context, i), &vars[i]));
-    // In one order, whoever locks several of them.
+    // Always in the same order, so that two operations cannot block each other.
     std::vector<mutex*> mutexes;
     for (const auto& var : vars) mutexes.push_back(var->mu());
     std::sort(mutexes.begin(), mutexes.end());

@@ -1,4 +1,4 @@
-"""`GradientNoise`: how noisy the gradients are, how strongly steps are damped."""
+"""Measures how noisy the gradients are while a model trains: `GradientNoise`."""
 
 import collections
 import math
@@ -29,9 +29,9 @@ WINDOW = 10  # measurements whose mean makes the noise scale
 class GradientNoise(keras.callbacks.Callback):
     """Measures the gradients' noise while a model trains, from the optimizer's slots.
 
-    m~ and v~, which the optimizer keeps anyway, give every element's averaged gradient
-    m, its noise s and the factor gamma that damps its step. Once in `every` batches
-    this callback sums them up, for each layer and for all layers together ("all"):
+    From m~ and v~, which the optimizer keeps anyway, follow every element's averaged
+    gradient m, its noise s and the factor gamma that damps its step. Every `every`
+    batches this callback sums them up, for each layer and for all layers ("all"):
 
     Equation, with sums over the elements and rho s the variance of m:
 
@@ -50,10 +50,10 @@ class GradientNoise(keras.callbacks.Callback):
                                                 measurements: the simple noise scale
 
     The noise scale is the batch size at which noise and signal are equal, and
-    `critical_batch_size` the same in whole examples: below it, doubling the batch size
-    saves almost half of the steps; far above, almost none (McCandlish et al.).
-    `noise_scale_error` is its standard error, from the scatter of those measurements,
-    and NaN before the third.
+    `critical_batch_size` is the same in whole examples. Far below it, doubling the
+    batch size saves almost half of the steps; far above it, almost none (McCandlish et
+    al.). `noise_scale_error` is its standard error, from the scatter of those
+    measurements, and NaN before the third.
 
     The results go to `logs`: after each measured batch the overall values, as
     "noise/eta2", and at the end of each epoch also those of the layers, as
@@ -139,7 +139,7 @@ class GradientNoise(keras.callbacks.Callback):
         )
 
     def on_train_begin(self, logs=None):
-        """Finds the slots, and opens the files."""
+        """Finds the optimizer's slots, and opens the files."""
         model = self.model
         self._slots = slots_of(getattr(model, "optimizer", None))
         gamma, damping = self._slots.gamma, self._slots.damping

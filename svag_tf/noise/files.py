@@ -1,6 +1,7 @@
 """Writes and reads the files of `svag_tf.callbacks.GradientNoise`, without Keras."""
 
 import csv
+import io
 import math
 import warnings
 from typing import Any
@@ -42,10 +43,10 @@ def _tensorboard():
 
 
 class Files:
-    """`noise.csv`, `noise_histograms.csv` and TensorBoard's files.
+    """Writes `noise.csv`, `noise_histograms.csv` and TensorBoard's files.
 
-    Lines are appended, one measurement at a time: a killed process leaves whole lines
-    and at most one broken one, which is dropped when training resumes.
+    Lines are appended, one measurement at a time. A killed process leaves at most one
+    incomplete line, which is dropped when training resumes.
     """
 
     def __init__(self, folder, step):
@@ -142,17 +143,11 @@ class Files:
 
 
 def _lines(rows):
-    text = []
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
     for row in rows:
-        text.append(",".join(_cell(value) for value in row))
-    return "\n".join(text) + "\n"
-
-
-def _cell(value):
-    text = f"{value:.7g}" if isinstance(value, float) else str(value)
-    if any(c in text for c in ',"\n'):
-        text = '"' + text.replace('"', '""') + '"'
-    return text
+        writer.writerow(f"{x:.7g}" if isinstance(x, float) else x for x in row)
+    return text.getvalue()
 
 
 def read_table(path, columns):

@@ -1,4 +1,4 @@
-"""Computes the gradients of single examples and their moments, on any backend."""
+"""Computes the gradients of single examples, and their moments."""
 
 import contextlib
 import functools

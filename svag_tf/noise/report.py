@@ -1,4 +1,4 @@
-"""One self-contained page on how noisy the gradients of a run, or of several, are.
+"""Writes a self-contained page on how noisy the gradients of one or more runs are.
 
     python -m svag_tf.report WORKDIR [WORKDIR ...] [--output=PAGE] [--watch]
 
@@ -58,16 +58,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--output",
         type=Path,
-        help="the page; default: report.html in the folder, or, of several folders, "
-        "here",
+        help="the page to write; default: report.html in the run's folder, or in the "
+        "current one for several runs",
     )
     parser.add_argument(
         "--watch",
         action="store_true",
-        help="rewrite it until the runs are complete, and let the browser follow",
+        help="rewrite the page until the runs are complete; browsers reload it",
     )
     parser.add_argument(
-        "--interval", type=int, default=10, help="seconds between (default: 10)"
+        "--interval", type=int, default=10, help="seconds between pages; default: 10"
     )
     flags = parser.parse_args(arguments)
     if flags.interval < 1:

@@ -14,11 +14,11 @@ from svag_tf.noise.files import BINS, COLUMNS, HISTOGRAM_COLUMNS, OVERALL, read_
 
 
 class ReportError(Exception):
-    """A folder that cannot be reported on; the message is meant for the user."""
+    """Raised if a folder cannot be reported on; its message is meant for the user."""
 
 
 class NothingMeasured(ReportError):
-    """A folder without a measurement, or without one yet."""
+    """Raised if a folder holds no measurement, or none yet."""
 
 
 @dataclass(frozen=True)

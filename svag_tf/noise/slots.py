@@ -15,7 +15,7 @@ SUPPORTED = (
 
 
 class Slots:
-    """An optimizer's averages and their factors, for the callback.
+    """Reads an optimizer's averages and their factors for the callback.
 
     Args:
         optimizer: A built optimizer.
@@ -89,14 +89,10 @@ def slots_of(optimizer):
             damping,
         )
     if isinstance(optimizer, keras.optimizers.Adam) and optimizer.beta_1 > 0:
-
-        def named(suffix):
-            return lambda: [v for v in optimizer.variables if v.path.endswith(suffix)]
-
         return Slots(
             optimizer,
-            named("_momentum"),
-            named("_velocity"),
+            lambda: internals.slots_named(optimizer, "_momentum"),
+            lambda: internals.slots_named(optimizer, "_velocity"),
             (optimizer.beta_1, optimizer.beta_2),
             rules.gamma_sign_adam,
             "sign",

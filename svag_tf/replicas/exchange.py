@@ -114,7 +114,7 @@ def majority(values: list) -> tuple[list, Payload]:
 
 
 def vote_digits(replicas: int) -> tuple[int, int]:
-    """Returns the base for votes of so many replicas, and its digits in an int32."""
+    """Returns the base for the votes of n replicas, and its digits in an int32."""
     base = 2 * replicas + 1
     digits = 0
     while base ** (digits + 1) <= 2**31:

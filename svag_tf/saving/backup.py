@@ -18,28 +18,28 @@ from svag_tf.saving.optimizer_state import all_or_error
 class BackupAndRestore(keras.callbacks.Callback):
     """Backs up training after each epoch, and resumes from there in the next `fit`.
 
-    `keras.callbacks.BackupAndRestore` overwrites its one file and trusts what it finds
-    there. This one survives a full disk, a killed process, and files that are truncated
-    or have flipped bits: each backup is a folder of its own, which appears once all of
-    it is on the disk; the previous one is kept; and all files have checksums
+    `keras.callbacks.BackupAndRestore` overwrites its only file and trusts what it finds
+    there. This callback survives a full disk, a killed process, and files that are
+    truncated or have flipped bits. Each backup is a new folder, which appears once all
+    of it is on the disk, and the previous backup is kept. All files have checksums
     (`SHA256SUMS`, as `sha256sum --check` reads it), which are compared before anything
-    is restored. It also keeps the random states of dropout and the like, so that k + k
-    epochs equal 2k, bit for bit, if the data comes in the same order. (Not with dropout
-    on PyTorch, or functions of `keras.random` without a seed: they draw from a stream
-    of the process.) It works with all of Keras' optimizers, and with models that have
-    several as attributes.
+    is restored. The random states of dropout and the like are saved too, so that k + k
+    epochs equal 2k epochs, bit for bit, if the data comes in the same order. (Not with
+    dropout on PyTorch, or functions of `keras.random` without a seed: they draw from a
+    stream of the process.) It works with all of Keras' optimizers, and with models that
+    have several optimizers as attributes.
 
     Args:
         backup_dir: Folder for the backups, `epoch_1`, `epoch_2`, and so on.
-        delete_checkpoint: Whether the backups are deleted at the end of `fit`. Defaults
+        delete_checkpoint: Whether to delete the backups at the end of `fit`. Defaults
             to `True`.
 
     Raises:
-        OSError: At the start of `fit`, if `backup_dir` is not a folder that can be
-            written; later, if a backup cannot be written. The message names it, and
-            earlier backups stay whole.
+        OSError: At the start of `fit`, if `backup_dir` is not a writable folder; later,
+            if a backup cannot be written. The message names it, and earlier backups
+            stay whole.
         ValueError: At the start of `fit`, if there are backups and none is whole, or
-            if the last whole one is of another model or optimizer; it is named.
+            if the last whole one belongs to another model or optimizer, which is named.
 
     Warns:
         UserWarning: For each damaged backup, with its name.
@@ -97,10 +97,11 @@ class BackupAndRestore(keras.callbacks.Callback):
 def restore_latest(manager: Any) -> str | None:
     """Restores the newest whole checkpoint in a manager's folder.
 
-    `manager.restore_or_initialize()` fails at a damaged checkpoint, perhaps after it
-    has restored a part, and starts afresh if the manager's own list is damaged. This
-    function goes by the files, reads every number of a checkpoint (each has a checksum)
-    before it restores any, and falls back to the one before if that fails.
+    `manager.restore_or_initialize()` fails on a damaged checkpoint, perhaps after
+    restoring part of it, and starts afresh if the manager's own list is damaged. This
+    function looks at the files themselves. It reads every tensor of a checkpoint (each
+    has a checksum) before it restores any, and falls back to the checkpoint before if
+    that fails.
 
     Args:
         manager: `tf.train.CheckpointManager`.

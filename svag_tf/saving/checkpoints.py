@@ -1,9 +1,9 @@
 """TensorFlow only: an optimizer's state in `tf.train.Checkpoint`.
 
 TensorFlow restores the children of an object by their names. Those of an optimizer are
-the entries of its state ("m_tilde/3"). Which variable an entry belongs to is known only
-when the record saved with them has been read. So all of them wait until then, or until
-the optimizer is built, as TensorFlow lets children wait that do not exist yet.
+the entries of its state ("m_tilde/3"). Only the record that is saved with them tells
+which variable an entry belongs to. So all entries wait until the record has been read
+and the optimizer is built: TensorFlow keeps values for children that do not exist yet.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from svag_tf.saving.optimizer_state import (
     resuming,
 )
 
-# Where other optimizers expect their step count, a string is saved: they would restore
-# a number, which has the same name in all of them, and silently ignore the rest.
+# A string is saved where other optimizers expect their step count. A number has the
+# same name in all optimizers: they would restore it, and silently ignore the rest.
 COUNT = internals.STEP_COUNT
-# Part of TensorFlow's message then.
+# This name appears in TensorFlow's message when another optimizer meets the string.
 GUARD = "this_is_the_state_of_an_optimizer_of_svag_tf_and_not_of_this_class"
 _RECORD = "svag_tf"
 RANDOM_STATES = "_random_states"

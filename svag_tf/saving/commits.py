@@ -1,16 +1,16 @@
-"""Commits: states of a training from which it resumes, whatever failed.
+"""Commits: saved states from which a training run resumes, whatever failed.
 
-This is the one way in which training is committed: by `BackupAndRestore`, by the runs
-of `scripts/train.py`, and by the simulation of gradient noise. It guarantees:
+`BackupAndRestore`, the runs of `scripts/train.py` and the simulation of gradient noise
+all save their training in this way. It guarantees:
 
-- A commit is a folder that appears at once, when all of it is on the disk. A process
-  killed at any moment, or a full disk, leaves the commits before it as they were.
+- A commit is a folder that appears at once, when all of it is on the disk. A killed
+  process or a full disk leaves all earlier commits as they were.
 - A commit holds the SHA-256 of its files (`SHA256SUMS`, as `sha256sum --check` reads
-  it). One that is truncated, or has a flipped bit, is never used: the one before is.
-- The last two are kept. Those that are deleted disappear at once.
+  it). If it is truncated or has a flipped bit, the one before is used instead.
+- The last two commits are kept. A deleted commit disappears at once.
 
-`save_state` puts all state of a model and its optimizers into a commit, and
-`restore_state` gives it back, bit for bit, to the same model and no other.
+`save_state` writes all state of a model and its optimizers to a commit, and
+`restore_state` restores it, bit for bit, into the same model and no other.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from svag_tf.saving.model_state import (
     state_of,
 )
 
-# Not HDF5, as in Keras: it ends the process when the disk is full.
+# Not HDF5, which Keras uses: it ends the process when the disk is full.
 VALUES, STATE, SUMS = "values.npz", "state.json", "SHA256SUMS"
 KEPT = 2  # Commits: the last, and the one before.
 
 
 class Commits:
-    """The commits of one training.
+    """The commits of one training run.
 
     Args:
-        folder: Where they are; it need not exist.
+        folder: Holds the commits; it need not exist.
         unit: What is counted. The commits are the folders `epoch_1`, `epoch_2`, ...
     """
 
@@ -68,7 +68,7 @@ class Commits:
 
     @contextlib.contextmanager
     def new(self, number: int) -> Iterator[Path]:
-        """Gives a folder to fill, which is a commit afterwards; removes old ones.
+        """Yields a folder to fill, which then becomes a commit; removes old commits.
 
         Args:
             number: Greater than that of the last whole commit.
@@ -78,7 +78,7 @@ class Commits:
         """
         self.clean()
         path = self.path(number)
-        shutil.rmtree(path, ignore_errors=True)  # It can only be a damaged one.
+        shutil.rmtree(path, ignore_errors=True)  # Only a damaged one can be there.
         with whole_folder(path) as folder:
             folder.mkdir()
             yield folder
@@ -88,7 +88,7 @@ class Commits:
             _delete(old)
 
     def last(self) -> Path | None:
-        """Returns the last whole commit; None if there are no commits. Only reads.
+        """Returns the last whole commit, or `None` if there are no commits.
 
         Warns:
             UserWarning: For each damaged commit after it, with its path.
@@ -112,7 +112,7 @@ class Commits:
         self.clean()
 
     def clean(self) -> None:
-        """Removes what a killed process has made or deleted by half."""
+        """Removes what a killed process left unfinished."""
         for left in self.folder.glob(f"{TEMPORARY_PREFIX}{self._prefix}*"):
             shutil.rmtree(left)
 
@@ -158,14 +158,14 @@ def save_state(model: keras.Model, commit: Path, **facts: Any) -> None:
 
 
 def restore_state(model: keras.Model, commit: Path) -> dict[str, Any]:
-    """Restores what `save_state` has written; returns the facts.
+    """Restores what `save_state` wrote, and returns the facts.
 
     Args:
         model: Compiled, with its layers built.
         commit: A whole commit.
 
     Raises:
-        ValueError: If it is of another model or optimizer. Nothing is restored then.
+        ValueError: If it belongs to another model or optimizer. Nothing is restored.
     """
     found = json.loads((commit / STATE).read_text())
     build_optimizers(model, found)
@@ -185,6 +185,6 @@ def restore_state(model: keras.Model, commit: Path) -> dict[str, Any]:
 
 
 def _bytes(variable: Any) -> np.ndarray:
-    """Returns a variable's value as NumPy can write it; it does not know bfloat16."""
+    """Returns a variable's value as bytes: NumPy cannot write bfloat16."""
     value = np.ascontiguousarray(keras.ops.convert_to_numpy(variable))
     return np.frombuffer(value.tobytes(), np.uint8)

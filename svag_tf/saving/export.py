@@ -39,7 +39,7 @@ def export_trainable(
     sample_weight: Any = None,
     batch_size: int | None = None,
 ) -> None:
-    """Writes a model as a SavedModel that continues the model's training.
+    """Writes a SavedModel that continues a model's training.
 
     `tf.saved_model.load`, `saved_model_cli` and TensorFlow's C API run it, without
     Keras and without this package. Its signatures:
@@ -47,40 +47,40 @@ def export_trainable(
     | signature | takes | does and returns |
     | --- | --- | --- |
     | `train` | `x`, `y` | one step of training; `loss` and the metrics |
-    | `infer` | `x` | `output`: what the model makes of it |
+    | `infer` | `x` | `output` of the model |
     | `evaluate` | `x`, `y` | `loss` and the metrics |
     | `save` | `path` | writes the state to a checkpoint; `step` |
     | `restore` | `path` | reads it back; `step` |
     | `train_from` | `path`, `x`, `y`, `to` | `restore`, `train` and `save` in one |
 
     `step` is the optimizer's count of updates. Loss and metrics are those of the batch
-    alone. A model's own `train_step` is given data as `fit` gives it: `x`, `(x,)`,
-    `(x, y)` or `(x, y, sample_weight)`; other data is all `x`. There is no `infer` if
-    the model has no `call`, and no `evaluate` if it has no loss in `compile`, unless
-    it has a `predict_step` or `test_step` of its own. The batch dimension is as free as
-    that of the model's inputs. k steps of `train` leave the same weights, bit for bit,
-    as k steps of the model in Python on the same machine.
+    alone. A model's own `train_step` gets data in the form in which `fit` passes it:
+    `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`; data in other forms counts as `x`.
+    There is no `infer` if the model has no `call`, and no `evaluate` if it has no loss
+    in `compile`, unless it has a `predict_step` or `test_step` of its own. The batch
+    dimension is as free as that of the model's inputs. k steps of `train` give the same
+    weights, bit for bit, as k steps of the model in Python on the same machine.
 
-    TensorFlow optimizes a training step for one known batch size differently, in the
-    last bits, from one for any batch size, and Keras has the one or the other,
-    depending on how it is called first. The export has those that the model has been
-    trained with since `compile`. A model that has not been trained gets the exported
-    one, for any batch size; as after a first step, later changes in Python, such as of
-    a layer's `trainable`, then need `compile`. See `batch_size` for a model that is
-    trained elsewhere, and docs/saving.md for what equals what.
+    A step for one known batch size and a step for any batch size can differ in the last
+    bits, because TensorFlow optimizes them differently. Which of them Keras has depends
+    on its first call. The export has those that the model was trained with since
+    `compile`. If the model was not trained, the export has a step for any batch size,
+    and Keras then uses the same step; as after a first step, later changes in Python,
+    such as of a layer's `trainable`, then need `compile`. See `batch_size` for a model
+    that is trained elsewhere, and docs/saving.md for what equals what.
 
     The state is everything that training continues from: weights, random states such as
     those of dropout, and the variables of all optimizers that are attributes of the
     model or of its layers (slots, step counts, averages, accumulated gradients, loss
     scale). Metrics are left out. `save` does not overwrite a checkpoint, so an earlier
-    one outlives a failed save; `restore` changes nothing unless all of the state can be
-    read. `train_from` starts from the exported state if `path` is empty.
+    one survives a failed save. `restore` changes nothing unless it can read all of the
+    state. `train_from` starts from the exported state if `path` is empty.
 
-    An input, target or output that is a dict or a list has a name for each part:
-    `x_left` and `x_right`, `y_0` and `y_1`, `output_0` and `output_1`, and for the
-    outputs of a dict its keys. Any character but an ASCII letter, a digit or `_`
-    becomes `_`: `x_image_encoded`. Each signature is also a function of the loaded
-    object, which takes and returns the structures: `loaded.train(x=..., y=...)`.
+    If an input, target or output is a dict or a list, each part has a name: `x_left`
+    and `x_right`, `y_0` and `y_1`, `output_0` and `output_1`, and the keys of an output
+    that is a dict. Any character but an ASCII letter, a digit or `_` becomes `_`:
+    `x_image_encoded`. Each signature is also a function of the loaded object, which
+    takes and returns the structures: `loaded.train(x=..., y=...)`.
 
     Args:
         model: Compiled `keras.Model` on the TensorFlow backend, with any Keras
@@ -99,16 +99,16 @@ def export_trainable(
             and `train_from`, is like; `True` for one float per example, or as in
             training; `False` for none. Defaults to `None`: there is one if the model
             has been trained with it and not without.
-        batch_size: Examples in a batch, at least 1. Only batches of this size get a
-            training step of their own, as in Python if the first batch that
-            `train_on_batch` gets has this size, or all that `fit` gets. Other sizes
-            remain possible. Defaults to `None`: the sizes for which the model already
-            has a training step of its own.
+        batch_size: Examples in a batch, at least 1. Batches of this size get a training
+            step of their own, as in Python if the first batch of `train_on_batch`, or
+            all batches of `fit`, have this size. Other sizes remain possible. Defaults
+            to `None`: the sizes for which the model already has a step of its own.
 
     Raises:
-        ValueError: If the model cannot be exported, an argument is not as above, or it
-            is unknown what the data is like: the model was not trained and does not
-            tell, or was trained on data of several kinds. Nothing is written.
+        ValueError: If the model cannot be exported, if an argument is not as above, or
+            if it is unknown what the data is like: the model was not trained and its
+            inputs do not tell, or it was trained on several kinds of data. Nothing is
+            written.
         FileExistsError: If `path` exists and is not an empty folder.
 
     Warns:
@@ -135,8 +135,8 @@ def export_trainable(
     with native.turned_off(), whole_folder(path) as folder:
         said = said_of(x, y, sample_weight)
         module, signatures = functions_of(model, said, batch_size)
-        # Where a model's own step is a tf.function, TensorFlow fails to save gradients
-        # of the optimizers' sums over replicas, which no one needs.
+        # If a model's own step is a tf.function, TensorFlow fails to save the gradients
+        # of the optimizers' sums over replicas. Nothing needs them.
         options = tf.saved_model.SaveOptions(
             experimental_custom_gradients=not hasattr(
                 model.train_step, "python_function"
@@ -149,7 +149,7 @@ def export_trainable(
 
 
 def restore_trained(model: keras.Model, path: str | os.PathLike[str]) -> None:
-    """Restores into a model what its exported copy has learned.
+    """Restores into a model the state that its exported copy has saved.
 
     Args:
         model: Compiled model like the one that was given to `export_trainable`, with

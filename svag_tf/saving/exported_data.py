@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -45,13 +44,17 @@ def shown(arguments: dict[str, Any]) -> str:
 
 
 class Form(NamedTuple):
-    """How `fit` gives a training step its data: bare (0), or a tuple of some parts."""
+    """The form in which `fit` passes data to a training step.
+
+    Attributes:
+        parts: Length of the tuple; 0 for data that is not in a tuple.
+    """
 
     parts: int
 
     @classmethod
     def of(cls, arguments: dict[str, Any]) -> Form:
-        """Returns the form of arrays that are given to `fit`."""
+        """Returns the form in which `fit` passes these arrays on."""
         if len(arguments) > 1:
             return cls(3 if "sample_weight" in arguments else 2)
         return cls(int(isinstance(arguments["x"], tuple | list)))
@@ -67,14 +70,14 @@ TRAIN_ON_BATCH = Form(3)
 
 
 class Kind(NamedTuple):
-    """Data of one structure and of certain dtypes that a model was trained on."""
+    """Training data of one structure, with the same dtypes and ranks."""
 
     form: Form
     steps: list[dict[str, Any]]  # Specs of what each of Keras' steps for it takes.
     made_here: bool
 
     def like(self, name: str) -> tuple[Any, ...]:
-        """Returns the properties in which arguments of one kind agree."""
+        """Returns what all arguments of one kind have in common."""
         return _like(self.steps[0].get(name))
 
 
@@ -87,21 +90,16 @@ def _like(specs: Any) -> tuple[Any, ...]:
 
 def traced_data(model: keras.Model) -> Iterator[tuple[Any, Any]]:
     """Yields the data that each of Keras' training steps takes, and the step."""
-    parts = [model.train_function]
-    if inspect.isfunction(model.train_function):  # A model may have made its own.
-        parts += inspect.getclosurevars(model.train_function).nonlocals.values()
-    for each in parts:
-        for function in (each, getattr(each, "__wrapped__", None)):
-            for concrete in internals.concrete_functions(function):
-                arguments, _ = concrete.structured_input_signature
-                if arguments:
-                    # An iterator stands for the data that it yields.
-                    data = internals.element_spec(arguments[0])
-                    yield keras.tree.map_structure(_none_for_nothing, data), concrete
+    for concrete in internals.training_steps(model):
+        arguments, _ = concrete.structured_input_signature
+        if arguments:
+            # An iterator stands for the data that it yields.
+            data = internals.element_spec(arguments[0])
+            yield keras.tree.map_structure(_none_for_nothing, data), concrete
 
 
 def _none_for_nothing(spec):
-    """Returns None for an empty optional, as data sets and iterators have it."""
+    """Returns None for the empty optional that data sets and iterators hold for it."""
     nothing = isinstance(spec, tf.OptionalSpec | type(tf.type_spec_from_value(None)))
     return None if nothing else spec
 
@@ -143,8 +141,8 @@ def trained_kind(model: keras.Model, said: dict[str, Any]) -> Kind | None:
 
     Args:
         model: Compiled model.
-        said: What the caller said of arguments: specs, `False` if there is no such
-            argument, `True` if there is one.
+        said: What the caller said about arguments: their specs, `False` if there is no
+            such argument, `True` if there is one.
 
     Raises:
         ValueError: If there are several kinds; lists them.
@@ -190,7 +188,7 @@ def trained_kind(model: keras.Model, said: dict[str, Any]) -> Kind | None:
 
 
 def general(kind: Kind, name: str, known: Any) -> Any:
-    """Returns an argument's spec for all of a kind's steps, and for other batches.
+    """Returns an argument's spec that covers all steps of a kind, and other batches.
 
     Args:
         kind: What the model was trained on.
@@ -219,7 +217,7 @@ def general(kind: Kind, name: str, known: Any) -> Any:
 
 
 def _as(structure, like):
-    """Packs the leaves of a structure like another: lists may have become tuples."""
+    """Packs leaves in the structure `like`: lists may have become tuples."""
     return keras.tree.pack_sequence_as(like, keras.tree.flatten(structure))
 
 
@@ -265,7 +263,7 @@ def of_batch_size(batch_size: Any, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def said_of(x: Any, y: Any, sample_weight: Any) -> dict[str, Any]:
-    """Returns specs of the arguments that the caller gave, or whether there is one."""
+    """Returns, for each argument that the caller gave, its specs or its existence."""
     said = {}
     for name, like in zip(NAMES, (x, y, sample_weight)):
         whether: dict[str, tuple[bool, ...]]
@@ -348,7 +346,7 @@ def arguments_for(
         said: What the caller said of them.
         kind: What the model was trained on, if it was.
         x: Specs of its input.
-        outputs: Returns its output for that, or raises a `ValueError`.
+        outputs: Returns the model's output for it, or raises a `ValueError`.
     """
     trained = {} if kind is None else kind.steps[0]
     y = said.get("y", "y" in trained or (kind is None and model.loss is not None))
@@ -375,7 +373,7 @@ def _trained_targets(model, kind, outputs):
 
 
 def form_for(kind: Kind | None, given: dict[str, Any]) -> Form:
-    """Returns the form in which `fit` gives the model such data."""
+    """Returns the form in which `fit` passes such data to the model."""
 
     def paths(arguments):
         return [path for path, _ in keras.tree.flatten_with_path(arguments)]

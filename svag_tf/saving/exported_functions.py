@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from svag_tf import native
+from svag_tf import internals, native
 from svag_tf.saving.exported_data import (
     MADE_HERE,
     TRAIN_ON_BATCH,
@@ -29,7 +29,6 @@ from svag_tf.saving.exported_data import (
 )
 from svag_tf.saving.exported_state import (
     read_checkpoint,
-    shared_seed,
     state_and_description,
     tf_variable,
     write_checkpoint,
@@ -171,11 +170,11 @@ class _Steps:
         return dict(self._test_step(self.form.packed(arguments)))
 
     def are_unseeded(self):
-        """Returns whether one of them draws random numbers without its own seed."""
+        """Returns whether a step draws random numbers without a seed of its own."""
         used = [v for graph in self._graphs for v in graph.variables]
-        # `shared_seed` is called only if needed: Keras creates it on first use.
-        maybe = any("seed_generator_state" in v.name for v in used)
-        return maybe and id(shared_seed()) in map(id, used)
+        # Asked for only if needed: Keras creates it on first use.
+        maybe = any(internals.SEED in v.name for v in used)
+        return maybe and id(internals.shared_seed()) in map(id, used)
 
     def _infer(self, x):
         return self.model.predict_step(Form.of({"x": x}).packed({"x": x}))
@@ -199,7 +198,7 @@ class _Steps:
                 )
 
     def _has(self, name):
-        """Returns whether a model is meant to do this, so that failing is an error."""
+        """Returns whether the model is meant to do this, so that failing is a fault."""
         own, step = type(self.model), {"infer": "predict_step", "evaluate": "test_step"}
         if getattr(own, step[name]) is not getattr(keras.Model, step[name]):
             return True
@@ -208,7 +207,7 @@ class _Steps:
 
 
 def _let_keras_use_it(model, given):
-    """Makes Keras, if it has no step yet, use the same one, for any batch size."""
+    """Makes Keras use the exported step, for any batch size, if it has none yet."""
     if (
         type(model).make_train_function is not keras.Model.make_train_function
         or model.run_eagerly
@@ -240,10 +239,10 @@ def _are_like(tensors, specs):
 
 
 def _of_known_shape(tensor, spec):
-    """Returns the tensor with the shape that TensorFlow knows in Python, and no more.
+    """Returns the tensor with exactly the static shape that Keras' step knows.
 
-    TensorFlow's optimizer takes shapes from wherever in a graph they are known: from
-    the caller (a loaded function is retraced for the shapes that it is called with), or
+    TensorFlow's graph optimizer takes shapes from wherever they are known: from the
+    caller (a loaded function is retraced for the shapes that it is called with), or
     from the other branch of a condition. It does not see through an optional.
     """
     return tf.raw_ops.OptionalGetValue(  # Raises an error if the shape differs.

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from svag_tf import internals
 from svag_tf.saving.model_state import description_of, shape_and_dtype, state_of
 
 tf: Any = None
@@ -36,19 +37,9 @@ def state_and_description(
     state = {name: tf_variable(v) for name, v in state_of(model).items()}
     description = description_of(model)
     if unseeded:
-        state[UNSEEDED] = shared_seed()
+        state[UNSEEDED] = internals.shared_seed()
         description["variables"][UNSEEDED] = shape_and_dtype(state[UNSEEDED])
     return state, description
-
-
-def shared_seed() -> Any:
-    """Returns the state of the generator that `keras.random` uses without a seed.
-
-    Keras has no public name for it. Tracing a function draws no numbers.
-    """
-    draw = tf.function(lambda: keras.random.uniform(()))
-    (state,) = draw.get_concrete_function().graph.variables
-    return state
 
 
 def write_checkpoint(path, variables, description):
@@ -102,10 +93,10 @@ def read_checkpoint(path, variables, description):
 
 
 def _reading(path, names, dtypes):
-    """Reads strings and tensors of a checkpoint; returns the first, "" if one fails.
+    """Reads strings and tensors of a checkpoint; returns the first, or "" on failure.
 
-    Errors are caught because TensorFlow's own messages do not always name the file, and
-    only a data set can catch them.
+    TensorFlow's own errors do not always name the file, so they are caught, which only
+    a data set can do.
     """
     read = tf.data.Dataset.from_tensors(path).map(
         lambda path: _restored(path, names, dtypes)[0]

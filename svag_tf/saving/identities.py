@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-import sys
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -24,11 +23,11 @@ class Identity(NamedTuple):
 
     Attributes:
         path: Its path in Keras.
-        in_model: The same with automatic numbers counted anew among all variables of
-            the model, also those of frozen layers; `None` if the model is not known.
-        below_model: The same without the model's name at the start.
+        in_model: The path with automatic numbers recounted among all variables of the
+            model, including those of frozen layers; `None` if the model is unknown.
+        below_model: `in_model` without the model's name at the start.
         shape: List of integers.
-        token: Marks the very object, to find it again in the same process.
+        token: Marks the variable object itself, to recognize it in the same process.
     """
 
     path: str
@@ -47,7 +46,7 @@ def _token_of(variable: Any) -> str:
 def identities_of(
     variables: Sequence[Any], model: keras.Model | None
 ) -> list[Identity]:
-    """Returns the identities of a model's variables; `None` is an unknown model."""
+    """Returns the identities of variables; `model` is `None` if it is unknown."""
     stable: dict[int, str] = {}
     name = ""
     if model is not None:
@@ -71,17 +70,16 @@ def identities_of(
 def matched(there: list[Identity], here: list[Identity]) -> dict[int, int]:
     """Maps the index of each variable here to that of the same variable there.
 
-    If some are the same objects, as in a model that has layers of the saved one, the
-    others are new, except for those whose names were chosen and are the same.
-    Otherwise variables are the same if their paths in their models and their shapes
-    are. If a model is not known, automatic numbers say little: then all paths of one
-    side must equal those of the other, numbered anew, or else single ones must be
-    identical.
+    If some variables are the same objects, as in a model that contains layers of the
+    saved one, all others are new, except those whose names the user chose and kept.
+    Otherwise variables match if their paths in their models and their shapes are equal.
+    If a model is unknown, automatic numbers mean little: then either all recounted
+    paths of one side must equal those of the other, or single paths must be identical.
     """
     sources: dict[int, int] = {}
 
     def join(theirs: Sequence[str | None], ours: Sequence[str | None]) -> bool:
-        """Joins variables of the same key and shape; returns whether that is all."""
+        """Matches variables of equal key and shape; returns whether none is left."""
         places: list[dict[Any, list[int]]] = []
         for keys, side, taken in (
             (theirs, there, set(sources.values())),
@@ -122,48 +120,33 @@ def matched(there: list[Identity], here: list[Identity]) -> dict[int, int]:
 
 
 def _chosen(path: str) -> str | None:
-    """Returns a path whose names were all chosen; `None` if Keras gave one."""
+    """Returns the path if the user chose all its names; `None` if Keras made one."""
     *layers, _ = path.split("/")
     given = any(re.sub(r"_\d+$|_", "", layer) in _LAYERS for layer in layers)
     return None if given else path
 
 
 def _below_model(paths: list[str]) -> list[str]:
-    """Returns paths without the name that all of them start with, the model's."""
+    """Returns paths without the model's name, if all of them start with it."""
     below = [path.partition("/")[2] for path in paths]
     one = len({path.partition("/")[0] for path in paths}) == 1
     return below if one and all(below) else paths
 
 
-# Keras tells an optimizer neither its model nor the frozen variables, and without them
-# the automatic names of layers (dense_4) mean nothing in another model. But methods of
-# the model usually build, save and load its optimizer, so the model is in a Keras
-# function on the call stack. Other functions are left alone: up to Python 3.12, looking
-# at their variables keeps these alive.
-
-
-def _models_on_stack() -> Iterator[keras.Model]:
-    frame: Any = sys._getframe(1)
-    seen = set()
-    while frame is not None:
-        if frame.f_globals.get("__name__", "").startswith("keras."):
-            for value in list(frame.f_locals.values()):
-                if issubclass(type(value), keras.Model) and id(value) not in seen:
-                    seen.add(id(value))
-                    yield value
-        frame = frame.f_back
+# Without the model, the automatic names of layers (dense_4) mean nothing elsewhere.
 
 
 def model_of(variables: Sequence[Any]) -> keras.Model | None:
-    """Returns the largest model on the stack that has all these variables, if any."""
+    """Returns the largest model on the call stack that has all these variables."""
     ids = {id(v) for v in variables}
-    models = [m for m in _models_on_stack() if ids <= {id(v) for v in m.variables}]
+    found = internals.models_on_stack()
+    models = [m for m in found if ids <= {id(v) for v in m.variables}]
     return max(models, key=lambda m: len(m.variables), default=None)
 
 
 def model_being_loaded(optimizer: Any) -> keras.Model | None:
-    """Returns the model on the stack that is compiled with an optimizer, if any."""
-    for model in _models_on_stack():
+    """Returns the model on the call stack that is compiled with this optimizer."""
+    for model in internals.models_on_stack():
         own = getattr(model, "optimizer", None)
         if optimizer in (own, getattr(own, "inner_optimizer", None)):
             return model

@@ -19,18 +19,18 @@ def class_of(optimizer: keras.optimizers.Optimizer) -> str:
 
 
 def stable_paths(variables: Iterable[Any]) -> list[str]:
-    """Returns paths of variables that do not depend on the process's other models."""
+    """Returns paths that do not depend on other models of the process."""
     return renumbered([path_of(v) for v in variables])
 
 
 def renumbered(
     paths: Iterable[str], automatic: Container[str] | None = None
 ) -> list[str]:
-    """Returns paths with their automatic numbers counted anew.
+    """Returns paths with their automatic numbers recounted.
 
-    Keras numbers the names that it gives: the layers `dense_4` and `dense_5` of one
+    Keras numbers the names that it makes: the layers `dense_4` and `dense_5` of one
     process are `dense` and `dense_1` in the next. Here the lowest number of a name is
-    left out, the second lowest is 1, and so on.
+    dropped, the second lowest becomes 1, and so on.
 
     Args:
         paths: Paths of variables.
@@ -68,7 +68,7 @@ def shape_and_dtype(variable: Any) -> list[Any]:
 
 
 def state_of(model: keras.Model) -> dict[str, Any]:
-    """Returns all variables of the model and its optimizers to resume from, by name.
+    """Returns all variables from which training resumes, by name.
 
     An optimizer that is not built has not been used, and is left out unless it wraps
     others that are built.
@@ -103,10 +103,10 @@ def optimizers_of(model: keras.Model) -> dict[str, Any]:
 
 
 def parts_of(whole: Any, kind: type) -> dict[str, Any]:
-    """Returns the objects of a class that a model or an optimizer holds, by their path.
+    """Returns the objects of a class that a model or an optimizer holds, by path.
 
     Searches its attributes and those of its layers and optimizers, also in lists and
-    dicts. It may be such an object itself.
+    dicts. `whole` itself may be such an object.
     """
     found: dict[str, Any] = {}
     seen: set[int] = set()
@@ -164,9 +164,10 @@ def _rnn_states(model: keras.Model) -> list[Any]:
 
 
 def description_of(model: keras.Model) -> dict[str, Any]:
-    """Describes, as plain JSON, what must agree for a state to be restored.
+    """Describes, as plain JSON, what must agree before a state is restored.
 
-    Each optimizer's class and the variables it is built on; names, shapes, dtypes.
+    That is each optimizer's class and the variables it is built on, and the name, shape
+    and dtype of each variable.
     """
     names = {id(v): name for name, v in _own_state(model).items()}
     optimizers = optimizers_of(model)
@@ -222,7 +223,7 @@ def first_difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
 
 
 def _difference(found, expected):
-    """Returns what differs, and its value in either."""
+    """Returns what differs, what was expected, and what was found."""
     a, b = (
         {path: one["class"] for path, one in description["optimizers"].items()}
         for description in (expected, found)

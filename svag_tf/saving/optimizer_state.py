@@ -1,13 +1,14 @@
 """Saves and restores an optimizer's state by the variables that it belongs to.
 
 Slots, averages and counts are saved with the path and the shape of the model's variable
-that they belong to, and are restored by path and shape: variables in both file and
-model continue exactly, a variable that is not in the file starts afresh at t = 1, and
-state of variables that the model no longer has is dropped. Keras' own optimizers go by
-position.
+that they belong to, and are restored by path and shape. Variables in both file and
+model continue exactly, variables that are not in the file start afresh at t = 1, and
+the state of variables that the model no longer has is dropped. Keras' own optimizers
+match by position.
 
-Loading never fails for lack of a match: one `OptimizerStateWarning` says what was not
-restored. Within `all_or_error`, for resuming, that is an error. Damage is always one.
+Loading never fails because something does not match: one `OptimizerStateWarning` says
+what was not restored. Within `all_or_error`, for resuming, a mismatch is an error.
+Damage is always an error.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ _all_or_error = contextvars.ContextVar("all_or_error", default=False)
 
 
 class OptimizerStateWarning(UserWarning):
-    """An optimizer's saved state could not be restored, or not all of it.
+    """Warns that an optimizer's saved state was not restored, or only in part.
 
-    The message says what was restored, what starts afresh, and why. As with all
-    warnings, a filter can make it an error; the optimizer is then unchanged.
+    The message says what was restored, what starts afresh, and why. A warning filter
+    can turn it into an error; the optimizer is then unchanged.
 
     Example:
 
@@ -61,13 +62,13 @@ class OptimizerStateWarning(UserWarning):
 
 
 def resuming() -> bool:
-    """Returns whether this is within `all_or_error`."""
+    """Returns whether this is called within `all_or_error`."""
     return _all_or_error.get()
 
 
 @contextlib.contextmanager
 def all_or_error() -> Iterator[None]:
-    """Raises a `ValueError` for any state within it that is not restored as a whole."""
+    """Raises a `ValueError` if any state in its body is not restored completely."""
     token = _all_or_error.set(True)
     try:
         yield
@@ -182,7 +183,7 @@ class OptimizerState:
         """Restores what was loaded before the optimizer was built."""
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
-            # Those that were restored before may have other values since.
+            # What was restored early may have changed since.
             early = [name for name, _ in self.early_places(waiting[0])]
             self._restore(*waiting, early)
         self._said = ""
@@ -216,7 +217,7 @@ class OptimizerState:
             self._say(self._match(record, trained).message)
 
     def early_places(self, record: dict[str, Any]) -> list[tuple[str, Any]]:
-        """Returns places as `places` does, of the scalars of an unbuilt optimizer."""
+        """Returns pairs as `places` does, for the scalars of an unbuilt optimizer."""
         here = self.entries()
         fits = record.get("class") == class_of(self._optimizer)
         return [
@@ -226,7 +227,7 @@ class OptimizerState:
         ]
 
     def places(self, record: dict[str, Any]) -> tuple[list[tuple[str, Any]], bool]:
-        """Finds where a record's entries belong; all variables not in it start afresh.
+        """Finds where a record's entries belong; all other variables start afresh.
 
         Returns:
             Pairs of the name of an entry and the optimizer's variable for its value,
@@ -279,7 +280,7 @@ class OptimizerState:
             self.begin_accumulation()
 
     def begin_accumulation(self) -> None:
-        """Restarts accumulation: how much of a gradient was accumulated is unknown."""
+        """Restarts accumulation, as it is unknown how much was accumulated."""
         optimizer = self._optimizer
         steps = optimizer.gradient_accumulation_steps
         if steps:
@@ -378,7 +379,7 @@ class OptimizerState:
         return names
 
     def _known_identities(self) -> list[Identity]:
-        """Returns its variables' identities, noted while the model was known."""
+        """Returns the variables' identities, recorded while the model was known."""
         known = self._identities
         if known is None or any(each.in_model is None for each in known):
             variables = internals.trained_variables(self._optimizer)
@@ -387,7 +388,7 @@ class OptimizerState:
         return known
 
     def note_variables(self, variables: Sequence[Any]) -> None:
-        """Notes at `build` the identities of the optimizer's variables."""
+        """Records at `build` the identities of the optimizer's variables."""
         loaded, self._of_loaded_model = self._of_loaded_model, {}
         if all(id(v) in loaded for v in variables):
             self._identities = [loaded[id(v)][1] for v in variables]

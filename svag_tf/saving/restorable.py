@@ -18,7 +18,7 @@ if keras.backend.backend() == "tensorflow":
 
 
 def _restoring_at_the_end(build):
-    """Wraps a `build`; the outermost one restores, when all variables are there."""
+    """Wraps a `build`; the outermost call restores, once all variables exist."""
 
     @functools.wraps(build)
     def wrapped(self, *args, **kwargs):
@@ -34,7 +34,7 @@ def _restoring_at_the_end(build):
 
 
 class RestorableOptimizer(internals.HookedOptimizer):
-    """Base class: Keras' files and TensorFlow's checkpoints, by an `OptimizerState`."""
+    """Base class that saves to, and restores from, Keras' files and checkpoints."""
 
     # Whether `build` is running, its own or that of a subclass.
     _is_building = False
@@ -61,7 +61,7 @@ class RestorableOptimizer(internals.HookedOptimizer):
                 self._record.restore_waiting()
 
     def save_own_variables(self, store):
-        """Puts the state into a store of Keras, with a record of what it belongs to.
+        """Writes the state to a store of Keras, with a record of what it belongs to.
 
         Args:
             store: The store that Keras' `model.save` passes, or a dict.
@@ -71,8 +71,8 @@ class RestorableOptimizer(internals.HookedOptimizer):
     def load_own_variables(self, store):
         """Restores the state from a store of Keras; at `build`, if not built yet.
 
-        State goes to the variables that it belongs to, by their paths and shapes. A
-        variable whose state is not there starts afresh, at t = 1.
+        State is matched with variables by path and shape. A variable without saved
+        state starts afresh, at t = 1.
 
         Args:
             store: A store that `save_own_variables` has filled.

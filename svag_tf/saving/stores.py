@@ -1,7 +1,7 @@
 """Writes an optimizer's state into a store of Keras, and reads it from there.
 
-A store holds arrays by name. Beside those of the variables we put a record, which says
-what they are, as JSON with a checksum of everything.
+A store maps names to arrays. Beside the arrays of the variables it gets a record: JSON
+that says what they are, with a checksum of everything.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def read(store: Any, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         name: The optimizer's name, for messages.
 
     Raises:
-        ValueError: They are damaged.
+        ValueError: If the record or an array is damaged.
     """
     try:
         record = dict(json.loads(np.asarray(store[RECORD]).tobytes()))

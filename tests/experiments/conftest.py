@@ -17,14 +17,17 @@ from svag_tf.experiments.problems.data import Data
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def config_of(name: str, **fields: object) -> ConfigDict:
+    """The config of a file in configs/, by its stem, with other values of fields."""
+    config = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]()
+    config.update_from_flattened_dict(fields)
+    return config
+
+
 @pytest.fixture(scope="session")
 def load_config() -> Callable[[str], ConfigDict]:
-    """The config of a file in configs/, by its name without `.py`."""
-
-    def load(name: str) -> ConfigDict:
-        return runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]()
-
-    return load
+    """`config_of`, for tests that import nothing from here."""
+    return config_of
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +43,7 @@ def _global_state_restored() -> Iterator[None]:
 
 @pytest.fixture
 def make_config(
-    monkeypatch: pytest.MonkeyPatch, load_config: Callable[[str], ConfigDict]
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., ConfigDict]:
     """Makes the config of a tiny run with a dropout layer; any field overridden."""
 
@@ -64,7 +67,7 @@ def make_config(
     monkeypatch.setitem(problems.PROBLEMS, "tiny", problems.Problem(load, build))
 
     def make(**fields: object) -> ConfigDict:
-        config = load_config("digits")
+        config = config_of("digits")
         config.problem, config.epochs, config.batch_size = "tiny", 3, 10
         config.update_from_flattened_dict(fields)
         return config

@@ -1,13 +1,13 @@
 """Wilson's least squares: against its definition, closed forms and the paper."""
 
+import functools
 import json
 import os
-import runpy
 
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import config_of
 
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.optimizers import OPTIMIZERS
@@ -28,11 +28,7 @@ pytestmark = pytest.mark.skipif(
 LABELS = np.array([1, -1, 1, 1, -1, 1, 1, 1, -1, 1], float)
 
 
-def make_config(**fields):
-    path = str(ROOT / "configs" / "generalization.py")
-    config = runpy.run_path(path)["get_config"]()
-    config.update(fields)
-    return config
+make_config = functools.partial(config_of, "generalization")
 
 
 def test_features():

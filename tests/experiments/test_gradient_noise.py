@@ -3,12 +3,11 @@
 import csv
 import json
 import os
-import runpy
 
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import config_of
 from resuming import Killed, kill_at_replacement
 
 from svag_tf.experiments import problems
@@ -55,8 +54,7 @@ def _no_pictures(monkeypatch):
 
 
 def make_config(**fields):
-    path = str(ROOT / "configs" / "gradient_noise.py")
-    config = runpy.run_path(path)["get_config"]()
+    config = config_of("gradient_noise")
     config.steps, config.elements = (3, 12), 10
     config.training.update(
         {"problem": "little", "epochs": 2, "batch_size": 5, "train_examples": None}

@@ -1,14 +1,14 @@
 """Noisy quadratics: against closed forms, plain training and the paper's claims."""
 
 import dataclasses
+import functools
 import json
 import os
-import runpy
 
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import config_of
 
 from svag_tf.experiments.config import checked
 from svag_tf.experiments.errors import ExperimentError
@@ -32,11 +32,7 @@ pytestmark = pytest.mark.skipif(
 EIGENVALUES = np.linspace(0.1, 1.1, 10)
 
 
-def make_config(**fields):
-    path = str(ROOT / "configs" / "noisy_quadratic.py")
-    config = runpy.run_path(path)["get_config"]()
-    config.update(fields)
-    return config
+make_config = functools.partial(config_of, "noisy_quadratic")
 
 
 def test_the_four_problems():

@@ -5,15 +5,13 @@ import matplotlib.image
 import pytest
 
 from svag_tf.experiments.comparison.baselines import published
-from svag_tf.experiments.comparison.sensitivity import save_sensitivity
-from svag_tf.experiments.optimizers import OPTIMIZERS, TITLES
-from svag_tf.experiments.plots import (
-    DIRECTIONS,
+from svag_tf.experiments.comparison.figures import (
     line_styles,
     save_comparison,
-    save_curves,
-    spread_near_one,
+    save_sensitivity,
 )
+from svag_tf.experiments.optimizers import DIRECTIONS, OPTIMIZERS, TITLES
+from svag_tf.experiments.plots import save_curves, spread_near_one
 
 PUBLISHED = published("fmnist_2c2d")
 

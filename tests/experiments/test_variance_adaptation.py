@@ -1,13 +1,13 @@
 """The factors and the Lemma: against closed forms."""
 
+import functools
 import json
 import math
 import os
-import runpy
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import config_of
 
 from svag_tf import rules
 from svag_tf.experiments.errors import ExperimentError
@@ -20,12 +20,7 @@ from svag_tf.experiments.simulations.variance_adaptation import (
     squared_errors,
 )
 
-
-def make_config(**fields):
-    path = str(ROOT / "configs" / "variance_adaptation.py")
-    config = runpy.run_path(path)["get_config"]()
-    config.update(fields)
-    return config
+make_config = functools.partial(config_of, "variance_adaptation")
 
 
 def right(eta):

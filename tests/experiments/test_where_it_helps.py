@@ -1,15 +1,15 @@
 """Where variance adaptation helps: against loops over single examples in float64."""
 
 import csv
+import functools
 import json
 import math
 import os
-import runpy
 
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import config_of
 
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.simulations import where_it_helps
@@ -31,11 +31,7 @@ pytestmark = pytest.mark.skipif(
 TINY = {"seeds": 10, "steps": 20, "examples": 40, "dimension": 4, "rates": 3}
 
 
-def make_config(**fields):
-    path = str(ROOT / "configs" / "where_it_helps.py")
-    config = runpy.run_path(path)["get_config"]()
-    config.update({**TINY, **fields})
-    return config
+make_config = functools.partial(config_of, "where_it_helps", **TINY)
 
 
 def moments(x, y, theta, batch):

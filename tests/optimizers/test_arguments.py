@@ -174,7 +174,7 @@ OF_OTHERS = [
     ({"clip_norm": 1.0}, "`clip_norm`. Did you mean clipnorm=1.0?"),
     ({"state_type": "float32"}, "`state_type`. Did you mean state_dtype='float32'?"),
     ({"weightdecay": 0.1}, "`weightdecay`. Did you mean weight_decay=0.1?"),
-    ({"foo": 1}, "`foo`. Its arguments are learning_rate, beta, "),
+    ({"xyz": 1}, "`xyz`. Its arguments are learning_rate, beta, "),
 ]
 
 

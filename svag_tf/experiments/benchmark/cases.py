@@ -55,11 +55,7 @@ class Case:
 
 
 def resnet50_shapes(divide: int = 1) -> tuple[Shape, ...]:
-    """Returns shapes of the variables of `keras.applications.ResNet50`, in order.
-
-    Args:
-        divide: divisor of all widths.
-    """
+    """Returns the shapes of ResNet-50's variables, their widths divided."""
     shapes: list[Shape] = []
 
     def convolution(size: int, inputs: int, outputs: int) -> None:
@@ -91,11 +87,7 @@ def resnet50_shapes(divide: int = 1) -> tuple[Shape, ...]:
 
 
 def efficientnet_b0_shapes(divide: int = 1) -> tuple[Shape, ...]:
-    """Returns shapes of the variables of `keras.applications.EfficientNetB0`, in order.
-
-    Args:
-        divide: divisor of all widths.
-    """
+    """Returns the shapes of EfficientNet-B0's variables, their widths divided."""
     shapes: list[Shape] = []
 
     def convolution(shape: Shape, normalised: int) -> None:
@@ -129,11 +121,7 @@ def efficientnet_b0_shapes(divide: int = 1) -> tuple[Shape, ...]:
 
 
 def bert_base_shapes(divide: int = 1) -> tuple[Shape, ...]:
-    """Returns shapes of the variables of BERT-base, uncased, with its pooler.
-
-    Args:
-        divide: divisor of width, vocabulary and depth.
-    """
+    """Returns the shapes of BERT-base, uncased, with its pooler, divided."""
     width, vocabulary, layers = 768 // divide, 30522 // divide, max(12 // divide, 1)
 
     def dense(inputs: int, outputs: int) -> list[Shape]:
@@ -186,7 +174,7 @@ SCALING = "scaling-"
 
 
 def scaling_case(parameters: int) -> Case:
-    """Returns the case of one variable with so many parameters."""
+    """Returns the case of one variable with this number of parameters."""
     return Case(f"{SCALING}{parameters}", f"{parameters:.0e}", ((parameters,),))
 
 

@@ -22,8 +22,7 @@ from svag_tf.experiments.errors import ExperimentError
 def benchmark_with_progress(options: Options) -> dict[str, Any]:
     """Runs `benchmark` with a progress bar; then prints the targets and the files.
 
-    Raises:
-        ExperimentError: as `benchmark`; and, after all is written, for failed rows.
+    Failed rows raise an error after all is written.
     """
     console = Console()
     progress = Progress(

@@ -24,13 +24,8 @@ BLOCK = re.compile(r"(<!-- benchmark: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 def fill(workdir: Path, documents: Iterable[str]) -> None:
     """Writes a run's numbers between `<!-- benchmark: NAME -->` and `<!-- end -->`.
 
-    Args:
-        workdir: the folder with the run's benchmark.json.
-        documents: the files, in which NAME is one of "speed" (six rows in four cases),
-            "targets" and "run" (the command, machine and software).
-
-    Raises:
-        ExperimentError: for a file that cannot be read, or without such a block.
+    NAME is "speed" (six rows in four cases), "targets" or "run" (the command, machine
+    and software). A document without such a block is an error.
     """
     try:
         results = json.loads((workdir / "benchmark.json").read_text(encoding="utf-8"))

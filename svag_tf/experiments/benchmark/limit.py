@@ -17,11 +17,7 @@ def compiler() -> list[str]:
 
 
 def build_limit(folder: Path) -> tuple[Path | None, str | None, str | None]:
-    """Compiles the program into a folder.
-
-    Returns:
-        The program and the compiler's command, or None with the reason.
-    """
+    """Compiles the program; returns it and the command, or None and the reason."""
     program = folder / "limit"
     command = [*compiler(), *FLAGS, str(SOURCE), "-o", str(program), "-lm"]
     try:

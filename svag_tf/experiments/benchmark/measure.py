@@ -76,19 +76,15 @@ class Options:
 def benchmark(
     options: Options, report: Callable[[float, float, str], None] = lambda *_: None
 ) -> dict[str, Any]:
-    """Measures, and writes the results into the workdir.
+    """Measures, writes the results into the workdir, and returns them.
 
     Args:
         options: what to measure.
         report: called with the progress: work done, all work, and what comes next.
 
-    Returns:
-        The results, as in `benchmark.json`.
-
     Raises:
-        ExperimentError: for an unknown name, a bad number, a workdir that cannot be
-            written to, or rows and cases that have nothing in common, before anything
-            is measured.
+        ExperimentError: before anything is measured, for an unknown name, a bad number,
+            a workdir that cannot be written to, or rows that no case has.
     """
     require(matplotlib)
     cases, rows, skipped = _chosen(options)

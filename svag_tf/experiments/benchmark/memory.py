@@ -31,12 +31,7 @@ TEMPORARIES = {
 def batches(
     case: Case, rows: Sequence[Row], limit: float
 ) -> tuple[list[list[Row]], dict[str, str]]:
-    """Puts rows into batches, each of which fits in memory at once.
-
-    Args:
-        case: the case that they update.
-        rows: in the order in which they are to be measured.
-        limit: bytes.
+    """Puts rows into batches, each of which fits into `limit` bytes of memory at once.
 
     Returns:
         The batches, each with the references if those fit beside another row; and, by

@@ -10,7 +10,7 @@ import numpy as np
 
 from svag_tf.experiments.benchmark.cases import KERAS, LIMIT, OURS, PEERS
 from svag_tf.experiments.benchmark.texts import number, seconds
-from svag_tf.experiments.files import replacing
+from svag_tf.experiments.plots import save, tidy
 from svag_tf.optional import matplotlib
 
 # Okabe and Ito's palette, safe for the colour-blind.
@@ -20,12 +20,7 @@ BAR, MARGIN = 0.235, 1.5  # inches
 
 
 def save_bars(case: dict[str, Any], path: Path) -> None:
-    """Draws the bar chart of a case: time per step relative to the limit's.
-
-    Args:
-        case: an entry of "cases" in the results, with at least one measured row.
-        path: the PNG to write.
-    """
+    """Draws a case, an entry of "cases": time per step relative to the limit's."""
     rows = _bars(case)
     figure = matplotlib.figure.Figure(
         figsize=(7.5, len(rows) * BAR + MARGIN), layout="constrained", dpi=130
@@ -45,8 +40,7 @@ def save_bars(case: dict[str, Any], path: Path) -> None:
         handles=key, loc="outside upper center", ncols=len(key), frameon=False,
         fontsize=9,
     )  # fmt: skip
-    with replacing(path) as temporary:
-        figure.savefig(temporary)
+    save(figure, path)
 
 
 def _bars(case: dict[str, Any]) -> list[dict[str, Any]]:
@@ -115,20 +109,12 @@ def _draw_bars(axes: matplotlib.axes.Axes, case: dict[str, Any]) -> str:
     axes.set_title(case["title"], fontsize=11, fontweight="bold", loc="left")
     axes.set_xlabel(label, fontsize=9)
     axes.tick_params(axis="x", labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
+    tidy(axes, "x")
     return line
 
 
 def save_scaling(curves: dict[str, Any], path: Path) -> None:
-    """Draws time per step against parameters, both logarithmic.
-
-    Args:
-        curves: "scaling" of the results: for each row its title, `parameters` and
-            `median`.
-        path: the PNG to write.
-    """
+    """Draws time per step against parameters, both logarithmic, from "scaling"."""
     figure = matplotlib.figure.Figure(figsize=(8, 5), layout="constrained", dpi=150)
     axes = figure.subplots()
     colours = {"msvag": COLOURS[OURS], "keras-adam": COLOURS[KERAS], "limit": "black"}
@@ -155,12 +141,9 @@ def save_scaling(curves: dict[str, Any], path: Path) -> None:
     axes.set(xscale="log", yscale="log", xlabel="parameters (log scale)")
     axes.set_ylabel("seconds a step (log scale)")
     axes.set_title("Time of a step against parameters", fontsize=12)
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes)
     axes.legend(frameon=False, loc="upper left", fontsize=9)
-    with replacing(path) as temporary:
-        figure.savefig(temporary)
+    save(figure, path)
 
 
 # Colours of the mean gradient and the majority vote.
@@ -168,12 +151,7 @@ EXCHANGES = {"mean": "#D55E00", "majority_vote": "#0072B2"}
 
 
 def save_replicas(results: dict[str, Any], path: Path) -> None:
-    """Draws the measured cost of several replicas.
-
-    Args:
-        results: the result of `replicas.benchmark_replicas`.
-        path: the PNG to write.
-    """
+    """Draws the measured cost of several replicas, from `benchmark_replicas`."""
     figure = matplotlib.figure.Figure(figsize=(11, 3.8), layout="constrained", dpi=130)
     grey = "#555555"
     measured = results["measured"]
@@ -208,8 +186,7 @@ def save_replicas(results: dict[str, Any], path: Path) -> None:
         ncols=5,
         frameon=False,
     )
-    with replacing(path) as temporary:
-        figure.savefig(temporary)
+    save(figure, path)
 
 
 def _draw_measured(
@@ -236,6 +213,4 @@ def _draw_measured(
     axes.set_ylim(bottom=0)
     axes.set_xlabel("replicas", fontsize=9)
     axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
+    tidy(axes)

@@ -60,9 +60,6 @@ def benchmark_replicas(
 
     Returns:
         The content of `replicas.json`.
-
-    Raises:
-        ExperimentError: if a process fails.
     """
     require(matplotlib)
     folder = writable_folder(workdir)

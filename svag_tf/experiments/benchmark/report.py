@@ -105,10 +105,7 @@ def overview(
 ) -> str:
     """Returns a table, rows x cases: median, and its ratio to the limit (or Adam).
 
-    Args:
-        results: as in `benchmark.json`.
-        cases: names; empty for all.
-        rows: names; empty for all but the copy.
+    By default it has all cases, and all rows but the copy.
     """
     shown = [
         case

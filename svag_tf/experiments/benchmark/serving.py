@@ -55,9 +55,8 @@ def timed(step: Callable[[], object]) -> Step:
 def serve(build: Callable[[str], Step], meter: Meter = lambda: lambda: 0) -> None:
     """Serves until the input ends.
 
-    Args:
-        build: returns the step of the row of that name.
-        meter: measures the memory of the library's own allocator.
+    `build` returns the step of the row of a name, and `meter` measures the memory of
+    the library's own allocator.
     """
     # Output of libraries must not mix with the answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
@@ -132,11 +131,7 @@ def _status_kilobytes(field: str) -> int:
 
 
 def environment_of(backend: str) -> dict[str, str]:
-    """Returns environment variables for a process that imports this package.
-
-    Args:
-        backend: the process's Keras backend.
-    """
+    """Returns environment variables for a process that imports this package."""
     paths = [str(Path(svag_tf.__file__).parents[1]), os.environ.get("PYTHONPATH")]
     return {
         **os.environ,
@@ -147,12 +142,7 @@ def environment_of(backend: str) -> dict[str, str]:
 
 
 class Server:
-    """A process that serves rows, seen from the outside.
-
-    Args:
-        command: what to run.
-        environment: its environment variables.
-    """
+    """A process that serves rows, seen from the outside."""
 
     def __init__(self, command: list[str], environment: dict[str, str]):
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115

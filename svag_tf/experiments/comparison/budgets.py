@@ -14,15 +14,15 @@ from svag_tf.experiments.training.config import TrainingConfig
 
 # DeepOBS' grid: 36 rates from 1e-5 to 1e2, a factor of 10^0.2 apart.
 GRID = tuple(float(rate) for rate in np.logspace(-5, 2, 36))
-NEIGHBOURS = 3  # So many rates are tried first after a scout: its best in the middle.
-EXTENSIONS = 5  # At most so many rates are tried beyond the edge of the first ones.
-# Rates are tried with a seed of their own: the best of several results with a reported
-# seed would be too good.
+NEIGHBOURS = 3  # Rates tried after a scout; its best is in the middle.
+EXTENSIONS = 5  # The most rates that are tried beyond the lowest or the highest.
+# Rates are tuned with a seed that is not reported: the best of several results with a
+# reported seed would be biased upwards.
 TUNING_SEED = 1_000_000
 
 
 def rate_at(index: int) -> float:
-    """Returns a rate of `GRID`, which goes on beyond both ends by the same factor."""
+    """Returns a rate of `GRID`, continued beyond both ends by the same factor."""
     return GRID[index] if 0 <= index < len(GRID) else 10.0 ** (index / 5 - 5)
 
 
@@ -33,19 +33,18 @@ def index_of(rate: float) -> int:
 
 @dataclass(frozen=True)
 class Budget:
-    """The allowed cost of a comparison.
+    """What a comparison may cost.
 
     Attributes:
         name: the budget's name.
         epochs: the largest number of epochs; None for the config's own.
         train_examples: how many of the first examples to use; None for all.
         test_examples: the same for the test set.
-        stride: every `stride`-th rate of `GRID` is tried; with a scout only the one it
-            found best and its two neighbours.
+        stride: every `stride`-th rate of `GRID` is tried; after a scout, only its best
+            rate and the two neighbours.
         seeds: number of runs with the best rate.
-        scout: name of a cheaper budget, by which the rates are tried first; None for
-            none.
-        own: other values of these fields for some problems, by their names.
+        scout: name of a cheaper budget with which the rates are tried first, or None.
+        overrides: by a problem's name, other values of these fields.
     """
 
     name: str
@@ -55,7 +54,7 @@ class Budget:
     stride: int
     seeds: int
     scout: str | None = None
-    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -71,9 +70,7 @@ class Budget:
     def beyond(self, tried: Sequence[float], best: float) -> float | None:
         """Returns the rate to try next; None if the best has neighbours on both sides.
 
-        Args:
-            tried: rates tried so far, each `stride` from the next.
-            best: the best of them.
+        The rates tried so far are each `stride` from the next.
         """
         index, indices = index_of(best), [index_of(rate) for rate in tried]
         if index == min(indices):
@@ -95,7 +92,7 @@ BUDGETS = {
             stride=2,
             seeds=5,
             scout="quick",
-            own={
+            overrides={
                 "tolstoi_char_rnn": {
                     "epochs": 10,
                     "train_examples": 5000,
@@ -123,7 +120,7 @@ def budgeted(
         examples: sizes of the whole training and test set.
         kept: fields that the user has set, which are not changed.
     """
-    budget = replace(budget, **budget.own.get(config.problem, {}))
+    budget = replace(budget, **budget.overrides.get(config.problem, {}))
     changed: dict[str, Any] = {}
     if budget.epochs is not None and "epochs" not in kept:
         changed["epochs"] = min(config.epochs, budget.epochs)
@@ -206,6 +203,6 @@ def describe(
 def outwards(rates: Sequence[float], start: float) -> list[float]:
     """Returns the rates in the order in which to try them: those near `start` first.
 
-    Hopeless ones are then recognised soon.
+    Hopeless rates are then recognised early.
     """
     return sorted(rates, key=lambda rate: abs(math.log(rate / start)))

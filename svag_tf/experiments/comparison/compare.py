@@ -43,8 +43,8 @@ from svag_tf.experiments.training.run_folder import Row
 from svag_tf.experiments.training.train import train
 from svag_tf.optional import filelock, matplotlib, optuna, require, scipy, sqlalchemy
 
-# After the first quarter of the epochs, a run is stopped if it is in the worst quarter
-# of the completed ones; the first runs are never stopped.
+# After the first quarter of its epochs, a run is stopped if it is among the worst
+# quarter of the completed runs. The first runs are never stopped.
 KEPT_PERCENT = 75.0
 STARTUP_RUNS = 3
 
@@ -65,12 +65,12 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Compares optimizers on a problem, each with its tuned learning rate.
 
-    Tries the budget's learning rates with a seed of its own, stops those that are
-    hopeless, and goes on beyond the edge if the best lies there; then runs the best
-    one, by final test accuracy (or loss), with every seed. Shows the overall progress.
-    The same call resumes after an interruption, and several processes with the same
-    workdir or storage share the work. A run that diverges or fails is recorded as such,
-    and the others continue.
+    Tries the budget's learning rates with a seed that is used for nothing else, and
+    stops hopeless runs. If the best rate is the lowest or the highest, tries rates
+    beyond it. Then runs the best rate, by final test accuracy (or loss), with every
+    seed. Shows the overall progress. The same call resumes after an interruption, and
+    several processes with the same workdir or storage share the work. A run that
+    diverges or fails is recorded as such, and the others continue.
 
     Args:
         config: a `ConfigDict` or nested dicts, as for `train`; its `optimizer.name` and
@@ -170,7 +170,7 @@ def _tune(
     display: Display,
     retry: bool,
 ) -> tuple[list[Outcome], float]:
-    """Makes a run for each rate, and for those beyond the edge if the best lies there.
+    """Makes a run for each rate, and beyond the edge if the best rate lies there.
 
     Returns:
         The outcomes, and the best rate.

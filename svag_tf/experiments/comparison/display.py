@@ -69,7 +69,7 @@ class Display:
 
     @contextlib.contextmanager
     def stage(self, runs: int, epochs: int) -> Iterator[None]:
-        """Begins, and at the end closes, a stage of so many runs of so many epochs."""
+        """Opens a stage of `runs` runs of `epochs` epochs each, and closes it."""
         self._first, self._done, self._rows = True, 0, 0
         self._planned, self._epochs = runs, epochs + 1
         yield
@@ -85,7 +85,7 @@ class Display:
         self._total += self._epochs
 
     def finished(self, done: Mapping[float, Any]) -> None:
-        """Updates which runs of the stage are over, in this process or another one."""
+        """Updates which runs of the stage have ended, in this or another process."""
         if self._first:
             self._known += len(done) * self._epochs
             self._first = False

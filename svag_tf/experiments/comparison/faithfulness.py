@@ -31,7 +31,7 @@ FIELDS = {
 
 @dataclass(frozen=True)
 class Check:
-    """One value beside the published one.
+    """A value of our runs, compared with the published one.
 
     Attributes:
         optimizer: "sgd", "momentum" or "adam".
@@ -70,9 +70,6 @@ class Check:
 def published_variants(problem: str) -> dict[str, Variant]:
     """Returns the published optimizers with the arguments that DeepOBS used.
 
-    Args:
-        problem: a name in `PROBLEMS`.
-
     Raises:
         ExperimentError: if nothing has been published on the problem.
 
@@ -102,9 +99,6 @@ def checks(problem: str, runs: Mapping[str, Sequence[Sequence[Row]]]) -> list[Ch
     Args:
         problem: a name in `PROBLEMS`.
         runs: for each optimizer's label, the rows of its runs.
-
-    Returns:
-        An empty list if none of them is published.
     """
     if not published(problem):
         return []

@@ -1,4 +1,4 @@
-"""The paper's aspects, one at a time: optimizers that differ in a single one."""
+"""Compares optimizers that differ in a single aspect of the paper."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def paired(differences: Sequence[float]) -> Difference:
 
 
 def at_training_loss(rows: Sequence[Row], level: float, field: str) -> float:
-    """Returns a measure where the training loss first comes down to a level.
+    """Returns a measure at the point where the training loss first reaches a level.
 
-    Between two evaluations both are interpolated linearly. NaN if it never does.
+    Between two evaluations both are interpolated linearly. NaN if it is never reached.
     """
     if rows and rows[0]["train_loss"] <= level:
         return rows[0][field]

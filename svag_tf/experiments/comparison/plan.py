@@ -1,4 +1,4 @@
-"""The plan of a comparison, checked before anything is run."""
+"""Plans a comparison, and checks it before anything runs."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class Plan:
         budget: the budget for tuning, or None.
         described: see `describe`, also without a budget.
         made_of: see `made_of.made_of`.
-        fresh: whether runs of something else are deleted instead of refused.
+        fresh: whether runs of other data or another model are deleted, not refused.
         stage: "tuning", or "scouting" in the plan of a scout.
-        scout: the plan by which rates are tried first, or None.
+        scout: the plan with which rates are tried first, or None.
     """
 
     config: TrainingConfig

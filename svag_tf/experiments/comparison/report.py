@@ -12,6 +12,7 @@ from rich.table import Table
 
 from svag_tf.experiments.comparison import faithfulness, pairs
 from svag_tf.experiments.comparison.baselines import published
+from svag_tf.experiments.comparison.figures import save_comparison, save_sensitivity
 from svag_tf.experiments.comparison.page import (
     budget_text,
     cells_of,
@@ -30,10 +31,8 @@ from svag_tf.experiments.comparison.results import (
     steps_to,
     summary,
 )
-from svag_tf.experiments.comparison.sensitivity import save_sensitivity
 from svag_tf.experiments.config import plain
 from svag_tf.experiments.files import write_json, write_text
-from svag_tf.experiments.plots import save_comparison
 from svag_tf.experiments.tables import as_csv
 
 COLUMNS = (

@@ -100,8 +100,8 @@ class Comparison:
         runs: for each optimizer, a run for each seed.
         seeds: seeds of the runs.
         accuracy: whether the problem has one.
-        budget: see `tuning.describe`.
-        target: test accuracy (or loss) that the user has given.
+        budget: see `budgets.describe`.
+        target: test accuracy (or loss) that the user gave, or None.
         about: command, machine and so on.
     """
 

@@ -21,12 +21,12 @@ from svag_tf.optional import filelock, optuna, sqlalchemy
 
 HEARTBEAT = 30  # seconds between two signs of life of a run
 GRACE = 150  # seconds without one after which a run counts as dead
-RATES = (1e-99, 1e99)  # Wider than what is tried; Optuna wants bounds.
+RATES = (1e-99, 1e99)  # Optuna needs bounds; these are wider than any rate tried.
 POLL = 1.0  # seconds between looks at the runs of other processes
 
 
 class NotQueuedError(Exception):
-    """A trial that was not queued, or that another process has made already."""
+    """Raised by a trial that was not queued, or that another process already ran."""
 
 
 class Storage:
@@ -90,10 +90,8 @@ class Storage:
             config: the part of the config that the runs have in common.
             maximize: whether the highest result is best.
             pruner: a pruner of Optuna.
-            found: the result of `made_of`. Defaults to `None`: data and model do not
-                matter.
-            fresh: delete a study of other data or another model instead of refusing
-                it. Defaults to `False`.
+            found: the result of `made_of`; None if data and model do not matter.
+            fresh: delete a study of other data or another model instead of refusing it.
 
         Raises:
             ExperimentError: if it is of other data or another model, or if the storage
@@ -235,15 +233,12 @@ class Queue:
         run: Callable[[optuna.Trial, float], float],
         waiting: Callable[[dict[float, optuna.trial.FrozenTrial]], None],
     ) -> dict[float, optuna.trial.FrozenTrial]:
-        """Makes runs until every value has one.
+        """Makes runs until every value has one; returns the trial of each value.
 
         Args:
             run: makes the run of a value, returns its result.
             waiting: called with the finished trials before each run, and repeatedly
                 while other processes make the last ones.
-
-        Returns:
-            The trial of each value.
         """
 
         def objective(trial: optuna.Trial) -> float:

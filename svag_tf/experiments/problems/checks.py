@@ -23,15 +23,10 @@ EXAMPLES = 32  # in the batch that is tried, if the model takes any number
 
 
 def load(name: str, problem: Problem, data_dir: str | None) -> Data:
-    """Loads and checks the data of a problem.
-
-    Args:
-        name: the problem's name, for messages.
-        problem: the problem with the function.
-        data_dir: the folder in the config.
+    """Loads the data of a problem.
 
     Raises:
-        ExperimentError: if the function fails or returns something invalid.
+        ExperimentError: if the problem's function fails or returns something invalid.
     """
     with explained(f"load() of the problem '{name}' failed"):
         loaded = problem.load(data_dir)
@@ -64,10 +59,10 @@ def load(name: str, problem: Problem, data_dir: str | None) -> Data:
 
 
 def build(name: str, problem: Problem) -> keras.Model:
-    """Builds and checks a new model of a problem.
+    """Builds a new model of a problem.
 
     Raises:
-        ExperimentError: if the function fails or returns something invalid.
+        ExperimentError: if the problem's function fails or returns something invalid.
     """
     with explained(f"build() of the problem '{name}' failed"):
         model = problem.build()
@@ -96,11 +91,7 @@ def build(name: str, problem: Problem) -> keras.Model:
 
 
 def loss(name: str, problem: Problem) -> Any:
-    """Returns a new loss of a problem: a `keras.Loss` or a function.
-
-    Raises:
-        ExperimentError: if there is none.
-    """
+    """Returns a new loss of a problem, a `keras.Loss` or a function; or raises."""
     with explained(
         f"The loss of the problem '{name}' must be a function without arguments that "
         "returns a loss, such as Problem(load, build, loss=lambda: "
@@ -113,13 +104,7 @@ def loss(name: str, problem: Problem) -> Any:
 
 
 def try_batches(name: str, problem: Problem, model: keras.Model, data: Data) -> float:
-    """Puts a batch of each part through the model and its loss.
-
-    Args:
-        name: the problem's name, for messages.
-        problem: the problem, with the loss and the functions that prepare a batch.
-        model: compiled; it is not changed.
-        data: as `load` returns it.
+    """Puts a batch of each part through a compiled model, which stays unchanged.
 
     Returns:
         The loss of the first training examples.

@@ -197,11 +197,6 @@ def read_records(
     A record is `label_bytes` labels, of which the last one counts, and 3072 bytes of
     red, green and blue planes.
 
-    Args:
-        path: the file.
-        label_bytes: labels in a record.
-        classes: number of classes.
-
     Returns:
         Images, uint8, shape (n, 32, 32, 3), and labels, int32, shape (n,).
 
@@ -235,17 +230,11 @@ def augmented(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     Padded to 36x36 with zeros; a random 32x32 crop; flipped or not; brightness plus a
     number in +-63/255; saturation times 0.5 to 1.5; contrast times 0.2 to 1.8; all on
     the scale 0 to 255. (On that scale DeepOBS' change of brightness is tiny; it is kept
-    as it is.) The images of a batch are changed independently.
+    as it is.) The images of a batch, uint8, shape (n, 32, 32, 3), are changed
+    independently.
 
     Like DeepOBS, we also measure the loss on training data on such images: otherwise
     its published curves and ours could not be compared.
-
-    Args:
-        images: uint8, shape (n, 32, 32, 3).
-        rng: source of the random changes.
-
-    Returns:
-        A new float32 array of the same shape.
     """
     n = len(images)
 
@@ -271,10 +260,7 @@ def saturated(x: np.ndarray, factor: np.ndarray) -> np.ndarray:
 
     With the value V, the largest of red, green and blue, and the saturation
     S = (V - smallest) / V, a channel c becomes V - (V - c) min(factor S, 1) / S.
-
-    Args:
-        x: images, shape (n, height, width, 3), of any scale.
-        factor: shape (n, 1, 1, 1).
+    The factors have the shape (n, 1, 1, 1).
     """
     red, green, blue = np.split(x, 3, axis=-1)  # much faster than x.max(-1)
     value = np.maximum(np.maximum(red, green), blue)
@@ -287,16 +273,10 @@ def saturated(x: np.ndarray, factor: np.ndarray) -> np.ndarray:
 
 
 def standardised(x: np.ndarray) -> np.ndarray:
-    """Gives each image mean 0 and deviation 1.
+    """Gives each image of shape (height, width, channels) mean 0 and deviation 1.
 
     The deviation is taken to be at least 1/sqrt(N), N the size of an image, as in
     `tf.image.per_image_standardization`.
-
-    Args:
-        x: images, shape (n, height, width, channels).
-
-    Returns:
-        A new float32 array.
     """
     x = x.astype(np.float32)
     axes = (1, 2, 3)

@@ -40,9 +40,6 @@ def load_digits(data_dir: str | None = None) -> Data:
 
     The split is stratified by class and always the same.
 
-    Args:
-        data_dir: must be None; the data comes with scikit-learn.
-
     Raises:
         ExperimentError: if `data_dir` is given or scikit-learn is missing.
     """
@@ -67,14 +64,7 @@ def load_digits(data_dir: str | None = None) -> Data:
 
 
 def load_digits_label_noise(data_dir: str | None = None) -> Data:
-    """Loads the digits with a fifth of the training labels wrong, always the same.
-
-    Args:
-        data_dir: must be None; the data comes with scikit-learn.
-
-    Raises:
-        ExperimentError: as `load_digits`.
-    """
+    """Loads the digits with a fifth of the training labels wrong, always the same."""
     digits = load_digits(data_dir)
     return digits._replace(y_train=with_wrong_labels(digits.y_train, 0.2, classes=10))
 
@@ -84,11 +74,7 @@ def with_wrong_labels(
 ) -> np.ndarray:
     """Returns labels of which a fraction is wrong, each wrong class equally likely.
 
-    Args:
-        labels: integers in [0, classes), shape (n,). They are left as they are.
-        fraction: in [0, 1]; exactly round(fraction * n) labels are wrong.
-        classes: number of classes, at least 2.
-        seed: of the choice of examples and of their wrong labels.
+    Exactly round(fraction * n) of the n labels are wrong.
     """
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(len(labels))[: round(fraction * len(labels))]
@@ -169,13 +155,6 @@ def read_idx_data(folder: Path, shape: tuple[int, int] = (28, 28)) -> Data:
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
     """Reads one IDX file of unsigned bytes, gzipped if its name ends in `.gz`.
-
-    Args:
-        path: the file.
-        dimensions: number of axes that it must have.
-
-    Returns:
-        A uint8 array.
 
     Raises:
         ExperimentError: naming the file, if it is unreadable, truncated, too long or

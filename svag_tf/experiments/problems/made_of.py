@@ -30,16 +30,10 @@ MadeOf = dict[str, str]
 def made_of(
     name: str, data: Data, model: keras.Model, try_batches: bool = True
 ) -> MadeOf:
-    """Describes a run's data and model, part by part; checks that they fit together.
+    """Describes a run's data and compiled model, part by part.
 
     The result is the same in every process: automatic numbers in names are ignored.
-
-    Args:
-        name: the problem's name.
-        data: the examples that the run uses.
-        model: compiled; it is not changed.
-        try_batches: put a batch through the model, which must be on one device.
-            Defaults to `True`.
+    With `try_batches`, which needs a model on one device, a batch is put through it.
 
     Raises:
         ExperimentError: if data and model do not fit together.
@@ -94,15 +88,12 @@ def differ(old: Mapping[str, str] | None, new: Mapping[str, str]) -> bool:
 
 
 def refuse(what: str, old: Mapping[str, str] | None, new: Mapping[str, str]) -> None:
-    """Raises an error if something was made of other data or of another model.
+    """Raises an error with the differences if data or model are not those of before.
 
     Args:
         what: "The workdir runs/mine holds a run".
-        old: what it was made of; None or empty if unknown.
-        new: what it would be made of now.
-
-    Raises:
-        ExperimentError: with the parts that differ.
+        old: `made_of` what is there; None or empty if unknown.
+        new: `made_of` what would be used now.
     """
     remedy = (
         "Start afresh (--fresh), which deletes it; or name another --workdir; or undo "

@@ -54,9 +54,6 @@ def load_points(data_dir: str | None = None) -> Data:
 
     They are always the same. The labels are zeros and never used.
 
-    Args:
-        data_dir: must be None; the data is made here.
-
     Raises:
         ExperimentError: if `data_dir` is given.
     """
@@ -78,8 +75,7 @@ def load_points(data_dir: str | None = None) -> Data:
 def matrix() -> np.ndarray:
     """Returns Q: 90 eigenvalues from (0, 1), 10 from (30, 60), in random directions.
 
-    Returns:
-        Shape (100, 100), float64, symmetric, always the same.
+    It is always the same: shape (100, 100), float64, symmetric.
     """
     rng = np.random.RandomState(MATRIX_SEED)
     eigenvalues = np.concatenate([rng.uniform(0, 1, 90), rng.uniform(30, 60, 10)])
@@ -93,10 +89,6 @@ def rotation(dimensions: int, rng: np.random.RandomState) -> np.ndarray:
     The subgroup algorithm of Diaconis and Shahshahani (1987) starts with a rotation of
     the plane and adds dimensions; each time, the old rotation is followed by a
     reflection that takes the new axis to a random direction.
-
-    Args:
-        dimensions: at least 2.
-        rng: gives first the angle, then a direction each time.
     """
     angle = 2 * np.pi * rng.uniform()
     r = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])

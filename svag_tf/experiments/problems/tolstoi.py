@@ -180,10 +180,7 @@ def _download() -> Path:
 
 
 def sequences(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts a text into parallel streams, and these into sequences.
-
-    Args:
-        ids: shape (characters,).
+    """Cuts a text, shape (characters,), into parallel streams and those into sequences.
 
     Returns:
         Inputs and labels, int32, shape (n, LENGTH), n a multiple of STREAMS: example

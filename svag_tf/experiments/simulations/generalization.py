@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from svag_tf.experiments.config import checked, number, whole
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.optimizers import OPTIMIZERS
+from svag_tf.experiments.plots import legend_below, new_figure, save, tidy
 from svag_tf.experiments.simulations import plots
 from svag_tf.experiments.simulations.report import Finding, Report, progress
 from svag_tf.experiments.tables import markdown
@@ -130,18 +131,10 @@ def simulate(
 ) -> dict[str, Any]:
     """Trains every method on several data sets and writes figure, tables, findings.
 
-    Args:
-        config: see configs/generalization.py.
-        workdir: folder for the results.
-        command: the command line, for the report.
-
     Returns:
         `results`, one dict per method, with lists of one value per data set;
         `deviations` from sign(X'y), for each method an array with one value per step;
         and `findings`.
-
-    Raises:
-        ExperimentError: before any work, if the config or the workdir cannot be used.
     """
     require(matplotlib)
     config = checked(config, Config)
@@ -308,7 +301,7 @@ def _table(
 
 
 def _draw(results: list[dict[str, Any]], share: float, path: Path) -> None:
-    figure = plots.new_figure("Least squares after Wilson et al.", 9, 3.9)
+    figure = new_figure("Least squares after Wilson et al.", 9, 3.9)
     accuracies, ratios = figure.subplots(1, 2, sharey=True, width_ratios=(1.25, 1))
     colours = plots.GRADIENT | plots.SIGN
     for i, result in enumerate(results):
@@ -345,15 +338,15 @@ def _draw(results: list[dict[str, Any]], share: float, path: Path) -> None:
     ratios.set(xlim=(0, None), xlabel="weight of the label over the constant features'")
     ratios.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     for axes in (accuracies, ratios):
-        plots.tidy(axes)
-    plots.legend_below(figure, accuracies, 2)
-    plots.save(figure, path)
+        tidy(axes)
+    legend_below(figure, accuracies, 2)
+    save(figure, path)
 
 
 def _draw_deviations(
     deviations: Mapping[str, Array], exact_steps: int, path: Path
 ) -> None:
-    figure = plots.new_figure("How far θ is from a multiple of sign(X'y)", 9, 3.9)
+    figure = new_figure("How far θ is from a multiple of sign(X'y)", 9, 3.9)
     axes = figure.subplots()
     zero, resolution = 1e-8, float(np.finfo(np.float32).eps)
     steps = np.arange(1, len(deviations["ssd"]) + 1)
@@ -377,8 +370,8 @@ def _draw_deviations(
     axes.set(xlim=(1, steps[-1]), ylim=(zero / 1.5, 100))
     ticks = [zero, 1e-6, 1e-4, 1e-2, 1, 100]
     axes.set_yticks(ticks, ["0", "1e-6", "1e-4", "0.01", "1", "100"])
-    plots.tidy(axes)
+    tidy(axes)
     figure.legend(
         *axes.get_legend_handles_labels(), loc="outside right center", frameon=False
     )
-    plots.save(figure, path)
+    save(figure, path)

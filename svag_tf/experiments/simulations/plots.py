@@ -1,15 +1,12 @@
-"""Helpers for the simulations' plots."""
+"""Names and colours in the simulations' plots, and a line with its band."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from svag_tf.experiments.files import replacing
-from svag_tf.experiments.optimizers import TITLES
-from svag_tf.experiments.plots import DIRECTIONS
+from svag_tf.experiments.optimizers import DIRECTIONS, TITLES
 from svag_tf.optional import matplotlib
 
 IDEAL = "ideal"
@@ -18,40 +15,6 @@ GRADIENT = {**DIRECTIONS["along the gradient"], IDEAL: "#CC79A7"}
 SIGN = DIRECTIONS["along its sign"]
 OTHERS = "#c8c8c8"
 GUIDE = "#555555"
-
-
-def new_figure(title: str, width: float, height: float) -> matplotlib.figure.Figure:
-    """Returns an empty figure, sizes in inches, to be written by `save`."""
-    figure = matplotlib.figure.Figure(
-        figsize=(width, height), layout="constrained", dpi=150
-    )
-    figure.suptitle(title, fontsize=12, fontweight="bold")
-    return figure
-
-
-def save(figure: matplotlib.figure.Figure, path: Path) -> None:
-    """Writes a figure as a PNG, whole or not at all."""
-    with replacing(path) as temporary:
-        figure.savefig(temporary)
-
-
-def tidy(axes: matplotlib.axes.Axes) -> None:
-    """Draws a light grid behind the data, and no frame."""
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def legend_below(
-    figure: matplotlib.figure.Figure, axes: matplotlib.axes.Axes, columns: int
-) -> None:
-    """Adds one legend for a whole figure, below its panels."""
-    figure.legend(
-        *axes.get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=columns,
-        frameon=False,
-    )
 
 
 def line_with_band(
@@ -64,13 +27,7 @@ def line_with_band(
 ) -> None:
     """Draws the median over the seeds, and a band from the 5th to the 95th percentile.
 
-    Args:
-        axes: the axes to draw on.
-        x: shape (points,).
-        values: shape (points, seeds).
-        colour: colour of line and band.
-        label: label for the legend.
-        style: style of the line.
+    The values have the shape (points, seeds).
     """
     low, middle, high = np.percentile(values, [5, 50, 95], axis=1)
     axes.plot(x, middle, style, color=colour, linewidth=1.8, label=label)

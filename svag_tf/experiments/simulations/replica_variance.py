@@ -35,14 +35,9 @@ ETA = 1.0  # sigma / sqrt(n) over the size of G: the noise of the mean gradient.
 
 
 def estimates(gradients: Array, beta: float) -> tuple[Array, Array, Array, float]:
-    """Returns both estimates after the last step, and m and rho.
+    """Returns s from time and from replicas, m, and rho after the last step.
 
-    Args:
-        gradients: shape (steps, replicas, elements).
-        beta: decay of all averages.
-
-    Returns:
-        s from time and from replicas, and m, each of the shape (elements,); rho.
+    The gradients have the shape (steps, replicas, elements), s and m (elements,).
     """
     steps, n, _ = gradients.shape
     weights = (1 - beta) * beta ** np.arange(steps)[::-1] / (1 - beta**steps)
@@ -57,12 +52,6 @@ def estimates(gradients: Array, beta: float) -> tuple[Array, Array, Array, float
 
 def simulate(elements: int, steps: int, beta: float, seed: int) -> list[dict[str, Any]]:
     """Measures bias and deviation of both estimates, and the error of the step.
-
-    Args:
-        elements: number of independent repetitions.
-        steps: number of steps before the estimates are evaluated.
-        beta: decay of all averages.
-        seed: seed of the noise.
 
     Returns:
         A dict for each number of replicas, signal and estimate; bias and deviation in

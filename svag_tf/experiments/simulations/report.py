@@ -52,17 +52,9 @@ class Finding:
 def progress(
     steps: int, interrupted: str = "Interrupted. Nothing was written."
 ) -> Iterator[Callable[[str], None]]:
-    """Shows a progress bar with the time left.
+    """Shows a progress bar; yields a function to call with the name of each step.
 
-    Args:
-        steps: length of the work.
-        interrupted: the message of the error after an interruption.
-
-    Yields:
-        A function to call with the name of each step when it starts.
-
-    Raises:
-        ExperimentError: instead of a KeyboardInterrupt.
+    A KeyboardInterrupt becomes an `ExperimentError` with the message `interrupted`.
     """
     bar = Progress(
         TextColumn("{task.description}"),
@@ -90,17 +82,7 @@ def progress(
 
 
 class Report:
-    """The results of a simulation: a folder of figures, tables and findings.
-
-    Args:
-        title: heading of the page.
-        config: a checked one.
-        workdir: the folder, which is created if needed.
-        command: the command line.
-
-    Raises:
-        ExperimentError: if the folder cannot be written.
-    """
+    """The results of a simulation: a folder of figures, tables and findings."""
 
     def __init__(
         self, title: str, config: Any, workdir: str | os.PathLike[str], command: str

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from svag_tf import rules
 from svag_tf.experiments.config import checked, distinct, whole
-from svag_tf.experiments.plots import DIRECTIONS
+from svag_tf.experiments.optimizers import DIRECTIONS
+from svag_tf.experiments.plots import legend_below, new_figure, save, tidy
 from svag_tf.experiments.simulations import plots
 from svag_tf.experiments.simulations.report import Finding, Report, progress
 from svag_tf.experiments.tables import markdown
@@ -67,12 +68,7 @@ def squared_errors(
 ) -> Array:
     """Measures mean squared errors of gamma g, or gamma sign(g), for G = 1.
 
-    Args:
-        kind: "gradient" or "sign".
-        eta: standard deviation of the gradient.
-        batches: number of means.
-        samples: number of gradients in each mean.
-        rng: draws the gradients.
+    Each of the `batches` is a mean over `samples` gradients with the deviation eta.
 
     Returns:
         Shape (batches, len(GAMMAS)).
@@ -87,14 +83,7 @@ def squared_errors(
 
 
 def minimiser(errors: Array) -> Array:
-    """Returns where measured errors are smallest: the vertex of their parabola.
-
-    Args:
-        errors: shape (batches, len(GAMMAS)).
-
-    Returns:
-        Shape (batches,).
-    """
+    """Returns where each batch's errors are smallest: the vertex of their parabola."""
     a, b, _ = np.polyfit(GAMMAS, errors.T, 2)
     return -b / (2.0 * a)
 
@@ -104,16 +93,8 @@ def simulate(
 ) -> dict[str, Any]:
     """Draws the factors, tests the Lemma, and writes figures, tables and findings.
 
-    Args:
-        config: see configs/variance_adaptation.py.
-        workdir: folder for the results.
-        command: the command line, for the report.
-
     Returns:
         `results`, one dict for each kind and eta, and `findings`.
-
-    Raises:
-        ExperimentError: before any work, if the config or the workdir cannot be used.
     """
     require(matplotlib)
     config = checked(config, Config)
@@ -225,7 +206,7 @@ def _table(results: list[dict[str, Any]], config: Config) -> str:
 
 
 def _draw_factors(path: Path) -> None:
-    figure = plots.new_figure("Factors of variance adaptation", 9, 3.8)
+    figure = new_figure("Factors of variance adaptation", 9, 3.8)
     factors, differences = figure.subplots(1, 2, width_ratios=(1.3, 1))
     eta = np.geomspace(0.05, 50, 500)
     for name, label, colour, style in (
@@ -246,9 +227,9 @@ def _draw_factors(path: Path) -> None:
     differences.set(title="Adam's minus the best for the sign", ylim=(-0.16, 0.16))
     for axes in (factors, differences):
         axes.set(xscale="log", xlabel="η, noise over signal", xlim=(eta[0], eta[-1]))
-        plots.tidy(axes)
-    plots.legend_below(figure, factors, 3)
-    plots.save(figure, path)
+        tidy(axes)
+    legend_below(figure, factors, 3)
+    save(figure, path)
 
 
 def _draw_errors(
@@ -257,7 +238,7 @@ def _draw_errors(
     results: list[dict[str, Any]],
     path: Path,
 ) -> None:
-    figure = plots.new_figure("The Lemma: expected squared error of a factor γ", 9, 4.4)
+    figure = new_figure("The Lemma: expected squared error of a factor γ", 9, 4.4)
     palette = [*DIRECTIONS["along the gradient"].values(), *plots.SIGN.values()]
     all_axes = figure.subplots(1, 2)
     for kind, axes in zip(KINDS, all_axes, strict=True):
@@ -278,7 +259,7 @@ def _draw_errors(
             )  # fmt: skip
             axes.plot([row["theory"]] * 2, [0, least], ":", color=colour, linewidth=1.4)
         axes.set(title=KINDS[kind], xlabel="γ", xlim=(-0.03, 1.03), ylim=(-0.06, 2.2))
-        plots.tidy(axes)
+        tidy(axes)
     all_axes[0].set_ylabel("mean squared error")
     marks = {"color": plots.GUIDE}
     all_axes[0].plot(
@@ -287,5 +268,5 @@ def _draw_errors(
         **marks,
     )  # fmt: skip
     all_axes[0].plot([], [], ":", label="the Lemma's γ", **marks)
-    plots.legend_below(figure, all_axes[0], 4)
-    plots.save(figure, path)
+    legend_below(figure, all_axes[0], 4)
+    save(figure, path)

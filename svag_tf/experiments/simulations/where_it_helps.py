@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from svag_tf import rules
 from svag_tf.experiments.config import checked, number, whole
+from svag_tf.experiments.plots import legend_below, new_figure, save, tidy
 from svag_tf.experiments.simulations import plots
 from svag_tf.experiments.simulations.report import Finding, Report, progress
 from svag_tf.experiments.tables import markdown
@@ -104,11 +105,8 @@ def exact_moments(x: Array, y: Array, theta: Array, batch: int) -> tuple[Array, 
     Args:
         x: shape (seeds, n, d).
         y: shape (seeds, n, 1).
-        theta: shape (seeds, d, rates).
+        theta: shape (seeds, d, rates); that of both results.
         batch: number of examples, drawn with replacement.
-
-    Returns:
-        Two arrays of theta's shape.
     """
     residual, columns = x @ theta - y, np.swapaxes(x, 1, 2)
     gradient = columns @ residual / x.shape[1]
@@ -120,13 +118,6 @@ def excess_losses(
     method: str, drawn: Problem, setting: Setting, rates: Array, config: Config
 ) -> Array:
     """Trains on all problems with all rates; all methods see the same batches.
-
-    Args:
-        method: one of `METHODS`.
-        drawn: the problems.
-        setting: the batch size, beta and length.
-        rates: learning rates.
-        config: a checked one.
 
     Returns:
         The loss above its minimum, mean of the last tenth of the steps: shape (seeds,
@@ -219,16 +210,8 @@ def simulate(
 ) -> dict[str, Any]:
     """Compares the methods in every panel; writes figure, table and findings.
 
-    Args:
-        config: see configs/where_it_helps.py.
-        workdir: folder for the results.
-        command: the command line, for the report.
-
     Returns:
         `results`, one dict for each panel and value, and `findings`.
-
-    Raises:
-        ExperimentError: before any work, if the config or the workdir cannot be used.
     """
     require(matplotlib, scipy)
     config = checked(config, Config)
@@ -312,7 +295,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def _draw(rows: list[dict[str, Any]], path: Path) -> None:
-    figure = plots.new_figure("Excess training loss relative to M-SGD", 14, 3.8)
+    figure = new_figure("Excess training loss relative to M-SGD", 14, 3.8)
     colours = (plots.GRADIENT["msvag"], plots.GRADIENT[plots.IDEAL])
     panels = figure.subplots(1, len(PANELS), sharey=True)
     for axes, (panel, (title, _)) in zip(panels, PANELS.items(), strict=True):
@@ -333,7 +316,7 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> None:
             )  # fmt: skip
         axes.set(yscale="log", xlabel=title)
         axes.set_xticks(places, [row["value"] for row in own])
-        plots.tidy(axes)
+        tidy(axes)
     panels[0].set_ylabel("excess loss / M-SGD's, 95 % interval")
-    plots.legend_below(figure, panels[0], 3)
-    plots.save(figure, path)
+    legend_below(figure, panels[0], 3)
+    save(figure, path)

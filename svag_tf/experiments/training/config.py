@@ -66,10 +66,7 @@ FIELDS = rules_of(TrainingConfig)
 
 
 def checked(config: Any) -> TrainingConfig:
-    """Checks every field of a config, and fields against each other.
-
-    Args:
-        config: a `ConfigDict`, nested dicts, or a `TrainingConfig`.
+    """Returns a config after checking its fields, also against each other.
 
     Raises:
         ExperimentError: with the field, its valid values, and the value it had.

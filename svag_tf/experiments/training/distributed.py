@@ -30,10 +30,6 @@ HEARTBEAT_SECONDS = 20  # JAX gives up a worker that is silent for so long.
 def started(name: str, replicas: int | None) -> Iterator[Distribution]:
     """Joins the devices and processes that a config names, once per process.
 
-    Args:
-        name: the config's `distribution`.
-        replicas: the config's `replicas`.
-
     Raises:
         ExperimentError: if they are not available; later, if another process is gone.
     """
@@ -73,13 +69,9 @@ def _gone(error: Exception) -> str:
 
 @functools.cache  # Two strategies on the same GPUs break each other's collectives.
 def mirrored_strategy(count: int | None) -> Any:
-    """Returns a strategy for the first `count` GPUs; without GPUs, for logical CPUs.
+    """Returns a strategy for `count` GPUs or, without GPUs, logical CPUs.
 
-    Args:
-        count: replicas; None for all GPUs, or 2 logical CPUs.
-
-    Raises:
-        ExperimentError: if there are not enough.
+    `None` stands for all GPUs, or 2 logical CPUs; too few of them are an error.
     """
     import tensorflow as tf
 
@@ -112,11 +104,7 @@ def mirrored_strategy(count: int | None) -> Any:
 
 
 def multi_worker_strategy() -> Any:
-    """Returns a strategy for the workers in the environment variable TF_CONFIG.
-
-    Raises:
-        ExperimentError: if there are none.
-    """
+    """Returns a strategy for the workers in TF_CONFIG; an error if it is not set."""
     import tensorflow as tf
 
     try:

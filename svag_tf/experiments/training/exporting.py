@@ -65,11 +65,7 @@ def export_run(
 
 
 def export_once(workdir: str | os.PathLike[str], format: str) -> str:
-    """Exports to `export/<format>` in the workdir, if that is not there yet.
-
-    Returns:
-        One or two lines on what was done.
-    """
+    """Exports to `export/<format>` in the workdir once; returns what was done."""
     output = Path(workdir) / "export" / format
     if output.exists():
         return f"{output} is there already."

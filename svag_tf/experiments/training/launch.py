@@ -20,11 +20,7 @@ SHOWN_LINES = 15
 
 
 def environments(workers: int) -> list[dict[str, str]]:
-    """Returns each process's environment variables, for TensorFlow and JAX.
-
-    Args:
-        workers: number of processes; each gets a free port of this machine.
-    """
+    """Returns each process's environment, with free ports of this machine."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(workers)]
         for one in sockets:

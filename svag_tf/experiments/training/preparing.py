@@ -22,11 +22,7 @@ def prepared(
 ) -> tuple[Data, keras.Model]:
     """Returns the data and the new, compiled model of a run; sets the global seeds.
 
-    Args:
-        config: a checked one.
-        data: the problem's data, if already loaded. Defaults to `None`: it is loaded.
-        distribution: where the model is to be trained. Defaults to `None`: on one
-            device.
+    By default the data is loaded, and the model is made for one device.
 
     Raises:
         ExperimentError: if one of them cannot be made.
@@ -45,7 +41,7 @@ class Batches(keras.utils.PyDataset):
         batch_size: examples in a batch.
         seed: None for the given order and a last batch that may be smaller; a number
             for shuffled batches of equal size, the remainder left out.
-        prepare: takes the inputs of a batch and a random generator, returns the model's
+        prepare: turns the inputs of a batch and a random generator into the model's
             inputs; None for the inputs themselves.
     """
 

@@ -2,7 +2,7 @@
 
 After every epoch `RunFolder.commit` makes a commit in `checkpoints/`, of which
 `svag_tf.saving.commits` says what it guarantees: a run killed at any moment continues
-from the last one. The other files are results, made anew from what is committed.
+from the last one. The other files are results, rewritten from what is committed.
 """
 
 from __future__ import annotations
@@ -116,14 +116,11 @@ class RunFolder:
     def check(
         self, config: TrainingConfig, found: Mapping[str, str] | None = None
     ) -> State:
-        """Checks whether a run of `config` may use this folder. Only reads.
+        """Returns the state from which a run of `config` may continue here. Only reads.
 
         Args:
             config: a checked one.
             found: the result of `made_of`. Defaults to `None`: not known yet.
-
-        Returns:
-            The state to continue from.
 
         Raises:
             ExperimentError: if it is not a folder, or holds another run or a corrupt
@@ -161,11 +158,7 @@ class RunFolder:
         return state
 
     def ended(self) -> State:
-        """Returns the state of a run made by another process. Only reads.
-
-        Raises:
-            ExperimentError: if there is none, or if it is corrupt.
-        """
+        """Returns the state of a run made by another process, or raises. Only reads."""
         state = self._last()
         if state.epoch < 0:
             raise ExperimentError(f"{self.path} holds no run: no epoch is finished.")
@@ -191,11 +184,7 @@ class RunFolder:
     ) -> Iterator[State]:
         """Creates the folder if needed and keeps other processes out of it.
 
-        Args:
-            config: a checked one.
-            found: the result of `made_of`.
-            fresh: delete a run of other data or another model instead of refusing it.
-                Defaults to `False`.
+        With `fresh`, a run of other data or another model is deleted, not refused.
 
         Raises:
             ExperimentError: as `check`; if the folder cannot be written; or if
@@ -223,11 +212,7 @@ class RunFolder:
             yield state
 
     def clear(self) -> None:
-        """Deletes the run.
-
-        Raises:
-            ExperimentError: if another process is using it.
-        """
+        """Deletes the run; an error if another process is using it."""
         with locked(self.path):
             self._delete()
 
@@ -282,11 +267,7 @@ class RunFolder:
         write_text(self.log, "\n".join(lines) + "\n")
 
     def restore(self, state: State, model: keras.Model) -> None:
-        """Gives the model and its optimizer the values of the last commit.
-
-        Args:
-            state: as `check` returns it, `state.epoch >= 0`.
-            model: compiled, with a built optimizer.
+        """Gives a compiled model and its built optimizer the values of the last commit.
 
         Raises:
             ExperimentError: if not every value came back.

@@ -82,15 +82,9 @@ class Distribution:
         return _from_chief(self, model, b"1" if fact else b"0") == b"1"
 
     def restore(self, model: keras.Model, folder: RunFolder, state: State) -> State:
-        """Gives the model of every process the values of the last commit.
+        """Gives the new model of every process the values of the last commit.
 
-        Args:
-            model: new, the same on all processes.
-            folder: the run's folder; only the chief uses it.
-            state: the run's state, likewise.
-
-        Returns:
-            The chief's state.
+        Only the chief reads the folder and needs the state; returns the chief's state.
         """
         here = processes.replicas_here(model)
         if here.number == here.total:
@@ -288,10 +282,8 @@ def _normalize_real_rows(
 ) -> None:
     """Makes a layer take its statistics from a training batch without the padding.
 
-    Args:
-        layer: the layer to change.
-        real: returns how many rows, from the first on, are examples, given the number
-            of all rows.
+    `real` returns how many rows, from the first on, are examples, given the number of
+    all rows.
     """
     moments = internals.moments_of(layer)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from svag_tf.experiments.plots import legend_below, new_figure, save, tidy
 from svag_tf.experiments.simulations import plots
 from svag_tf.experiments.simulations.gradient_noise.measurement import (
     EVERYTHING,
@@ -45,7 +46,7 @@ def draw_scatter(
 ) -> None:
     """Draws elements of the sample: estimate against exact value."""
     shown = _shown(measurements)
-    figure = plots.new_figure(
+    figure = new_figure(
         "Elements of the network: estimate against exact value",
         12,
         0.9 + 2.7 * len(shown),
@@ -77,7 +78,7 @@ def draw_scatter(
             if name != "gamma":
                 axes.set(xscale="log", yscale="log")
             axes.set(xlim=limits[name], ylim=limits[name])
-            plots.tidy(axes)
+            tidy(axes)
         row[0].set_ylabel(f"{step} updates\n\nestimate")
     for label, colour in zip(labels, colours, strict=True):
         panels[0, 0].plot([], [], "o", color=colour, label=_layer(label))
@@ -90,7 +91,7 @@ def draw_scatter(
         ncols=min(len(unique), 6),
         frameon=False,
     )
-    plots.save(figure, path)
+    save(figure, path)
 
 
 def _limits(name: str, shown: Mapping[int, Measurement]) -> tuple[float, float]:
@@ -106,7 +107,7 @@ def _limits(name: str, shown: Mapping[int, Measurement]) -> tuple[float, float]:
 
 def draw_calibration(measurements: Mapping[int, Measurement], path: Path) -> None:
     """Draws the mean exact value of elements with about the same estimate."""
-    figure = plots.new_figure(
+    figure = new_figure(
         "Calibration: mean exact value of elements with about the same estimate",
         15,
         3.6,
@@ -154,9 +155,9 @@ def draw_calibration(measurements: Mapping[int, Measurement], path: Path) -> Non
         if name == "m":
             axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(3))
         axes.set(xlabel=x, ylabel=y)
-        plots.tidy(axes)
-    plots.legend_below(figure, panels[0], 6)
-    plots.save(figure, path)
+        tidy(axes)
+    legend_below(figure, panels[0], 6)
+    save(figure, path)
 
 
 def _shade(share: float) -> tuple[float, float, float]:
@@ -170,7 +171,7 @@ def draw_layers(
     measurements: Mapping[int, Measurement], labels: Sequence[str], path: Path
 ) -> None:
     """Draws ratio and correlation of each layer over the updates."""
-    figure = plots.new_figure("Bias and correlation, layer by layer", 12, 5.6)
+    figure = new_figure("Bias and correlation, layer by layer", 12, 5.6)
     quantities = ("m", "s", "eta2", "gamma")
     panels = figure.subplots(2, 4, sharex=True)
     steps = list(measurements)
@@ -200,7 +201,7 @@ def draw_layers(
             axes.xaxis.set_major_locator(matplotlib.ticker.FixedLocator(steps))
             axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%d"))
             axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-            plots.tidy(axes)
+            tidy(axes)
         panels[0, column].set_title(QUANTITIES[name], fontsize=11)
         panels[0, column].axhline(1, color=plots.GUIDE, linewidth=1, linestyle=":")
         if name != "m":  # Its ratio can be negative.
@@ -217,5 +218,5 @@ def draw_layers(
         panels[1, column].set(xlabel="updates", ylim=(-1.03, 1.03))
     panels[0, 0].set_ylabel("estimate over exact value")
     panels[1, 0].set_ylabel("correlation")
-    plots.legend_below(figure, panels[0, 0], 5)
-    plots.save(figure, path)
+    legend_below(figure, panels[0, 0], 5)
+    save(figure, path)

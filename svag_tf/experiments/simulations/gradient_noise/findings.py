@@ -22,7 +22,7 @@ CORRELATION = 0.5
 
 
 def findings_of(measurements: Mapping[int, Measurement]) -> list[Finding]:
-    """Judges the paper's claims by measurements, each after so many updates."""
+    """Judges the paper's claims by the measurements, by the count of updates."""
     steps = list(measurements)
     at = "after " + ", ".join(map(str, steps)) + " updates"
 
@@ -87,11 +87,7 @@ def tables_of(
 ) -> str:
     """Returns tables over time and layer by layer, in Markdown.
 
-    Args:
-        measurements: by the count of updates.
-        labels: names of the trainable variables, see `labels_of`.
-        training: config of the training.
-        examples: number of training examples.
+    The measurements are given by the count of updates; for the labels see `labels_of`.
     """
     last = list(measurements)[-1]
 

@@ -83,13 +83,7 @@ class Measurement:
 
 
 def estimates(m_tilde: Array, v_tilde: Array, t: int, beta: float) -> dict[str, Array]:
-    """Computes M-SVAG's estimates from its slots after update t, in float64.
-
-    Args:
-        m_tilde: m~, of any shape.
-        v_tilde: v~, of the same shape.
-        t: count of the updates, at least 2.
-        beta: decay of the averages.
+    """Computes M-SVAG's estimates from its slots after update t >= 2, in float64.
 
     Returns:
         An array for each of `QUANTITIES`. eta2 is NaN and gamma 0 where m = 0.
@@ -109,13 +103,7 @@ def estimates(m_tilde: Array, v_tilde: Array, t: int, beta: float) -> dict[str, 
 
 
 def exact_values(gradient: Array, variance: Array, rho: float) -> dict[str, Array]:
-    """Returns the exact values of the quantities in `estimates`.
-
-    Args:
-        gradient: G, of any shape.
-        variance: V of a mini-batch, of the same shape.
-        rho: var[m] / V.
-    """
+    """Returns the exact values of the quantities in `estimates`, from G, V and rho."""
     return {
         "m": gradient,
         "s": variance,
@@ -143,12 +131,7 @@ def _at_update(t: int, beta: float, rule: Any) -> float:
 
 
 def compared(quantity: str, estimate: Array, exact: Array) -> dict[str, float]:
-    """Measures how well estimates agree with exact values.
-
-    Args:
-        quantity: one of `QUANTITIES`.
-        estimate: shape (n,).
-        exact: shape (n,).
+    """Measures how well estimates agree with exact values, both of shape (n,).
 
     Returns:
         `ratio`, which is 1 without bias: sum(m G) / sum(G^2) for m, the median of the
@@ -182,10 +165,7 @@ def quotient(a: float, b: float) -> float:
 def binned(quantity: str, estimate: Array, exact: Array) -> Array:
     """Returns the mean (eta2: median) estimate and exact value of equally filled bins.
 
-    Args:
-        quantity: one of `QUANTITIES`.
-        estimate: shape (n,); its order defines the bins.
-        exact: shape (n,).
+    The bins are those of the sorted estimates.
 
     Returns:
         Shape (2, BINS), NaN for bins without elements.
@@ -224,15 +204,9 @@ def measured(
     elements: int,
     seed: int,
 ) -> Measurement:
-    """Compares the estimates in the model's optimizer with exact values.
+    """Compares the estimates in the model's optimizer, an M-SVAG, with exact values.
 
-    Args:
-        model: trained with M-SVAG.
-        exact: statistics of the gradients of all examples.
-        step: count of the updates.
-        batch_size: of the training.
-        elements: how many of each layer to keep in the sample.
-        seed: of the training; draws the sample.
+    So many `elements` of each layer are kept in the sample, drawn by `seed`.
     """
     optimizer = model.optimizer
     variances = exact.mini_batch_variance(batch_size)

@@ -74,20 +74,14 @@ def simulate(
 ) -> dict[str, Any]:
     """Trains, measures, and writes figures, tables and findings; resumable.
 
-    Args:
-        config: see configs/gradient_noise.py.
-        workdir: folder for the results. An interrupted run resumes from `checkpoints/`
-            and `measurements/` in it.
-        command: the command line, for the report.
+    An interrupted run resumes from `checkpoints/` and `measurements/` in the workdir.
 
     Returns:
         `measurements`, a `Measurement` for each of the config's steps, and
         `findings`.
 
     Raises:
-        ExperimentError: if config, data or workdir cannot be used, before any work.
         DivergedError: if the training diverges.
-        ImportError: if filelock or matplotlib is missing, before any work.
     """
     require(filelock, matplotlib)
     config = _checked(config)

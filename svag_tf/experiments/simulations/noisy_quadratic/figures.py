@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from svag_tf.experiments.plots import legend_below, new_figure, save, tidy
 from svag_tf.experiments.simulations import plots
 from svag_tf.experiments.simulations.noisy_quadratic.simulator import (
     TINY,
@@ -59,7 +60,7 @@ def _draw_problems(
 ) -> None:
     """Draws a row of panels per problem and a column per noise level."""
     levels = config.noise_levels
-    figure = plots.new_figure(title, 1.2 + 2.9 * len(levels), 1.3 + 2.1 * len(problems))
+    figure = new_figure(title, 1.2 + 2.9 * len(levels), 1.3 + 2.1 * len(problems))
     panels = figure.subplots(
         len(problems), len(levels), sharex=True, sharey="col", squeeze=False
     )
@@ -79,7 +80,7 @@ def _draw_problems(
                 limit[0] = min(limit[0], shown[-1].min())
                 limit[1] = max(limit[1], shown[0].max())
             axes.set_yscale("log")
-            plots.tidy(axes)
+            tidy(axes)
     for noise, axes, (low, high) in zip(levels, panels[0], limits, strict=True):
         axes.set_title("no noise" if noise == 0 else f"noise variance {noise:g}")
         # Losses above the start come down again, or are not drawn at all.
@@ -89,8 +90,8 @@ def _draw_problems(
     for axes in panels[-1]:
         axes.set_xlabel("steps")
         axes.set_xlim(0, config.steps)
-    plots.legend_below(figure, panels[0, 0], len(colours))
-    plots.save(figure, path)
+    legend_below(figure, panels[0, 0], len(colours))
+    save(figure, path)
 
 
 def _draw_long(
@@ -101,7 +102,7 @@ def _draw_long(
 ) -> None:
     steps, noise, rates = config.long_steps, config.long_noise, config.long_rates
     title = f"Constant learning rates, {problem.name}, noise variance {noise:g}"
-    figure = plots.new_figure(title, 8.5, 4.6)
+    figure = new_figure(title, 8.5, 4.6)
     axes = figure.subplots()
     t = np.unique(np.geomspace(1, steps, 300).astype(int))
     for method, losses in long.items():
@@ -124,8 +125,8 @@ def _draw_long(
         axes.plot(last, guide, color=plots.GUIDE, linewidth=1, label="slope of 1/t")
     axes.set(xscale="log", yscale="log", xlabel="steps", ylabel="loss", xlim=(1, steps))
     axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator())
-    plots.tidy(axes)
+    tidy(axes)
     figure.legend(
         *axes.get_legend_handles_labels(), loc="outside right center", frameon=False
     )
-    plots.save(figure, path)
+    save(figure, path)

@@ -37,18 +37,9 @@ def simulate(
 ) -> dict[str, Any]:
     """Runs the whole simulation and writes its figures, tables and findings.
 
-    Args:
-        config: see configs/noisy_quadratic.py.
-        workdir: folder for the results.
-        command: the command line, for the report.
-
     Returns:
         `outcomes`, `long` (losses of each method of the long run, shape
         (steps + 1, rates, seeds)) and `findings`.
-
-    Raises:
-        ExperimentError: before any work, if the config, the workdir or the backend
-            cannot be used.
     """
     require(matplotlib)
     config = checked(config, Config)

@@ -125,14 +125,8 @@ def simulator(
 
     Its direction of descent depends only on the gradients, not on theta. So one
     optimizer with learning rate 1 serves all rates: a variable that is set to 0 before
-    each step then holds minus the direction, for every rate and seed.
-
-    Args:
-        method: one of `METHODS`.
-        rates: learning rates, one for each run.
-        seeds: number of runs for each rate; all rates see the same noise.
-        dimension: d.
-        steps: number of updates.
+    each step then holds minus the direction, for every rate and seed. All rates see the
+    same noise.
 
     Returns:
         Function of the matrix Q, the noise's variance, the starting points (shape
