@@ -71,7 +71,7 @@ def save_curves(rows: list[dict[str, Any]], title: str, path: Path) -> None:
         axes.legend(frameon=False)
     if all(row[f"{part}_loss"] > 0 for row in rows for part in PARTS):
         logarithmic(panels[0])
-        panels[0].set(ylabel="loss" + scale_of(panels[0]))
+        panels[0].set(ylabel="loss" + scale_of(panels[0].yaxis))
     for axes in panels[1:]:
         axes.yaxis.set_major_formatter(
             matplotlib.ticker.PercentFormatter(1.0, symbol=" %")
@@ -93,9 +93,9 @@ def save_comparison(
 
     Up to six lines share a panel. More have one row of panels for the methods that step
     along the gradient, one for those that step along its sign; each shows the others'
-    lines in grey. A line is the mean over
-    an optimizer's runs, the band around it their range. Published curves are dotted,
-    their bands mean ± standard deviation. Values that are not finite are left out.
+    lines in grey. A line is the mean over an optimizer's runs, the band around it their
+    range. Published curves are dotted, their bands mean ± standard deviation. Values
+    that are not finite are left out.
 
     Args:
         runs: for each optimizer's label (`name` or `name:...`), its runs: rows as for
@@ -122,7 +122,7 @@ def save_comparison(
         }
     styles = line_styles(list(runs))
     figure = matplotlib.figure.Figure(
-        figsize=(16, 0.8 + 3 * len(groups)), layout="constrained", dpi=150
+        figsize=(12, 0.8 + 2.7 * len(groups)), layout="constrained", dpi=150
     )
     figure.suptitle(title, fontsize=12, fontweight="bold")
     panels = figure.subplots(
@@ -175,7 +175,7 @@ def save_comparison(
             if field == "gap":
                 axes.axhline(0, color="#888888", linewidth=0.8)
                 name = "test loss minus training loss"
-            axes.set_ylabel(name + scale_of(axes))
+            axes.set_ylabel(name + scale_of(axes.yaxis))
     with replacing(path) as temporary:
         figure.savefig(temporary)
 
@@ -250,10 +250,10 @@ def spread_near_one(panels: np.ndarray) -> None:
     axes.yaxis.set_minor_locator(matplotlib.ticker.FixedLocator([]))
 
 
-def scale_of(axes: matplotlib.axes.Axes) -> str:
+def scale_of(axis: matplotlib.axis.Axis) -> str:
     """Returns what an axis' label says of its scale; nothing if it is ordinary."""
     scales = {"log": " (log scale)", "function": " (stretched near 100 %)"}
-    return scales.get(axes.get_yscale(), "")
+    return scales.get(axis.get_scale(), "")
 
 
 def _mean(values: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from svag_tf.experiments.plots import (
     save_curves,
     spread_near_one,
 )
+from svag_tf.experiments.simulations import plots as simulation_plots
 
 PUBLISHED = published("fmnist_2c2d")
 
@@ -166,3 +167,11 @@ def test_sensitivity(tmp_path, accurate, ended):
     image = matplotlib.image.imread(path)
     assert image.shape[1] > image.shape[0] > 300
     assert image[..., :3].std() > 0.01
+
+
+def test_the_labels_of_a_simulation_name_a_logarithmic_scale(tmp_path):
+    figure = simulation_plots.new_figure("a title", 4, 3)
+    axes = figure.subplots()
+    axes.set(xlabel="steps", ylabel="loss", yscale="log")
+    simulation_plots.save(figure, tmp_path / "figure.png")
+    assert axes.get_xlabel() == "steps" and axes.get_ylabel() == "loss (log scale)"

@@ -145,7 +145,7 @@ def save_sensitivity(
         spread_near_one(panels)
     else:
         logarithmic(panels[0])
-    panels[0].set_ylabel(f"final {field.replace('_', ' ')}" + scale_of(panels[0]))
+    panels[0].set_ylabel(f"final {field.replace('_', ' ')}" + scale_of(panels[0].yaxis))
     with replacing(path) as temporary:
         figure.savefig(temporary)
 

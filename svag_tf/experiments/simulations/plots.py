@@ -9,7 +9,7 @@ import numpy as np
 
 from svag_tf.experiments.files import replacing
 from svag_tf.experiments.optimizers import TITLES
-from svag_tf.experiments.plots import DIRECTIONS
+from svag_tf.experiments.plots import DIRECTIONS, scale_of
 from svag_tf.optional import matplotlib
 
 IDEAL = "ideal"
@@ -30,7 +30,11 @@ def new_figure(title: str, width: float, height: float) -> matplotlib.figure.Fig
 
 
 def save(figure: matplotlib.figure.Figure, path: Path) -> None:
-    """Writes a figure as a PNG, whole or not at all."""
+    """Writes a figure as a PNG, whole or not at all; labels name their scale."""
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if label := axis.get_label_text():
+                axis.set_label_text(label + scale_of(axis))
     with replacing(path) as temporary:
         figure.savefig(temporary)
 
