@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import runpy
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from svag_tf.experiments import config as configs
 from svag_tf.experiments import problems
 from svag_tf.experiments.problems.data import Data
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
 def load_config() -> Callable[[str], ConfigDict]:
     """The config of a file in configs/, by its name without `.py`."""
-
-    def load(name: str) -> ConfigDict:
-        return runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]()
-
-    return load
+    return configs.load_config
 
 
 @pytest.fixture(autouse=True)
