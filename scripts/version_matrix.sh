@@ -78,7 +78,7 @@ while IFS='|' read -r -u 3 version backend which differs; do
     esac > "$work/constraints"
     sed '/"tensorflow>=/d' pyproject.toml > "$work/project" # Each row names its backend.
     cp "$work/project" pyproject.toml
-    outcome="could not be installed"
+    outcome="could not be installed" versions=
     if pip install -c "$work/constraints" ".[test]" "$backend"; then
         versions=$(PIP_QUIET=0 pip list --format=freeze |
             grep -iE "^($backend|keras|numpy)==" | tr '\n' ' ' | sed 's/==/ /g; s/ $//')
@@ -90,7 +90,7 @@ while IFS='|' read -r -u 3 version backend which differs; do
     else
         failed=1
     fi
-    note "$name" "${versions-}" "${outcome:-the tests could not run}"
+    note "$name" "$versions" "${outcome:-the tests could not run}"
     rm -r "$work/row"
 done 3<<< "$rows"
 if [ "${1-}" = --list ]; then (IFS=,; echo "[${names[*]}]"); fi

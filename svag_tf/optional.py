@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     import jax
     import jax.numpy
     import matplotlib.axes
+    import matplotlib.axis
     import matplotlib.figure
     import matplotlib.lines
     import matplotlib.patches

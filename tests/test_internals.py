@@ -131,6 +131,9 @@ OWNERS = {
 
 @pytest.mark.parametrize("name", OWNERS)
 def test_keras_and_tensorflow_still_have_it(name):
+    arguments = inspect.signature(keras.Variable).parameters
+    if name == "_layout" and "layout" not in arguments:
+        pytest.skip("older versions of Keras have it for JAX alone")
     try:
         owner = OWNERS[name]()
         has_it = hasattr(owner, name)

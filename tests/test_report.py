@@ -180,7 +180,11 @@ def test_heat_maps_side_by_side_have_one_scale(tmp_path):
     "name, caption, axis",
     [
         ("full", "Loss and accuracy over the epochs.", "epoch"),
-        ("<plain> & $little", "The training loss over the updates.", "updates"),
+        (
+            "<plain> & $little",
+            "The training loss as fit shows it: the mean since its epoch began.",
+            "updates",
+        ),
     ],
 )
 def test_a_caption_names_what_is_on_the_axis(runs, name, caption, axis, tmp_path):

@@ -9,13 +9,35 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import runpy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from svag_tf.experiments.errors import ExperimentError
 
 Config = TypeVar("Config")
+
+
+def load_config(name: str) -> Any:
+    """Returns the config of a file in configs/, also where it is installed.
+
+    Args:
+        name: that of the file, without `.py`.
+
+    Raises:
+        ExperimentError: if there is no such file.
+    """
+    folder = Path(__file__).parent / "configs"
+    if not folder.is_dir():  # In a clone.
+        folder = folder.parents[2] / "configs"
+    files = {path.stem: path for path in sorted(folder.glob("*.py"))}
+    if name not in files:
+        raise ExperimentError(
+            f"The name of a config must be one of {', '.join(files)}. Received: {name}"
+        )
+    return runpy.run_path(str(files[name]))["get_config"]()
 
 
 @dataclass(frozen=True)

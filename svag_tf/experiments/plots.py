@@ -25,7 +25,12 @@ def new_figure(title: str, width: float, height: float) -> matplotlib.figure.Fig
 
 
 def save(figure: matplotlib.figure.Figure, path: Path) -> None:
-    """Writes a figure as a PNG, whole or not at all."""
+    """Writes a figure as a PNG, whole or not at all; labels name their scale."""
+    scales = {"log": " (log scale)", "function": " (stretched near 100 %)"}
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if label := axis.get_label_text():
+                axis.set_label_text(label + scales.get(axis.get_scale(), ""))
     with replacing(path) as temporary:
         figure.savefig(temporary)
 
@@ -86,7 +91,6 @@ def save_curves(rows: list[dict[str, Any]], title: str, path: Path) -> None:
         axes.legend(frameon=False)
     if all(row[f"{part}_loss"] > 0 for row in rows for part in PARTS):
         logarithmic(panels[0])
-        panels[0].set(ylabel="loss" + scale_of(panels[0]))
     for axes in panels[1:]:
         axes.yaxis.set_major_formatter(
             matplotlib.ticker.PercentFormatter(1.0, symbol=" %")
@@ -120,12 +124,6 @@ def spread_near_one(panels: np.ndarray) -> None:
         matplotlib.ticker.PercentFormatter(1.0, 0, symbol=" %")
     )
     axes.yaxis.set_minor_locator(matplotlib.ticker.FixedLocator([]))
-
-
-def scale_of(axes: matplotlib.axes.Axes) -> str:
-    """Returns what an axis' label says of its scale; nothing if it is ordinary."""
-    scales = {"log": " (log scale)", "function": " (stretched near 100 %)"}
-    return scales.get(axes.get_yscale(), "")
 
 
 def plain_epochs(axes: matplotlib.axes.Axes) -> None:

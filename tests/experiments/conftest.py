@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import runpy
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from svag_tf.experiments import config as configs
 from svag_tf.experiments import problems
 from svag_tf.experiments.problems.data import Data
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def config_of(name: str, **fields: object) -> ConfigDict:
     """The config of a file in configs/, by its stem, with other values of fields."""
-    config = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]()
+    config = configs.load_config(name)
     config.update_from_flattened_dict(fields)
     return config
 

@@ -100,6 +100,11 @@ def test_noise_needs_an_optimizer_that_holds_it(make_config, fields):
         checked(make_config(**{"noise.preset": "full", **fields}))
 
 
+def test_the_name_of_a_config_is_checked(load_config):
+    with pytest.raises(ExperimentError, match=r"one of .*, digits, .*Received: digit$"):
+        load_config("digit")
+
+
 def test_a_text_in_streams_has_its_batch_size(load_config):
     config = load_config("tolstoi_char_rnn")
     config.batch_size = 64

@@ -11,7 +11,12 @@ from svag_tf.experiments.comparison.figures import (
     save_sensitivity,
 )
 from svag_tf.experiments.optimizers import DIRECTIONS, OPTIMIZERS, TITLES
-from svag_tf.experiments.plots import save_curves, spread_near_one
+from svag_tf.experiments.plots import (
+    new_figure,
+    save,
+    save_curves,
+    spread_near_one,
+)
 
 PUBLISHED = published("fmnist_2c2d")
 
@@ -164,3 +169,11 @@ def test_sensitivity(tmp_path, accurate, ended):
     image = matplotlib.image.imread(path)
     assert image.shape[1] > image.shape[0] > 300
     assert image[..., :3].std() > 0.01
+
+
+def test_labels_name_a_logarithmic_scale(tmp_path):
+    figure = new_figure("a title", 4, 3)
+    axes = figure.subplots()
+    axes.set(xlabel="steps", ylabel="loss", yscale="log")
+    save(figure, tmp_path / "figure.png")
+    assert axes.get_xlabel() == "steps" and axes.get_ylabel() == "loss (log scale)"

@@ -15,7 +15,6 @@ from svag_tf.experiments.plots import (
     new_figure,
     plain_epochs,
     save,
-    scale_of,
     spread_near_one,
     tidy,
 )
@@ -66,7 +65,7 @@ def save_comparison(
             if colours.keys() & set(names)
         }
     styles = line_styles(list(runs))
-    figure = new_figure(title, 16, 0.8 + 3 * len(groups))
+    figure = new_figure(title, 12, 0.8 + 2.7 * len(groups))
     panels = figure.subplots(
         len(groups), len(fields), sharex=True, sharey="col", squeeze=False
     )
@@ -117,7 +116,7 @@ def save_comparison(
             if field == "gap":
                 axes.axhline(0, color="#888888", linewidth=0.8)
                 name = "test loss minus training loss"
-            axes.set_ylabel(name + scale_of(axes))
+            axes.set_ylabel(name)
     save(figure, path)
 
 
@@ -306,7 +305,7 @@ def save_sensitivity(
         spread_near_one(panels)
     else:
         logarithmic(panels[0])
-    panels[0].set_ylabel(f"final {field.replace('_', ' ')}" + scale_of(panels[0]))
+    panels[0].set_ylabel(f"final {field.replace('_', ' ')}")
     save(figure, path)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from svag_tf.experiments.plots import legend_below, new_figure, save, tidy
+from svag_tf.experiments.plots import legend_below, logarithmic, new_figure, save, tidy
 from svag_tf.experiments.simulations import plots
 from svag_tf.experiments.simulations.gradient_noise.measurement import (
     EVERYTHING,
@@ -74,7 +74,10 @@ def draw_scatter(
                 linewidths=0,
                 rasterized=True,
             )
-            axes.plot(limits[name], limits[name], color=plots.GUIDE, linewidth=1)
+            axes.plot(
+                limits[name], limits[name], color=plots.GUIDE, linewidth=1,
+                label="estimate = exact value",
+            )  # fmt: skip
             if name != "gamma":
                 axes.set(xscale="log", yscale="log")
             axes.set(xlim=limits[name], ylim=limits[name])
@@ -203,18 +206,12 @@ def draw_layers(
             axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
             tidy(axes)
         panels[0, column].set_title(QUANTITIES[name], fontsize=11)
-        panels[0, column].axhline(1, color=plots.GUIDE, linewidth=1, linestyle=":")
+        panels[0, column].axhline(
+            1, color=plots.GUIDE, linewidth=1, linestyle=":", label="without bias"
+        )
         if name != "m":  # Its ratio can be negative.
-            panels[0, column].set_yscale("log")
-            panels[0, column].yaxis.set_major_locator(
-                matplotlib.ticker.LogLocator(subs=(1, 2, 5))
-            )
-            panels[0, column].yaxis.set_major_formatter(
-                matplotlib.ticker.FormatStrFormatter("%g")
-            )
-            panels[0, column].yaxis.set_minor_formatter(
-                matplotlib.ticker.NullFormatter()
-            )
+            panels[0, column].set_ylabel("quotient")
+            logarithmic(panels[0, column])
         panels[1, column].set(xlabel="updates", ylim=(-1.03, 1.03))
     panels[0, 0].set_ylabel("estimate over exact value")
     panels[1, 0].set_ylabel("correlation")
