@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -12,6 +13,8 @@ from ml_collections import ConfigDict
 from svag_tf.experiments import config as configs
 from svag_tf.experiments import problems
 from svag_tf.experiments.problems.data import Data
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def config_of(name: str, **fields: object) -> ConfigDict:

@@ -9,7 +9,7 @@ import os
 import keras
 import numpy as np
 import pytest
-from conftest import config_of
+from conftest import ROOT, config_of
 
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.simulations import where_it_helps
