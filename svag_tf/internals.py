@@ -131,9 +131,12 @@ def accumulated_gradients(optimizer: Any) -> Sequence[Any]:
     return getattr(optimizer, "_accumulated_gradients", ())
 
 
-def slots_named(optimizer: Any, suffix: str) -> list[Any]:
-    """Returns slots by the end of their path; Adam has no public name for them."""
-    return [v for v in optimizer.variables if v.path.endswith(suffix)]
+def averages_of_adam(optimizer: Any) -> list[list[Any]]:
+    """Returns the averages of gradients and of squares; Adam has no public name."""
+    return [
+        [v for v in optimizer.variables if v.path.endswith(f"_{name}")]
+        for name in ("momentum", "velocity")
+    ]
 
 
 # Models, layers and variables.

@@ -171,11 +171,8 @@ FOUND = {
     "the model in a function on the call stack": lambda model: (
         model in model.optimizer.found
     ),
-    "Adam's average of gradients": lambda model: internals.slots_named(
-        model.optimizer, "_momentum"
-    ),
-    "Adam's average of squares": lambda model: internals.slots_named(
-        model.optimizer, "_velocity"
+    "Adam's averages": lambda model: (
+        [len(each) for each in internals.averages_of_adam(model.optimizer)] == [2, 2]
     ),
     "the state of the shared random generator": lambda model: (
         internals.SEED in internals.shared_seed().name

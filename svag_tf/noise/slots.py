@@ -91,8 +91,8 @@ def slots_of(optimizer):
     if isinstance(optimizer, keras.optimizers.Adam) and optimizer.beta_1 > 0:
         return Slots(
             optimizer,
-            lambda: internals.slots_named(optimizer, "_momentum"),
-            lambda: internals.slots_named(optimizer, "_velocity"),
+            lambda: internals.averages_of_adam(optimizer)[0],
+            lambda: internals.averages_of_adam(optimizer)[1],
             (optimizer.beta_1, optimizer.beta_2),
             rules.gamma_sign_adam,
             "sign",
