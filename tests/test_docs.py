@@ -159,8 +159,7 @@ def commands_of_scripts(text):
 def test_flags_of_all_commands():
     """They and the fields of the config are parsed; nothing runs.
 
-    What runs: README's commands in CI, the scripts with tiny settings in
-    tests/experiments/. That files exist: see the test above.
+    They run, with tiny sizes, in tests/experiments/test_documented_commands.py.
     """
     pytest.importorskip("ml_collections")
     commands = {
