@@ -256,10 +256,24 @@ class MomentOptimizer(AveragingOptimizer):
         if not self.built:
             with keras.name_scope(self.name, caller=self):
                 self.build(trainable_variables)
+        self._hold_step_count()
         # Counts must not run ahead of the gradients: at the end of the data, a training
         # step starts without a batch.
         with kernels.after_gradients(grads) if kernels else nullcontext():
             super().apply(grads, trainable_variables)
+
+    def _hold_step_count(self):
+        """Holds the step count at the end of int32, where JAX and PyTorch would wrap.
+
+        A schedule would be given a negative number. Accumulation and overwriting with
+        averages stay in phase.
+        """
+        count = internals.step_count(self)
+        if keras.backend.standardize_dtype(count.dtype) == "int32":
+            period = self.gradient_accumulation_steps or 1
+            period *= self.ema_overwrite_frequency or 1
+            at_end = count > np.iinfo("int32").max - period
+            self.assign(count, count - period * ops.cast(at_end, "int32"))
 
     def _takes_sparse_gradients(self):
         """Returns whether sparse gradients stay sparse on the way to `update_step`."""

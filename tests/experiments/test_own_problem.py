@@ -273,6 +273,7 @@ def noisy(x, rng):
          ["model, its structure"]),
         ({}, {"loss": lambda: keras.losses.SparseCategoricalCrossentropy(
             from_logits=True, ignore_class=2)}, ["loss"]),
+        ({"accuracy": True}, {"accuracy": False}, ["accuracy"]),
         ({}, {"prepare_train": twice}, ["prepare_train"]),
         ({"prepare_test": twice}, {"prepare_test": noisy}, ["prepare_test"]),
     ]),

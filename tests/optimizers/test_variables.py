@@ -7,6 +7,8 @@ import table
 from oracle import Oracle
 from tiers import sampled
 
+import svag_tf
+
 tf = pytest.importorskip("tensorflow")
 
 MODES = table.MODES
@@ -211,6 +213,34 @@ def test_a_count_stops_at_the_end_of_its_range(dtype, monkeypatch):
         optimizer.apply([tf.ones(1)], [theta])
         np.testing.assert_allclose(theta.numpy(), -(t + 1), 1e-5)
         assert optimizer.update_counts.numpy() == [largest]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {
+            "use_ema": True,
+            "ema_overwrite_frequency": 2,
+            "gradient_accumulation_steps": 3,
+        },
+    ],
+)
+def test_the_step_count_stops_at_the_end_of_its_range(options):
+    """With int32, which TensorFlow does not use, as with int64."""
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([5], [9.0, 1.0])
+
+    def thetas(dtype):
+        theta = keras.Variable(np.zeros(1, np.float32))
+        optimizer = svag_tf.MSGD(schedule, jit_compile=False, **options)
+        optimizer.build([theta])
+        optimizer._iterations = keras.Variable(2**31 - 6, dtype=dtype)
+        for t in range(16):
+            optimizer.apply([tf.fill([1], 1.0 + t)], [theta])
+            yield theta.numpy()
+        assert optimizer.iterations.numpy() > 0
+
+    np.testing.assert_array_equal(list(thetas("int32")), list(thetas("int64")))
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,8 @@ def made_of(
     loss = checks.loss(name, problem)
     kind = getattr(loss, "__name__", type(loss).__name__)
     parts["loss"] = f"{kind} {_config(loss, {})}"
+    if not problem.accuracy:
+        parts["accuracy"] = "none"
     if tried is not None:
         parts[_LOSS] = f"{tried:.6g}"
     return parts
