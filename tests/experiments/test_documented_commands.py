@@ -44,6 +44,7 @@ BEFORE = {
 LEFT_OUT = {
     r"pip install .* && ": ".ci/run does it",
     r"SLURM|srun": "needs Slurm",
+    r"^for process|p1-full|^done$|^wait$": "needs a GPU, and hours",
     r"^pip |^export |\.venv|^pre-commit": "needs a network; .ci/run installs",
     r"python -m pytest": "these are the tests",
     r"^ruff|^mypy": ".ci/run does it; it may change files",
