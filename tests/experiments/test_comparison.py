@@ -21,6 +21,7 @@ from svag_tf.experiments.comparison.budgets import (
 from svag_tf.experiments.comparison.compare import compare
 from svag_tf.experiments.comparison.faithfulness import published_variants
 from svag_tf.experiments.comparison.page import mean_and_deviation
+from svag_tf.experiments.comparison.plan import planned
 from svag_tf.experiments.comparison.report import COLUMNS, TUNING_COLUMNS
 from svag_tf.experiments.comparison.results import steps_to, summary
 from svag_tf.experiments.errors import DivergedError, ExperimentError
@@ -433,3 +434,15 @@ def test_the_documented_problem_of_ones_own(tmp_path, monkeypatch):
     config.epochs = 2
     (row,) = compare(config, ["msvag"], tmp_path / "compared", seeds=[0])
     assert row["ended"] == "completed" and row["test_accuracy"] > 0.8
+
+
+@pytest.mark.parametrize(
+    "other, rates, scouts", [("ssd", 12, True), ("ssd:learning_rate=0.1", 0, False)]
+)
+def test_rates_are_tried_unless_all_are_given(
+    make_config, tmp_path, other, rates, scouts
+):
+    names = ["msgd:learning_rate=0.1", other]
+    plan = planned(make_config(), names, tmp_path, "reduced", [0], None, (), False)
+    assert len(plan.described["learning_rates"]) == rates
+    assert (plan.scout is not None) == (plan.described["scout"] is not None) == scouts

@@ -166,6 +166,9 @@ def planned(
         _made_of(used, data),
         fresh,
     )
+    if not any(map(plan.tunes, variants)):
+        scout = None
+        plan.described.update(learning_rates=[], scout=None)
     if scout is not None:
         plan = replace(
             plan,
