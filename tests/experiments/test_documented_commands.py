@@ -31,7 +31,7 @@ ADDED = {
     r"compare\.py(?!.*--(optimizers|published))": "--optimizers=msgd",
     r"fmnist_2c2d": FASHION,
     r"noise\.preset": "--config.noise.every=1",
-    r"schedule\.boundaries": "--config.schedule.boundaries='(0.5,)'",
+    r"schedule\.boundaries": "--config.schedule.boundaries='(1,)' --config.epochs=2",
     r"benchmark\.py(?!.*--fill)": "--quick",
     **{rf"{name}\.py": shlex.join(flags) for name, flags in SIMULATIONS.items()},
 }
