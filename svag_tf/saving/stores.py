@@ -33,7 +33,7 @@ def read(store: Any, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Returns a store's record, and its arrays by the names of the record's entries.
 
     Args:
-        store: A store with a record. If that has another format, no array is read.
+        store: A store with a record, also of another format: all have a checksum.
         name: The optimizer's name, for messages.
 
     Raises:
@@ -41,8 +41,6 @@ def read(store: Any, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """
     try:
         record = dict(json.loads(np.asarray(store[RECORD]).tobytes()))
-        if record.get("format") != FORMAT:
-            return record, {}
         crc32 = record.pop("crc32")
         arrays = {
             entry: np.asarray(store[str(i)])
