@@ -7,10 +7,12 @@ or `x` and `y`, and so on.
 
 import keras
 import numpy as np
-import tensorflow as tf
+import pytest
 from keras import ops
 
 import svag_tf
+
+tf = pytest.importorskip("tensorflow")  # Also for the tests that import this.
 
 N, BATCHES = 8, 3
 RNG = np.random.default_rng(0)

@@ -75,5 +75,8 @@ def set_local_state(model: keras.Model, states: list[np.ndarray]) -> None:
             f"*shape of the variable). Received: {received}"
         )
     for variable, state in zip(variables, states):
+        if here.number == 1:
+            variable.assign(state[here.first])
+            continue
         for copy, value in zip(copies_of(variable), state[here.first :]):
             copy.assign(value)

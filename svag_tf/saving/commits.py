@@ -21,7 +21,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,8 @@ def save_state(model: keras.Model, commit: Path, **facts: Any) -> None:
         commit: Folder of a new commit.
         **facts: Further content of `state.json`.
     """
-    np.savez(commit / VALUES, *map(_bytes, state_of(model).values()))
+    values = map(_bytes, state_of(model).values())
+    np.savez(commit / VALUES, *values, **_global_random_states())
     (commit / STATE).write_text(json.dumps({**facts, **description_of(model)}))
 
 
@@ -181,7 +182,31 @@ def restore_state(model: keras.Model, commit: Path) -> dict[str, Any]:
             like = keras.ops.convert_to_numpy(variable)
             value = np.frombuffer(arrays[f"arr_{i}"].tobytes(), like.dtype)
             variable.assign(value.reshape(like.shape))
+        _set_global_random_states(arrays)
     return facts
+
+
+def _global_random_states() -> dict[str, np.ndarray]:
+    """Returns the states of PyTorch's generators, which Keras' dropout uses there."""
+    if keras.backend.backend() != "torch":
+        return {}
+    import torch
+
+    gpus = enumerate(torch.cuda.get_rng_state_all())
+    states = {"torch": torch.get_rng_state(), **{f"torch_{i}": s for i, s in gpus}}
+    return {name: state.numpy() for name, state in states.items()}
+
+
+def _set_global_random_states(saved: Mapping[str, np.ndarray]) -> None:
+    """Restores them, as far as there are such devices."""
+    for name in _global_random_states().keys() & set(saved):
+        import torch
+
+        state, number = torch.from_numpy(saved[name]), name.partition("_")[2]
+        if number:
+            torch.cuda.set_rng_state(state, int(number))
+        else:
+            torch.set_rng_state(state)
 
 
 def _bytes(variable: Any) -> np.ndarray:
