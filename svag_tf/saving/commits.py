@@ -186,7 +186,7 @@ def restore_state(model: keras.Model, commit: Path) -> dict[str, Any]:
     return facts
 
 
-def _global_random_states() -> dict[str, np.ndarray]:
+def _global_random_states() -> dict[str, Any]:
     """Returns the states of PyTorch's generators, which Keras' dropout uses there."""
     if keras.backend.backend() != "torch":
         return {}
