@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import pytest
 
 import svag_tf
@@ -87,7 +88,8 @@ def test_all_are_stopped_when_one_fails(tmp_path):
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
     log = (tmp_path / "logs" / "worker-0.log").read_text()
-    assert "--config.distribution=multi_worker" in log
+    kind = "jax" if keras.backend.backend() == "jax" else "multi_worker"
+    assert f"--config.distribution={kind}" in log
 
 
 def test_launch_refuses():
