@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 from filelock import FileLock
+from tiers import sampled
 
 import svag_tf
 from svag_tf import distribution, replicas
@@ -23,30 +24,37 @@ ROOT = Path(svag_tf.__file__).parents[1]
 
 
 CHECKS = re.findall(r"^def (check_\w+)", SCRIPT.read_text(), re.M)
+SLOW = [
+    "check_same_numbers_as_on_one_device",
+    "check_sparse_gradients",
+    "check_an_infinite_gradient_on_the_last_replica",
+    "check_majority_vote",
+    "check_variance_of_replicas",
+    "check_fit_with_parts_that_are_uneven",
+]
 
 
 @pytest.fixture(scope="session")
 def outcomes(tmp_path_factory):
     """What went wrong in each check on three replicas.
 
-    One process runs half of the checks, whichever of pytest's processes asks first. Two
-    of them are then busy with a half each, and do not wait for each other.
+    One process runs all checks of a tier, whichever of pytest's processes asks first.
     """
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent  # That of all workers.
 
     def outcome(check):
-        half = CHECKS.index(check) * 2 // len(CHECKS)
-        checks = [c for i, c in enumerate(CHECKS) if i * 2 // len(CHECKS) == half]
-        folder_of_half = folder / f"replicas-{half}"
-        file = folder_of_half / "outcomes.json"
-        with FileLock(folder / f"replicas-{half}.lock"):
+        tier = "slow" if check in SLOW else "exhaustive"
+        checks = [c for c in CHECKS if (c in SLOW) == (check in SLOW)]
+        folder_of_tier = folder / f"replicas-{tier}"
+        file = folder_of_tier / "outcomes.json"
+        with FileLock(folder / f"replicas-{tier}.lock"):
             if not file.exists():
-                folder_of_half.mkdir()
+                folder_of_tier.mkdir()
                 path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
                 process = subprocess.run(
-                    [sys.executable, str(SCRIPT), str(folder_of_half), *checks],
+                    [sys.executable, str(SCRIPT), str(folder_of_tier), *checks],
                     env={**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"},
                     capture_output=True,
                     text=True,
@@ -60,7 +68,7 @@ def outcomes(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("check", sampled(SLOW, CHECKS))
 def test_three_replicas(outcomes, check):
     what_went_wrong = outcomes(check)
     assert not what_went_wrong, what_went_wrong

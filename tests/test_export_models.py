@@ -169,7 +169,7 @@ def test_not_trained_yet(build, tmp_path):
     assert_same(model, here)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_state_for_a_model_whose_layers_are_not_built(tmp_path):
     """An error with a remedy, and no change; for exports and backups."""
     build = zoo.gan_of_lists
@@ -191,7 +191,7 @@ def test_state_for_a_model_whose_layers_are_not_built(tmp_path):
     assert_same(other, values(model))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("restore", ["export", "backup"])
 def test_states_of_other_optimizers_are_refused(restore, tmp_path):
     """Another class, fewer optimizers, another optimizer's variables: each is named."""

@@ -386,7 +386,7 @@ def test_an_optimizer_of_which_no_rate_goes_through(
     assert results[0]["error"] == "MemoryError: too large"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_another_storage_serves_other_workdirs(make_config, tmp_path, made_up):
     storage = f"sqlite:///{tmp_path / 'elsewhere.db'}"
     compare(
@@ -403,7 +403,7 @@ def test_another_storage_serves_other_workdirs(make_config, tmp_path, made_up):
     assert len(made_up) == before and len(results) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_published_optimizers_are_set_beside_their_curves(
     make_config, tmp_path, made_up
 ):

@@ -55,8 +55,6 @@ LEFT_OUT = {
 }
 # Patterns of what CI runs.
 SLOW = (
-    r"compare\.py --config=configs/digits\.py --budget=quick$",
-    r"report runs/mine$",
     r"^svag --help$",
     r"^python -c ",
 )

@@ -28,7 +28,7 @@ def workdir(tmp_path_factory):
     return folder / "run"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_trainable_goes_on_from_the_last_epoch(workdir):
     """With its slots and step count, and the weights that are not yet averaged."""
     loaded = tf.saved_model.load(str(workdir / "export" / "trainable"))
@@ -62,7 +62,7 @@ def test_tflite(workdir, tmp_path):
         exporting.export_run(workdir, output, "tflite")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("select", [False, True], ids=["built-in", "select"])
 def test_why_there_is_no_training_with_tflite(workdir, select):
     """When this fails, docs/saving.md and the formats can be extended."""
@@ -84,7 +84,7 @@ def test_why_there_is_no_training_with_tflite(workdir, select):
         train(x=np.zeros((2, 8, 8, 1), "float32"), y=np.zeros(2, "int64"))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_wrong_export_is_found_and_not_kept(workdir, tmp_path, monkeypatch):
     lite = exporting._tflite
 

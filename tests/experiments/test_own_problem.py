@@ -344,7 +344,7 @@ print(json.dumps(made_of.made_of(config.problem, *prepared(config))))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", sampled(["digits"], ["digits", "quadratic_deep"]))
 def test_the_same_in_every_process(name):
     printed = [
@@ -390,7 +390,7 @@ def compare_of(make_config, monkeypatch, tmp_path):
 OTHER = GOOD._replace(y_train=1 - Y[:40], y_test=1 - Y[40:])
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_study_of_something_else_is_refused(compare_of, tmp_path):
     (first, _) = compare_of()
     assert compare_of()[0] == first

@@ -196,7 +196,7 @@ def test_killed_at_any_moment(
     assert sorted(os.listdir(tmp_path / "checkpoints")) == CHECKPOINTS
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_noise_is_measured_where_it_would_have_been_after_a_kill(
     make_config, tmp_path, monkeypatch
 ):

@@ -241,7 +241,7 @@ def little(monkeypatch, load_config):
     return config, data
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_it_trains_and_goes_on_bit_for_bit(little, tmp_path, monkeypatch):
     config, data = little
     rows = train(config, tmp_path / "whole")
