@@ -18,6 +18,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -212,3 +213,12 @@ def test_a_package_index_shows_no_link_to_a_file_beside_the_readme(url, monkeypa
     assert (f"({url}/raw/main/docs/images/digits.png)" in text) == bool(url)
     assert (f"({url}/blob/main/docs/choosing.md#" in text) == bool(url)
     assert "All rules" in text
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_an_installation_without_tensorflow_names_all_requirements(page):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    names = {re.match(r"[\w-]+", text)[0] for text in project["dependencies"]}
+    text = (ROOT / page).read_text("utf-8")
+    (line,) = re.findall(r'^pip install "keras.*$', text, re.M)
+    assert set(re.findall(r"[\w-]{3,}", line)) >= names - {"tensorflow"}

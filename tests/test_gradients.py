@@ -211,6 +211,9 @@ class WithoutTraining(keras.Model):
         return self.dense(self.bn(x))
 
 
+keras.utils.set_random_seed(0)  # For the models that the tests share.
+
+
 def network(*middle):
     return keras.Sequential([keras.Input((4,)), *middle, layers.Dense(3)])
 
