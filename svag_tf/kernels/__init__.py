@@ -28,7 +28,6 @@ from svag_tf.kernels.updates import (
     after_gradients,
     deferred,
     schedule_update,
-    unconverted,
     update,
     update_lazily,
 )
@@ -40,7 +39,6 @@ __all__ = [
     "after_gradients",
     "deferred",
     "schedule_update",
-    "unconverted",
     "update",
     "update_lazily",
 ]

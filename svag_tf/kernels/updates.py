@@ -38,11 +38,6 @@ class Update(NamedTuple):
     scalars: Any
 
 
-# In a `tf.function` of the user AutoGraph would convert `apply` and what it calls for
-# each variable, at the cost of much of the first step. None of it needs that.
-unconverted = tf.autograph.experimental.do_not_convert
-
-
 def after_gradients(gradients):
     """Returns a context whose graph operations run after these gradients."""
     graph = tf.compat.v1.get_default_graph()
