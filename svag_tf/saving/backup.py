@@ -25,9 +25,9 @@ class BackupAndRestore(keras.callbacks.Callback):
     (`SHA256SUMS`, as `sha256sum --check` reads it), which are compared before anything
     is restored. The random states of dropout and the like are saved too, so that k + k
     epochs equal 2k epochs, bit for bit, if the data comes in the same order. (Not with
-    dropout on PyTorch, or functions of `keras.random` without a seed: they draw from a
-    stream of the process.) It works with all of Keras' optimizers, and with models that
-    have several optimizers as attributes.
+    functions of `keras.random` without a seed: they draw from a stream of the process.)
+    It works with all of Keras' optimizers, and with models that have several optimizers
+    as attributes.
 
     Args:
         backup_dir: Folder for the backups, `epoch_1`, `epoch_2`, and so on.
