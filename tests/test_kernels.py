@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import traceback
 import weakref
 
 import keras
@@ -696,3 +697,22 @@ def test_mirrored_replicas_stay_equal_and_equal_one_device():
             assert replicated >= len(two.trainable_variables)
     """
     run_python(code)
+
+
+def test_autograph_does_not_convert_an_update():
+    names = set()
+
+    class Watched(svag_tf.MSVAG):
+        def update_step(self, gradient, variable, learning_rate):
+            names.update(frame.name for frame in traceback.extract_stack())
+            super().update_step(gradient, variable, learning_rate)
+
+    optimizer, theta = Watched(0.1), keras.Variable([1.0, 2.0])
+
+    @tf.function
+    def step():
+        optimizer.apply([tf.ones(2)], [theta])
+
+    step()
+    assert "tf__step" in names and "apply_reduced" in names
+    assert "tf__apply" not in names and "tf__apply_reduced" not in names

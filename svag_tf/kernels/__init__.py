@@ -28,6 +28,7 @@ from svag_tf.kernels.updates import (
     after_gradients,
     deferred,
     schedule_update,
+    unconverted,
     update,
     update_lazily,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "after_gradients",
     "deferred",
     "schedule_update",
+    "unconverted",
     "update",
     "update_lazily",
 ]

@@ -38,6 +38,24 @@ class Update(NamedTuple):
     scalars: Any
 
 
+def unconverted(method):
+    """Returns a method that AutoGraph leaves alone, with all that it calls.
+
+    In a `tf.function` of the user AutoGraph would convert an update for each variable,
+    at the cost of much of the first step. Keras' own training steps do without it, too.
+    """
+
+    @functools.cache
+    def unconverted_method():  # Not at import, which must not need TensorFlow.
+        return tf.autograph.experimental.do_not_convert(method)
+
+    @functools.wraps(method)
+    def call(*args, **kwargs):
+        return unconverted_method()(*args, **kwargs)
+
+    return call
+
+
 def after_gradients(gradients):
     """Returns a context whose graph operations run after these gradients."""
     graph = tf.compat.v1.get_default_graph()

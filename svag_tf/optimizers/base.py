@@ -21,6 +21,10 @@ if keras.backend.backend() == "tensorflow":
     from svag_tf import kernels, replicas
 
 
+def _unconverted(method):
+    return kernels.unconverted(method) if kernels else method
+
+
 def _flat_path(variable):
     """Returns a variable's path as part of a name."""
     path = getattr(variable, "path", variable.name)
@@ -216,6 +220,7 @@ class MomentOptimizer(AveragingOptimizer):
             layout=internals.layout_of(variable),
         )
 
+    @_unconverted
     def apply(self, grads, trainable_variables=None):
         """Makes one update.
 
