@@ -62,7 +62,10 @@ def after_gradients(gradients):
     gradients = tf.nest.flatten(gradients)  # Some are pairs.
     tensors = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]
     here = [t for t in tensors if tf.is_symbolic_tensor(t) and t.graph is graph]
-    return tf.control_dependencies(here) if here else contextlib.nullcontext()
+    if not here:
+        return contextlib.nullcontext()
+    # One operation to wait for, or each would wait for every gradient.
+    return tf.control_dependencies([tf.group(*here)])
 
 
 class _Waiting(NamedTuple):
