@@ -716,3 +716,17 @@ def test_autograph_does_not_convert_an_update():
     step()
     assert "tf__step" in names and "apply_reduced" in names
     assert "tf__apply" not in names and "tf__apply_reduced" not in names
+
+
+def test_an_update_waits_for_all_gradients_by_one_operation():
+    optimizer = svag_tf.MSVAG(0.1)
+    variables = [keras.Variable([1.0, 2.0]) for _ in range(20)]
+    optimizer.build(variables)
+
+    @tf.function
+    def step(gradients):
+        optimizer.apply([2.0 * g for g in gradients], variables)
+
+    graph = step.get_concrete_function([tf.ones(2)] * len(variables)).graph
+    edges = sum(len(operation.control_inputs) for operation in graph.get_operations())
+    assert len(variables) <= edges < 5 * len(variables)
