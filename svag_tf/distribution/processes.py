@@ -43,12 +43,12 @@ def replicas_here(model: keras.Model) -> Here:
     if tf:
         numbers: list[int] = []
 
-        def note(context: Any) -> Any:
+        def record(context: Any) -> Any:
             numbers.append(context.replica_id_in_sync_group)
             return tf.zeros(())
 
         strategy = model.distribute_strategy
-        strategy.experimental_distribute_values_from_function(note)
+        strategy.experimental_distribute_values_from_function(record)
         return Here(min(numbers), len(numbers), strategy.num_replicas_in_sync)
     distribution = keras.distribution.distribution()
     if keras.backend.backend() != "jax" or distribution is None:

@@ -387,7 +387,7 @@ class OptimizerState:
             self._identities = known
         return known
 
-    def note_variables(self, variables: Sequence[Any]) -> None:
+    def remember_variables(self, variables: Sequence[Any]) -> None:
         """Records at `build` the identities of the optimizer's variables."""
         loaded, self._of_loaded_model = self._of_loaded_model, {}
         if all(id(v) in loaded for v in variables):
