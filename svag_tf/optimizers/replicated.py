@@ -33,7 +33,7 @@ class ReplicatedOptimizer(RestorableOptimizer):
     scaled_by_keras = False
 
     def __init__(self, **kwargs):
-        if _ON_TENSORFLOW and replicas.mirrored_scope():
+        if _ON_TENSORFLOW and replicas.mirrored_scope(2):
             replicas.patch_keras_fit()
         super().__init__(**kwargs)
 
