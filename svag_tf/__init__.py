@@ -65,5 +65,5 @@ else:
     from svag_tf.optimizers import MSGD, MSSD, MSVAG, MSVAS, SSD, SVAG, SVAS
     from svag_tf.saving.backup import restore_latest
     from svag_tf.saving.export import export_trainable, restore_trained
+    from svag_tf.saving.mismatch import OptimizerStateWarning
     from svag_tf.saving.model_state import keep_random_state
-    from svag_tf.saving.optimizer_state import OptimizerStateWarning

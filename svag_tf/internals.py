@@ -265,7 +265,7 @@ def is_in_xla() -> bool:
 def retrace_within_xla() -> None:
     """Makes TensorFlow trace a function again that a compiled one calls.
 
-    With its trace from before, XLA might meet an operation that it cannot compile.
+    The earlier trace might contain an operation that XLA cannot compile.
     """
     context = xla_contexts().XLAControlFlowContext
     context.RequiresUniqueFunctionRetracing = lambda self: True

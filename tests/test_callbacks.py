@@ -16,6 +16,7 @@ import noise_checks
 import numpy as np
 import pytest
 from noise_checks import OPTIMIZERS, twin
+from oracle import METHODS
 from test_backends import BACKENDS, python_on
 
 import svag_tf
@@ -24,6 +25,7 @@ from svag_tf.noise import callback
 from svag_tf.noise import files as noise_files
 from svag_tf.noise.files import BINS, COLUMNS, HISTOGRAM_COLUMNS, OVERALL, read_table
 from svag_tf.noise.per_example import compiled
+from svag_tf.noise.slots import SUPPORTED
 from svag_tf.noise.statistics import noise_scale
 
 tf = pytest.importorskip("tensorflow")
@@ -571,6 +573,11 @@ def test_optimizers_that_cannot_be_measured(optimizer, received):
     message = f"does not keep both.*gradient_statistics computes.*Received: {received}"
     with pytest.raises(ValueError, match=message):
         fit(linear_model(optimizer), GradientNoise())
+
+
+def test_the_message_names_all_that_can_be_measured():
+    measured = {method.cls for method in METHODS.values() if method.noise}
+    assert measured <= {*re.findall(r"\w+", SUPPORTED)}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from tiers import sampled
 
 import svag_tf
 from svag_tf import distribution, replicas
-from svag_tf.distribution.processes import Here
+from svag_tf.distribution.processes import LocalReplicas
 from svag_tf.experiments.training.steps import Shards
 from svag_tf.experiments.training.train import Batches
 
@@ -89,7 +89,7 @@ def test_votes_of_n_replicas_fit_their_digits(n):
 def test_shards_cover_every_example_once(examples, size, total):
     x = np.arange(1, examples + 1, dtype="float32")
     batches = Batches(x, 10 * x, size)
-    shards = [Shards(batches, Here(i, 1, total)) for i in range(total)]
+    shards = [Shards(batches, LocalReplicas(i, 1, total)) for i in range(total)]
     seen = []
     for k in range(len(batches)):
         parts = [shard[k] for shard in shards]
@@ -106,7 +106,7 @@ def test_shards_cover_every_example_once(examples, size, total):
 def test_evaluation_weights_give_the_mean_over_all_examples():
     x = np.arange(1, 12, dtype="float32")
     batches = Batches(x, x, 4)
-    shards = [Shards(batches, Here(i, 1, 3), True) for i in range(3)]
+    shards = [Shards(batches, LocalReplicas(i, 1, 3), True) for i in range(3)]
     parts = [shard[k] for shard in shards for k in range(len(batches))]
     total = sum((rows * weights).sum() for rows, _, weights in parts)
     count = sum(len(rows) for rows, _, _ in parts)
@@ -115,7 +115,7 @@ def test_evaluation_weights_give_the_mean_over_all_examples():
 
 def test_processes_with_several_replicas_take_consecutive_rows():
     x = np.arange(8, dtype="float32")
-    shards = Shards(Batches(x, x, 8), Here(2, 2, 4))
+    shards = Shards(Batches(x, x, 8), LocalReplicas(2, 2, 4))
     np.testing.assert_array_equal(shards[0][0], [4, 5, 6, 7])
 
 
@@ -126,7 +126,7 @@ def test_shards_are_shuffled_by_seed_and_epoch_alone():
     second.shuffle(5)
     second.shuffle(0)
     rows = [
-        Shards(b, Here(i, 1, 2))[k][0]
+        Shards(b, LocalReplicas(i, 1, 2))[k][0]
         for i, b in enumerate((first, second))
         for k in range(3)
     ]

@@ -467,7 +467,7 @@ def subclassed(of=Subclassed):
         (with_python_loss, "calls Python code"),
         (with_foreign_variable, "variables that are not its own, scale"),
         (subclassed, "What the model takes is not known"),
-        (lambda: small(loss="crossentropy"), "argument|must be said"),
+        (lambda: small(loss="crossentropy"), "argument|not known"),
         (lambda: small(loss="ctc"), "with the argument `y`|fails"),
         (lambda: small(loss=None), "No loss to compute"),
     ],
@@ -591,12 +591,12 @@ def test_remedies_can_be_followed(build, message, tmp_path):
 
 
 @pytest.mark.parametrize("loss", ["crossentropy", "ctc"])
-def test_targets_that_must_be_said(loss, tmp_path):
+def test_targets_that_are_not_known(loss, tmp_path):
     model = keras.Sequential(
         [keras.Input((6, 4)), keras.layers.Dense(3, activation="softmax")]
     )
     model.compile(svag_tf.MSVAG(), loss)
-    with pytest.raises(ValueError, match=r"must be said: .*y=|`x`, `y`"):
+    with pytest.raises(ValueError, match=r"not known\. .*y=|`x`, `y`"):
         export.export_trainable(model, tmp_path)
     x = np.ones((2, 6, 4), "float32")
     y = np.ones((2, 3), "int32") if loss == "ctc" else x[:, :, :3]

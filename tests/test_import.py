@@ -128,6 +128,10 @@ import svag_tf
 model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
 model.compile(svag_tf.MSVAG(), "mse")
 model.fit(keras.ops.ones((4, 2)), keras.ops.ones((4, 1)), verbose=0)
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        svag_tf.MSVAG()
 assert methods == (vars(keras.Model), vars(keras.Optimizer))
 """
 

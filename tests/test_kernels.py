@@ -443,13 +443,13 @@ def test_variables_on_another_device():
             [tf.config.LogicalDeviceConfiguration()] * 2,
         )
         sparse = tf.IndexedSlices(tf.ones((1, 2)), tf.constant([1]), [4, 2])
-        for together in (True, False):
+        for on_one_device in (True, False):
             for gradient in (tf.ones((4, 2)), sparse):
                 for wrap in (lambda f: f, tf.function):
                     with tf.device("CPU:1"):
                         theta = keras.Variable(np.ones((4, 2), "float32"))
                         optimizer = svag_tf.MSVAG(0.25)
-                        if together:
+                        if on_one_device:
                             optimizer.build([theta])
                     optimizer.build([theta])
                     wrap(lambda: optimizer.apply([gradient], [theta]))()

@@ -117,7 +117,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             loss: Scalar tensor.
         """
         if uneven_batches:
-            loss = uneven_batches.of_whole_batch(loss)
+            loss = uneven_batches.weighted_loss(loss)
         return super().scale_loss(loss)
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:

@@ -30,7 +30,7 @@ def copies_of(variable: Any) -> list:
     return [shard.data for shard in value.addressable_shards]
 
 
-class Here(NamedTuple):
+class LocalReplicas(NamedTuple):
     """The replicas of this process: `first`, ..., `first + number - 1` of `total`."""
 
     first: int
@@ -38,26 +38,26 @@ class Here(NamedTuple):
     total: int
 
 
-def replicas_here(model: keras.Model) -> Here:
+def replicas_here(model: keras.Model) -> LocalReplicas:
     """Returns which of a model's replicas are in this process."""
     if tf:
         numbers: list[int] = []
 
-        def note(context: Any) -> Any:
+        def record(context: Any) -> Any:
             numbers.append(context.replica_id_in_sync_group)
             return tf.zeros(())
 
         strategy = model.distribute_strategy
-        strategy.experimental_distribute_values_from_function(note)
-        return Here(min(numbers), len(numbers), strategy.num_replicas_in_sync)
+        strategy.experimental_distribute_values_from_function(record)
+        return LocalReplicas(min(numbers), len(numbers), strategy.num_replicas_in_sync)
     distribution = keras.distribution.distribution()
     if keras.backend.backend() != "jax" or distribution is None:
-        return Here(0, 1, 1)
+        return LocalReplicas(0, 1, 1)
     import jax
 
     count = jax.local_device_count()
     total = distribution.device_mesh.devices.size
-    return Here(jax.process_index() * count, min(count, total), total)
+    return LocalReplicas(jax.process_index() * count, min(count, total), total)
 
 
 def gathered(model: keras.Model, array: np.ndarray) -> np.ndarray:

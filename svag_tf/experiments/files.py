@@ -6,13 +6,12 @@ import contextlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from svag_tf.experiments.errors import ExperimentError
-from svag_tf.files import TEMPORARY_PREFIX, whole_file
+from svag_tf.files import TEMPORARY_PREFIX, make_writable, whole_file
 
 
 def writable_folder(workdir: str | os.PathLike[str]) -> Path:
@@ -23,14 +22,9 @@ def writable_folder(workdir: str | os.PathLike[str]) -> Path:
     """
     path = Path(workdir)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
+        make_writable("workdir", path)
     except OSError as error:
-        raise ExperimentError(
-            f"Cannot write to the workdir {path}: it is not a writable folder "
-            f"({error.strerror}). Name another --workdir."
-        ) from error
+        raise ExperimentError(str(error)) from error
     return path
 
 

@@ -18,6 +18,7 @@ from keras.optimizers.schedules import (
 import svag_tf
 from svag_tf.experiments.config import field, number, one_of, whole
 from svag_tf.experiments.errors import ExperimentError
+from svag_tf.optimizers.arguments import STATE_DTYPES
 from svag_tf.optimizers.base import MomentOptimizer
 
 
@@ -71,7 +72,6 @@ DIRECTIONS = {
     )
 }
 SCHEDULES = ("constant", "cosine", "step")
-STATE_DTYPES = ("float16", "bfloat16", "float32", "float64")
 DEFAULT_STEP_FACTOR = 0.1
 
 

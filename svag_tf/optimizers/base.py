@@ -170,7 +170,7 @@ class MomentOptimizer(AveragingOptimizer):
         variables = list(variables)
         for variable in variables:
             check_variable(variable)
-        self._state.note_variables(variables)
+        self._state.remember_variables(variables)
         with replicas.eager_variables() if replicas else nullcontext():
             self._create_variables(variables)
 

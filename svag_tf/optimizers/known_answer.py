@@ -41,8 +41,8 @@ def gradients(size: int, steps: int = STEPS) -> Iterator[np.ndarray]:
     scale = 10.0 ** rng.uniform(-44, 38.5, size)
     kind = rng.integers(0, 8, size)
     if half := size // 128 * 64:
-        # There 64 elements are of one kind: the build has a shorter way for ordinary
-        # ones, and looks at so many at once.
+        # Here 64 neighbours are of one kind: the build has a shorter path for 64
+        # ordinary elements.
         for each in (scale, kind):
             each[half:] = np.repeat(each[: half // 64 + 2], 64)[: size - half]
     for t in range(steps):
@@ -78,7 +78,7 @@ def state_after(method: str, shape: tuple[int, ...] = (SIZE,), **arguments):
         step(tf.constant(gradient.reshape(shape)))
     state = [theta, *optimizer.m_tilde, *optimizer.v_tilde]
     values = [tf.cast(v.value, tf.float32).numpy() for v in state]
-    # All NaN are one.
+    # All NaNs count as equal.
     return [np.where(np.isnan(v), np.float32(np.nan), v).tobytes() for v in values]
 
 

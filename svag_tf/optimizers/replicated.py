@@ -33,7 +33,7 @@ class ReplicatedOptimizer(RestorableOptimizer):
     scaled_by_keras = False
 
     def __init__(self, **kwargs):
-        if _ON_TENSORFLOW and replicas.mirrored_scope():
+        if _ON_TENSORFLOW and replicas.mirrored_scope(2):
             replicas.patch_keras_fit()
         super().__init__(**kwargs)
 
@@ -51,7 +51,7 @@ class ReplicatedOptimizer(RestorableOptimizer):
                 batch, which `fit` weights by the size of that part.
         """
         if _ON_TENSORFLOW:
-            loss = uneven_batches.of_whole_batch(loss)
+            loss = uneven_batches.weighted_loss(loss)
         return super().scale_loss(loss)
 
     def reduced(self, grads, variables):
@@ -65,7 +65,7 @@ class ReplicatedOptimizer(RestorableOptimizer):
         # The "gradient" of a variable to be overwritten is its new value.
         own = [getattr(v, "overwrite_with_gradient", False) for v in variables]
         given = [
-            None if o else g for g, o in zip(uneven_batches.without_empty(grads), own)
+            None if o else g for g, o in zip(uneven_batches.zero_if_empty(grads), own)
         ]
         if all(g is None for g in given):
             return grads  # Keras warns about it, or raises an error.

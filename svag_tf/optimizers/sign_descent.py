@@ -97,7 +97,7 @@ class SignDescentOptimizer(MomentOptimizer):
         # The loss of a replica is divided by their number, so that the sum of
         # gradients is a mean. A replica's own gradient is not.
         n = replicas.context().num_replicas_in_sync
-        grads = uneven_batches.without_empty(grads)
+        grads = uneven_batches.zero_if_empty(grads)
         return [None if g is None else g * ops.cast(n, g.dtype) for g in grads]
 
     def _update_replica(self, grads, variables, learning_rate):

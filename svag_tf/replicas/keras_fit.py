@@ -35,7 +35,8 @@ def patch_keras_fit() -> None:
 
     def make_function(model: keras.Model, step: Any) -> Any:
         optimizer = getattr(model, "optimizer", None)
-        ours = hasattr(getattr(optimizer, "inner_optimizer", optimizer), "exchanged")
+        inner = getattr(optimizer, "inner_optimizer", optimizer)  # Loss scaling.
+        ours = isinstance(inner, internals.HookedOptimizer)
         strategy = model.distribute_strategy
         many = is_mirrored(strategy) and strategy.num_replicas_in_sync > 1
         if ours and many and step == model.train_step:
@@ -67,7 +68,7 @@ def patch_keras_fit() -> None:
         build(model, iterator=iterator, data_batch=data_batch)
 
     @functools.wraps(compute_loss)
-    def noted_loss(
+    def recorded_loss(
         model: keras.Model,
         x: Any = None,
         y: Any = None,
@@ -78,6 +79,6 @@ def patch_keras_fit() -> None:
         loss = compute_loss(model, x, y, y_pred, sample_weight, training)
         return uneven_batches.record_loss(model, loss, y, y_pred, sample_weight)
 
-    keras.Model.compute_loss = noted_loss
+    keras.Model.compute_loss = recorded_loss
     setattr(keras.Model, internals.MAKE_FUNCTION, make_function)
     setattr(keras.Model, internals.SYMBOLIC_BUILD, symbolic_build)

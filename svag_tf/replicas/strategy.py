@@ -34,9 +34,10 @@ def is_mirrored(strategy: Any) -> bool:
     )
 
 
-def mirrored_scope() -> bool:
-    """Returns whether a mirrored strategy is in scope, of any number of replicas."""
-    return tf.distribute.has_strategy() and is_mirrored(tf.distribute.get_strategy())
+def mirrored_scope(replicas: int = 1) -> bool:
+    """Returns whether a mirrored strategy of at least so many replicas is in scope."""
+    strategy = tf.distribute.get_strategy()
+    return is_mirrored(strategy) and strategy.num_replicas_in_sync >= replicas
 
 
 def context() -> Any:

@@ -204,7 +204,7 @@ def record_loss(
     return _step.loss
 
 
-def of_whole_batch(loss: Any) -> Any:
+def weighted_loss(loss: Any) -> Any:
     """Weights a replica's loss by its part of the batch; called by `scale_loss`."""
     if loss is not _step.loss or loss is None:
         return loss
@@ -212,7 +212,7 @@ def of_whole_batch(loss: Any) -> Any:
     return loss if _step.share is None else loss * tf.cast(_step.share, loss.dtype)
 
 
-def without_empty(grads: list) -> list:
+def zero_if_empty(grads: list) -> list:
     """Returns the gradients; 0 on a replica without examples, where they may be NaN."""
     share = _step.share
     if share is None or not _step.scaled:

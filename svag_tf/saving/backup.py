@@ -11,8 +11,8 @@ import keras
 from svag_tf import internals
 from svag_tf.files import make_writable
 from svag_tf.saving.commits import Commits, restore_state, save_state
+from svag_tf.saving.mismatch import all_or_error
 from svag_tf.saving.model_state import parts_of
-from svag_tf.saving.optimizer_state import all_or_error
 
 
 class BackupAndRestore(keras.callbacks.Callback):

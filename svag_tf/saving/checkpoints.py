@@ -12,12 +12,8 @@ import json
 from typing import Any
 
 from svag_tf import internals
-from svag_tf.saving.optimizer_state import (
-    COUNTS,
-    OptimizerState,
-    all_or_error,
-    resuming,
-)
+from svag_tf.saving.mismatch import all_or_error, resuming
+from svag_tf.saving.optimizer_state import COUNTS, OptimizerState
 
 # A string is saved where other optimizers expect their step count. A number has the
 # same name in all optimizers: they would restore it, and silently ignore the rest.

@@ -11,6 +11,7 @@ import numpy as np
 
 from svag_tf import internals, native
 from svag_tf.files import whole_folder
+from svag_tf.optional import tensorflow as tf
 from svag_tf.saving.exported_data import said_of
 from svag_tf.saving.exported_functions import functions_of
 from svag_tf.saving.exported_state import (
@@ -25,10 +26,6 @@ from svag_tf.saving.model_state import (
     optimizers_of,
     shape_and_dtype,
 )
-
-tf: Any = None
-if keras.backend.backend() == "tensorflow":
-    import tensorflow as tf  # type: ignore[no-redef]
 
 
 def export_trainable(
@@ -206,7 +203,7 @@ def _check_model(model):
     """Raises an error if a model evidently cannot be exported."""
     if not isinstance(model, keras.Model):
         raise ValueError(f"Argument `model` must be a keras.Model. Received: {model!r}")
-    if tf is None:
+    if keras.backend.backend() != "tensorflow":
         raise ValueError(
             "A SavedModel that trains needs Keras' TensorFlow backend. Received: the "
             f"backend {keras.backend.backend()!r}. Save the model as a `.keras` file, "

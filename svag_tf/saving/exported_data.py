@@ -10,10 +10,7 @@ from typing import Any, NamedTuple
 import keras
 
 from svag_tf import internals
-
-tf: Any = None
-if keras.backend.backend() == "tensorflow":
-    import tensorflow as tf  # type: ignore[no-redef]
+from svag_tf.optional import tensorflow as tf
 
 NAMES = ("x", "y", "sample_weight")
 MADE_HERE: Any = weakref.WeakSet()  # Training steps that Keras made for an export.
@@ -47,10 +44,10 @@ class Form(NamedTuple):
     """The form in which `fit` passes data to a training step.
 
     Attributes:
-        parts: Length of the tuple; 0 for data that is not in a tuple.
+        length: That of the tuple; 0 for data that is not in a tuple.
     """
 
-    parts: int
+    length: int
 
     @classmethod
     def of(cls, arguments: dict[str, Any]) -> Form:
@@ -61,9 +58,9 @@ class Form(NamedTuple):
 
     def packed(self, arguments: dict[str, Any]) -> Any:
         """Packs arguments as the data of a training step."""
-        if not self.parts:
+        if not self.length:
             return arguments["x"]
-        return tuple(arguments.get(name) for name in NAMES[: self.parts])
+        return tuple(arguments.get(name) for name in NAMES[: self.length])
 
 
 TRAIN_ON_BATCH = Form(3)
@@ -408,8 +405,8 @@ def _target(loss, output):
         loss = keras.losses.get(loss)
     except ValueError as error:
         raise ValueError(
-            f"The targets for the loss {loss!r} are not known and must be said: "
-            "export_trainable(model, path, y=a batch of them, or a tf.TensorSpec)."
+            f"The targets for the loss {loss!r} are not known. Give a batch of them "
+            "or a tf.TensorSpec: export_trainable(model, path, y=...)."
         ) from error
     sparse = keras.losses.SparseCategoricalCrossentropy
     if isinstance(loss, sparse) or loss is keras.losses.sparse_categorical_crossentropy:

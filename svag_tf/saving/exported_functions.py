@@ -12,6 +12,7 @@ from typing import Any
 import keras
 
 from svag_tf import internals, native
+from svag_tf.optional import tensorflow as tf
 from svag_tf.saving.exported_data import (
     MADE_HERE,
     TRAIN_ON_BATCH,
@@ -37,10 +38,6 @@ from svag_tf.saving.model_state import (
     optimizers_of,
     parts_of,
 )
-
-tf: Any = None
-if keras.backend.backend() == "tensorflow":
-    import tensorflow as tf  # type: ignore[no-redef]
 
 _PYTHON_OPS = ("EagerPyFunc", "PyFunc", "PyFuncStateless")
 

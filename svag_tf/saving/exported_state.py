@@ -7,11 +7,8 @@ from typing import Any
 import keras
 
 from svag_tf import internals
+from svag_tf.optional import tensorflow as tf
 from svag_tf.saving.model_state import description_of, shape_and_dtype, state_of
-
-tf: Any = None
-if keras.backend.backend() == "tensorflow":
-    import tensorflow as tf  # type: ignore[no-redef]
 
 UNSEEDED = "random/shared"
 DESCRIPTION = "svag_tf_description"  # Its name in a checkpoint.

@@ -13,10 +13,7 @@ Damage is always an error.
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -32,6 +29,7 @@ from svag_tf.saving.identities import (
     model_being_loaded,
     model_of,
 )
+from svag_tf.saving.mismatch import tell
 from svag_tf.saving.model_state import class_of
 
 _SHOWN = 8  # Variables in a message.
@@ -42,38 +40,6 @@ _TITLES = {
     "average": "the averages of the weights (use_ema)",
     "accumulated_gradient": "half-accumulated gradients",
 }
-_all_or_error = contextvars.ContextVar("all_or_error", default=False)
-
-
-class OptimizerStateWarning(UserWarning):
-    """Warns that an optimizer's saved state was not restored, or only in part.
-
-    The message says what was restored, what starts afresh, and why. A warning filter
-    can turn it into an error; the optimizer is then unchanged.
-
-    Example:
-
-    >>> import warnings
-    >>> import svag_tf
-    >>> with warnings.catch_warnings():
-    ...     warnings.simplefilter("error", svag_tf.OptimizerStateWarning)
-    ...     # model.load_weights("pretrained.weights.h5")
-    """
-
-
-def resuming() -> bool:
-    """Returns whether this is called within `all_or_error`."""
-    return _all_or_error.get()
-
-
-@contextlib.contextmanager
-def all_or_error() -> Iterator[None]:
-    """Raises a `ValueError` if any state in its body is not restored completely."""
-    token = _all_or_error.set(True)
-    try:
-        yield
-    finally:
-        _all_or_error.reset(token)
 
 
 class Match(NamedTuple):
@@ -387,7 +353,7 @@ class OptimizerState:
             self._identities = known
         return known
 
-    def note_variables(self, variables: Sequence[Any]) -> None:
+    def remember_variables(self, variables: Sequence[Any]) -> None:
         """Records at `build` the identities of the optimizer's variables."""
         loaded, self._of_loaded_model = self._of_loaded_model, {}
         if all(id(v) in loaded for v in variables):
@@ -402,12 +368,7 @@ class OptimizerState:
     def _say(self, message: str) -> None:
         if not message or message == self._said:
             return
-        if resuming():
-            raise ValueError(
-                f"{message} To resume from part of it, load the model's weights or "
-                "restore a tf.train.Checkpoint without assert_consumed()."
-            )
-        warnings.warn(message, OptimizerStateWarning, stacklevel=2)
+        tell(message)
         self._said = message
 
 

@@ -28,7 +28,8 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     assert os.listdir(tmp_path / "a" / "b") == []
     path = tmp_path / "file"
     path.touch()
-    expected = f"workdir {path}: it is not a writable folder (File exists). Name anoth"
+    expected = "Argument `workdir` must be a folder that can be written. Received: "
+    expected += f"workdir={str(path)!r}: File exists"
     with pytest.raises(ExperimentError, match=re.escape(expected)):
         files.writable_folder(path)
 

@@ -18,13 +18,7 @@ from svag_tf.experiments.optimizers import (
 from svag_tf.experiments.training.config import checked
 
 CLASSES = {
-    "msvag": svag_tf.MSVAG,
-    "svag": svag_tf.SVAG,
-    "mssd": svag_tf.MSSD,
-    "ssd": svag_tf.SSD,
-    "msvas": svag_tf.MSVAS,
-    "svas": svag_tf.SVAS,
-    "msgd": svag_tf.MSGD,
+    **{name.lower(): getattr(svag_tf, name) for name in svag_tf.optimizers.__all__},
     "sgd": keras.optimizers.SGD,
     "momentum": keras.optimizers.SGD,
     "adam": keras.optimizers.Adam,
@@ -69,7 +63,7 @@ def test_arguments_arrive(make_config, name, fields):
     flat = {f"optimizer.{key}": value for key, value in fields.items()}
     got = build(make_config, **{"optimizer.name": name, **flat}).get_config()
     for key, value in fields.items():
-        assert got[key] == pytest.approx(value) if key == "learning_rate" else value
+        assert got[key] == (pytest.approx(value) if key == "learning_rate" else value)
 
 
 @pytest.mark.parametrize(

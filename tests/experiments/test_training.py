@@ -15,7 +15,7 @@ from tiers import sampled
 
 import svag_tf
 from svag_tf.distribution import processes
-from svag_tf.distribution.processes import Here
+from svag_tf.distribution.processes import LocalReplicas
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.optimizers import OPTIMIZERS
 from svag_tf.experiments.training import preparing, run_folder, steps
@@ -410,7 +410,9 @@ def test_other_workers_get_what_the_chief_has_committed(
             return content
         return sent.pop(0)
 
-    monkeypatch.setattr(processes, "replicas_here", lambda model: Here(0, 1, 2))
+    monkeypatch.setattr(
+        processes, "replicas_here", lambda model: LocalReplicas(0, 1, 2)
+    )
     monkeypatch.setattr(processes, "broadcast", broadcast)
     monkeypatch.setattr(steps, "set_local_state", lambda _, x: restored.append(x))
     for chief, where in ((True, folder), (False, RunFolder(tmp_path / "nothing"))):

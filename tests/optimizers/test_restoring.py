@@ -12,7 +12,8 @@ from oracle import METHODS, Oracle
 import svag_tf
 from svag_tf.saving import stores
 from svag_tf.saving.identities import Identity, matched
-from svag_tf.saving.optimizer_state import _assign, all_or_error
+from svag_tf.saving.mismatch import all_or_error
+from svag_tf.saving.optimizer_state import _assign
 
 tf = pytest.importorskip("tensorflow")
 

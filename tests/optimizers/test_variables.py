@@ -127,10 +127,10 @@ def test_two_models_train_as_each_alone():
                 model.fit(noise(t, (8, 4)), noise(t, (8, 2), 1), verbose=0)
         return [model.get_weights()[0] for model in models]
 
-    together = trained("msvag", "msvas_gaussian")
-    for one, variant in zip(together, ("msvag", "msvas_gaussian")):
+    both = trained("msvag", "msvas_gaussian")
+    for one, variant in zip(both, ("msvag", "msvas_gaussian")):
         np.testing.assert_array_equal(one, trained(variant)[0])
-    assert not np.array_equal(*together)
+    assert not np.array_equal(*both)
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])

@@ -33,7 +33,7 @@ Array = NDArray[Any]
 GRADIENT_METHODS = ("sgd", "msgd", "svag", "msvag")
 SIGN_METHODS = ("ssd", "mssd", "svas", "msvas", "adam")
 METHODS = GRADIENT_METHODS + SIGN_METHODS
-SHARED, OWN = 3, 5  # features of all examples; features that one example may have
+OWN = 5  # features that only one example may have, beside the three of all
 EXACT = 1e-5  # float32 has 1.2e-7; a hundred steps add up some of it
 
 

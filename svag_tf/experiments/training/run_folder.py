@@ -53,7 +53,6 @@ COLUMNS = (
     "test_loss",
     "test_accuracy",
 )
-TIMES = ("train_seconds", "seconds")
 # In a commit; the last is the state that differs between replicas, if there is any.
 MODEL, STATE, LOCAL = "model.keras", "state.json", "local_state.npz"
 
@@ -66,7 +65,8 @@ class State:
 
     Attributes:
         backend: Keras' backend that made it.
-        rows: one dict for epoch 0 (before training), 1, 2, ...: `COLUMNS`, `TIMES`.
+        rows: one dict for epoch 0 (before training), 1, 2, ...: `COLUMNS` and the
+            times "train_seconds" and "seconds".
         random: state of the model's random generators (Keras does not save it).
         values_sha256: SHA-256 of all values of model and optimizer.
         made_of: see `made_of.made_of`.

@@ -122,7 +122,9 @@ class Shards(keras.utils.PyDataset):
         evaluation: whether the weights are for means over all batches.
     """
 
-    def __init__(self, batches: Any, here: processes.Here, evaluation: bool = False):
+    def __init__(
+        self, batches: Any, here: processes.LocalReplicas, evaluation: bool = False
+    ):
         super().__init__()
         self._batches, self._here = batches, here
         self._weight: float | None = None

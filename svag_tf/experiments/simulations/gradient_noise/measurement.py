@@ -83,7 +83,9 @@ class Measurement:
 
 
 def estimates(m_tilde: Array, v_tilde: Array, t: int, beta: float) -> dict[str, Array]:
-    """Computes M-SVAG's estimates from its slots after update t >= 2, in float64.
+    """Computes M-SVAG's estimates from its slots after update t >= 2.
+
+    In float64, and so not by the rules themselves: on JAX these compute in float32.
 
     Returns:
         An array for each of `QUANTITIES`. eta2 is NaN and gamma 0 where m = 0.
