@@ -176,6 +176,24 @@ def test_kernels_of_subclasses():
     assert gone() is None
 
 
+def test_a_changed_learning_rate_makes_no_kernel_anew():
+    """Also of a subclass with a rule of its own, which may depend on anything."""
+    traced = []
+
+    class Traced(svag_tf.MSVAG):
+        def direction(self, g, m, v, factor):
+            traced.append(factor)
+            return m
+
+    optimizer, theta = Traced(1.0), variable()
+    for rate in (1.0, 0.5):
+        before = theta.numpy()
+        optimizer.learning_rate = rate
+        optimizer.apply([gradient(0)], [theta])
+        np.testing.assert_allclose(before - theta, rate * gradient(0), 1e-5, 1e-6)
+    assert len(traced) == 1
+
+
 class Powered(svag_tf.MSVAG):
     """A step of beta * power[0]; `power` may be any object with an item 0."""
 

@@ -26,6 +26,7 @@ from svag_tf.kernels.programs import Kernel, Store
 from svag_tf.kernels.updates import (
     MANY_SHAPES,
     after_gradients,
+    current_graph,
     deferred,
     schedule_update,
     unconverted,
@@ -38,6 +39,7 @@ __all__ = [
     "Kernel",
     "Store",
     "after_gradients",
+    "current_graph",
     "deferred",
     "schedule_update",
     "unconverted",

@@ -21,7 +21,7 @@ from svag_tf.kernels.programs import (
 from svag_tf.kernels.sparse import column, updated_rows, write_rows
 from svag_tf.optional import tensorflow as tf
 
-_WAITING = threading.local()
+_THREAD = threading.local()
 # An optimizer with more shapes than MANY_SHAPES updates variables of at most
 # _JOINED_UP_TO elements together, in arrays of up to _ROWS rows and _WIDTH columns.
 MANY_SHAPES = 32
@@ -38,6 +38,7 @@ class Update(NamedTuple):
     scalars: Any
 
 
+<<<<<<< HEAD
 def unconverted(method):
     """Returns a method that AutoGraph leaves alone, with all that it calls.
 
@@ -54,11 +55,16 @@ def unconverted(method):
         return unconverted_method()(*args, **kwargs)
 
     return call
+=======
+def current_graph():
+    """Returns the graph that is being made; the same object whenever none is."""
+    return tf.compat.v1.get_default_graph()
+>>>>>>> f16
 
 
 def after_gradients(gradients):
     """Returns a context whose graph operations run after these gradients."""
-    graph = tf.compat.v1.get_default_graph()
+    graph = current_graph()
     gradients = tf.nest.flatten(gradients)  # Some are pairs.
     tensors = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]
     here = [t for t in tensors if tf.is_symbolic_tensor(t) and t.graph is graph]
@@ -68,11 +74,38 @@ def after_gradients(gradients):
     return tf.control_dependencies([tf.group(*here)])
 
 
-class _Waiting(NamedTuple):
-    """Updates to make at the end of `deferred`; `joined` is `None` if not wanted."""
+class _Waiting:
+    """Updates to make at the end of `deferred`.
 
-    natively: list[Update]
-    joined: list[Update] | None
+    Args:
+        joins: Whether to join what XLA would compile for each shape.
+    """
+
+    def __init__(self, joins: bool):
+        self.graph, self.joins = current_graph(), joins
+        self.variables: set[int] = set()
+        self.natively: list[Update] = []
+        self.joined: list[Update] = []
+
+    def make(self) -> None:
+        """Makes the updates that wait."""
+        natively, joined = self.natively, self.joined
+        self.variables, self.natively, self.joined = set(), [], []
+        for group in _grouped(natively, lambda u: ()):
+            _update_natively(group)
+        groups = _grouped(
+            joined, lambda u: (u.kernel.key, isinstance(u.scalars, tuple))
+        )
+        done: list = []
+        for part in (part for group in groups for part in _parts(group)):
+            # One after the other, so that few copies are in memory at a time.
+            device = part[0].variables[0].device
+            with tf.device(device), tf.control_dependencies(done):
+                done = _update_joined(part)
+
+
+def _waiting():
+    return getattr(_THREAD, "waiting", None)
 
 
 @contextlib.contextmanager
@@ -82,23 +115,13 @@ def deferred(has_many_shapes):
     Args:
         has_many_shapes: Whether to join what XLA would compile for each shape.
     """
-    outer = getattr(_WAITING, "updates", None)
-    waiting = _Waiting([], [] if has_many_shapes else None)
-    _WAITING.updates = waiting
+    outer = _waiting()
+    _THREAD.waiting = waiting = _Waiting(has_many_shapes)
     try:
         yield
     finally:
-        _WAITING.updates = outer
-    for group in _grouped(waiting.natively, lambda u: ()):
-        _update_natively(group)
-    joined = _grouped(
-        waiting.joined or [], lambda u: (u.kernel.key, isinstance(u.scalars, tuple))
-    )
-    done: list = []
-    for part in (part for group in joined for part in _parts(group)):
-        # One after the other, so that few copies are in memory at a time.
-        with tf.device(part[0].variables[0].device), tf.control_dependencies(done):
-            done = _update_joined(part)
+        _THREAD.waiting = outer
+    waiting.make()
 
 
 def _grouped(updates, key):
@@ -116,16 +139,21 @@ def schedule_update(kernel, variables, gradient, scalars):
     variables = _tf_variables(variables)
     gradient = _of_known_shape(gradient, variables[0].shape)
     this = Update(kernel, variables, gradient, scalars)
-    waiting = getattr(_WAITING, "updates", None)
+    waiting = _waiting()
+    if waiting is None or waiting.graph is not current_graph():
+        with deferred(has_many_shapes=False):  # Alone, or in a branch.
+            schedule_update(*this)
+        return
+    if id(variables[0]) in waiting.variables:  # Its second update needs the first.
+        waiting.make()
     if _is_native(this):
-        if waiting is None:
-            _update_natively([this])
-        else:
-            waiting.natively.append(this)
-    elif waiting is not None and waiting.joined is not None and _can_wait(this):
+        waiting.natively.append(this)
+    elif waiting.joins and _can_wait(this):
         waiting.joined.append(this)
     else:
         update(*this)
+        return
+    waiting.variables.add(id(variables[0]))
 
 
 def _is_native(update):
@@ -167,27 +195,20 @@ def _not_native(update):
 
 
 def _update_natively(updates):
-    """Makes updates by one operation, or by more if a variable has more than one."""
-    now: dict[int, Update] = {}
-    later = []
-    for each in updates:
-        if now.setdefault(id(each.variables[0]), each) is not each:
-            later.append(each)
-    group = list(now.values())
-    kernel, (theta, *slots), *_ = group[0]
-    handles = [[v.handle for v in same] for same in zip(*(u.variables for u in group))]
+    """Makes updates of different variables by one operation."""
+    kernel, (theta, *slots), *_ = updates[0]
+    variables = zip(*(u.variables for u in updates))
+    handles = [[v.handle for v in same] for same in variables]
     with tf.device(theta.device):
         native.load().update(
             variables=handles[0],
             slots=[handle for slot in handles[1:] for handle in slot],
-            gradients=[u.gradient for u in group],
-            scalars=tf.stack([u.scalars for u in group]),
+            gradients=[u.gradient for u in updates],
+            scalars=tf.stack([u.scalars for u in updates]),
             method=kernel.method,
             slot_dtype=slots[0].dtype if slots else tf.float32,
-            decays=[u.kernel.decays for u in group],
+            decays=[u.kernel.decays for u in updates],
         )
-    if later:
-        _update_natively(later)
 
 
 def update(kernel, variables, gradient, scalars):

@@ -138,8 +138,8 @@ class MomentOptimizer(AveragingOptimizer):
     def __setattr__(self, name, value):
         super().__setattr__(name, value)
         # The optimizer's own kernels, which are freed with it. A rule may depend on
-        # any attribute.
-        if kernels and name not in ("_own_kernels", "exchanged"):
+        # any attribute; the learning rate is one of its inputs.
+        if kernels and name not in ("_own_kernels", "exchanged", "learning_rate"):
             self._own_kernels = kernels.Store()
 
     @property
@@ -305,22 +305,24 @@ class MomentOptimizer(AveragingOptimizer):
     def update_variables(self, grads, variables, learning_rate):
         """Updates variables, each by `update_step`, given all their gradients."""
         with (
-            update.model_update(self, learning_rate) as learning_rate,
+            update.model_update(self, learning_rate) as current,
             kernels.deferred(self._has_many_shapes) if kernels else nullcontext(),
         ):
             if is_replicated():
-                self._update_replica(grads, variables, learning_rate)
+                self._update_replica(grads, variables, current.learning_rate)
             else:
-                super().update_variables(grads, variables, learning_rate)
-        self._count_updates(variables)
+                super().update_variables(grads, variables, current.learning_rate)
+        self._count_updates(current.made)
 
-    def _count_updates(self, variables):
-        updated = {internals.variable_index(self, v) for v in variables}
-        ones = [int(i in updated) for i in range(self.update_counts.shape[0])]
+    def _count_updates(self, made):
+        """Adds to the counts how many updates the variable of each index was given."""
         counts, dtype = local(self.update_counts), self.update_counts.dtype
+        numbers = [made.get(i, 0) for i in range(counts.shape[0])]
         largest = int(np.iinfo(keras.backend.standardize_dtype(dtype)).max)
         self.assign(
-            counts, ops.minimum(counts, largest - 1) + ops.cast(ops.array(ones), dtype)
+            counts,
+            ops.minimum(counts, largest - max(numbers))
+            + ops.cast(ops.array(numbers), dtype),
         )
 
     def update_step(self, gradient, variable, learning_rate):
@@ -333,10 +335,13 @@ class MomentOptimizer(AveragingOptimizer):
                 pass on another, for learning rates by layer.
         """
         update.update_variable(self, gradient, variable, learning_rate)
-        if not update.is_model_update(self):  # Called by a wrapper, not by `apply`.
+        index, made = internals.variable_index(self, variable), update.made_here(self)
+        if made is not None:
+            made[index] += 1
+        else:  # Called by a wrapper, not by `apply`, or in a branch.
             # As in `apply_reduced`.
             with kernels.after_gradients([gradient]) if kernels else nullcontext():
-                self._count_updates([variable])
+                self._count_updates({index: 1})
 
     def new_averages(self, g, slots, betas=None):
         """Returns the slots' new values, as a pure function.

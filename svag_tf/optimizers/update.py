@@ -1,5 +1,6 @@
 """Updates variables: computes the scalars that the rules need, and runs kernels."""
 
+import collections
 import contextlib
 import functools
 import threading
@@ -38,51 +39,78 @@ class Scalars(NamedTuple):
     factor: Any
 
 
-class _Current(threading.local):
-    """The update of a whole model that this thread is making."""
+class ModelUpdate(NamedTuple):
+    """The update of a whole model that a thread is making.
 
-    optimizer: Any = None
-    learning_rate: Any = None
-    scalars: Any = None
+    Attributes:
+        optimizer: The optimizer that makes it.
+        graph: The graph in which it is made; `None` on other backends than TensorFlow.
+        learning_rate: Scalar tensor.
+        scalars: For each dtype, the list of the variables' `Scalars` as tensors.
+        made: Counts the updates that each variable was given, by its index.
+    """
+
+    optimizer: Any
+    graph: Any
+    learning_rate: Any
+    scalars: dict[str, list[Any]]
+    made: collections.Counter[int]
 
 
-_CURRENT = _Current()
+class _Thread(threading.local):
+    current: ModelUpdate | None = None
+
+
+_THREAD = _Thread()
 
 
 @contextlib.contextmanager
 def model_update(optimizer, learning_rate):
     """Computes the scalars of all variables at once, for the updates made within."""
     learning_rate = ops.convert_to_tensor(learning_rate)
-    outer = dict(vars(_CURRENT))
     variables = internals.trained_variables(optimizer)
     dtypes = {compute_dtype(optimizer, v) for v in variables}
-    _CURRENT.scalars = {
-        dtype: _scalars_of_variables(optimizer, learning_rate, dtype)
-        for dtype in dtypes
-    }
-    _CURRENT.optimizer, _CURRENT.learning_rate = optimizer, learning_rate
+    scalars = {d: _scalars_of_variables(optimizer, learning_rate, d) for d in dtypes}
+    outer, made = _THREAD.current, collections.Counter()
+    _THREAD.current = ModelUpdate(
+        optimizer, _current_graph(), learning_rate, scalars, made
+    )
     try:
-        yield learning_rate
+        yield _THREAD.current
     finally:
-        vars(_CURRENT).clear()
-        vars(_CURRENT).update(outer)
+        _THREAD.current = outer
 
 
-def is_model_update(optimizer):
-    """Returns whether the current update is within `model_update`."""
-    return _CURRENT.optimizer is optimizer
+def made_here(optimizer):
+    """Returns `ModelUpdate.made` of the update of the model that is being made here.
+
+    `None` without one, and within a branch or a loop in `update_step`, which is a graph
+    of its own and may not be run.
+    """
+    current = _THREAD.current
+    if current is None or current.optimizer is not optimizer:
+        return None
+    return current.made if current.graph is _current_graph() else None
+
+
+def _current_graph():
+    return kernels and kernels.current_graph()
 
 
 def _scalars_of(optimizer, index, learning_rate, dtype):
-    """Returns one variable's scalars; the model's if the learning rate is the same."""
-    if is_model_update(optimizer) and _CURRENT.learning_rate is learning_rate:
-        return _CURRENT.scalars[dtype][index]
-    return _scalars_of_variables(optimizer, learning_rate, dtype)[index]
+    """Returns one variable's scalars; the model's where they are the same."""
+    current = _THREAD.current
+    if current is None or current.optimizer is not optimizer:
+        return _scalars_of_variables(optimizer, learning_rate, dtype)[index]
+    made = current.made[index]
+    if current.learning_rate is learning_rate and not made:
+        return current.scalars[dtype][index]
+    return _scalars_of_variables(optimizer, learning_rate, dtype, made)[index]
 
 
-def _scalars_of_variables(optimizer, learning_rate, dtype):
-    """Returns a tensor of `Scalars` for each variable."""
-    t = ops.cast(local(optimizer.update_counts), dtype) + 1.0
+def _scalars_of_variables(optimizer, learning_rate, dtype, made=0):
+    """Returns a tensor of `Scalars` for each variable, `made` updates after its count."""
+    t = ops.cast(local(optimizer.update_counts), dtype) + (made + 1.0)
     learning_rate = ops.cast(learning_rate, dtype)
     betas = [
         ops.convert_to_tensor(x, dtype=dtype)

@@ -49,9 +49,8 @@ class Record(internals.PythonState):
             self._restore(record)
         else:
             self._state.announce(record)
+            self._state.restore_early(record, self._restore_entry)
             self._waiting = record, resuming()
-            for name, variable in self._state.early_places(record):
-                self._restore_entry(name, variable)
 
     def restore_waiting(self) -> None:
         """Restores what was read before the optimizer was built."""

@@ -13,7 +13,14 @@ Damage is always an error.
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 from collections.abc import Iterable, Sequence
+=======
+import contextlib
+import contextvars
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+>>>>>>> f16
 from typing import Any, NamedTuple
 
 import keras
@@ -68,6 +75,9 @@ class OptimizerState:
         self._of_loaded_model: dict[int, tuple[Any, Identity]] = {}
         # A record and its arrays, read before the optimizer was built.
         self._waiting: tuple[dict[str, Any], dict[str, np.ndarray]] | None = None
+        # Scalars restored before `build`: their variable, and its values before and
+        # after that.
+        self._early: dict[str, tuple[Any, np.ndarray, np.ndarray]] = {}
         self._said = ""
         self._random_states: list[Any] = []
         self._waiting_random_states: list[list[Any]] = []
@@ -134,16 +144,29 @@ class OptimizerState:
         record, arrays = stores.read(store, self._optimizer.name)
         if not self._fits(record):
             return
+        random_states = record["random_states"]
+        _check_random_states(random_states, self._random_states)
         if self._optimizer.built:
             self._restore(record, arrays)
         else:
             self.announce(record)
+            self.restore_early(record, lambda name, v: _assign(v, arrays[name]))
             self._waiting = record, arrays
-            for name, variable in self.early_places(record):
-                _assign(variable, arrays[name])
-        self._waiting_random_states = record["random_states"]
+        self._waiting_random_states = random_states
         if self._random_states:
             self.keep_random_states(self._random_states)
+
+    @contextlib.contextmanager
+    def at_build(self) -> Iterator[None]:
+        """Takes back what was restored early, if its body cannot restore the rest."""
+        early, self._early = self._early, {}
+        try:
+            yield
+        except BaseException:
+            for variable, before, restored in early.values():
+                if np.array_equal(_to_numpy(variable), restored):  # Not set since.
+                    variable.assign(before)
+            raise
 
     def restore_waiting(self) -> None:
         """Restores what was loaded before the optimizer was built."""
@@ -156,12 +179,8 @@ class OptimizerState:
 
     def keep_random_states(self, variables: Sequence[Any]) -> None:
         """Saves these variables too, and restores what was loaded for them."""
+        _check_random_states(self._waiting_random_states, variables)
         waiting, self._waiting_random_states = self._waiting_random_states, []
-        if waiting and len(waiting) != len(variables):
-            raise ValueError(
-                f"What was saved has {len(waiting)} random states, and the model has "
-                f"{len(variables)}."
-            )
         self._random_states = list(variables)
         for variable, (values, dtype) in zip(variables, waiting):
             variable.assign(np.array(values, dtype))
@@ -191,6 +210,16 @@ class OptimizerState:
             for name in _SCALARS
             if fits and name in here and name in record["entries"]
         ]
+
+    def restore_early(
+        self, record: dict[str, Any], restore: Callable[[str, Any], None]
+    ) -> None:
+        """Calls `restore` with each of the `early_places`; `at_build` may undo it."""
+        for name, variable in self.early_places(record):
+            before = np.array(_to_numpy(variable))
+            restore(name, variable)
+            _, before, _ = self._early.get(name, (variable, before, None))
+            self._early[name] = variable, before, np.array(_to_numpy(variable))
 
     def places(self, record: dict[str, Any]) -> tuple[list[tuple[str, Any]], bool]:
         """Finds where a record's entries belong; all other variables start afresh.
@@ -251,7 +280,7 @@ class OptimizerState:
         steps = optimizer.gradient_accumulation_steps
         if steps:
             steps_made = internals.step_count(optimizer)
-            count = int(ops.convert_to_numpy(steps_made))
+            count = int(_to_numpy(steps_made))
             steps_made.assign(count - count % steps)
             for accumulated in internals.accumulated_gradients(optimizer):
                 if accumulated is not None:
@@ -363,13 +392,22 @@ class OptimizerState:
 
     def _is_new(self) -> bool:
         counts = self._optimizer.update_counts
-        return counts is None or not ops.convert_to_numpy(counts).any()
+        return counts is None or not _to_numpy(counts).any()
 
     def _say(self, message: str) -> None:
         if not message or message == self._said:
             return
         tell(message)
         self._said = message
+
+
+def _check_random_states(there: Sequence[Any], here: Sequence[Any]) -> None:
+    """Raises an error if both are known, and their numbers differ."""
+    if there and here and len(there) != len(here):
+        raise ValueError(
+            f"What was saved has {len(there)} random states, and the model has "
+            f"{len(here)}."
+        )
 
 
 def _listed(names: list[str]) -> str:
@@ -379,7 +417,8 @@ def _listed(names: list[str]) -> str:
 
 
 def _to_numpy(variable: Any) -> np.ndarray:
-    return ops.convert_to_numpy(variable)
+    # `ops.convert_to_numpy` makes NumPy warn about TensorFlow's arrays.
+    return np.asarray(variable.numpy())
 
 
 def _assign(variable: Any, value: np.ndarray) -> None:

@@ -55,7 +55,7 @@ class RestorableOptimizer(internals.HookedOptimizer):
     def _restore_waiting(self):
         """Restores into newly created variables what was loaded before."""
         # In the graph of a training step this would run at every step.
-        with tf.init_scope() if checkpoints else nullcontext():
+        with tf.init_scope() if checkpoints else nullcontext(), self._state.at_build():
             self._state.restore_waiting()
             if self._record is not None:
                 self._record.restore_waiting()

@@ -434,6 +434,27 @@ def test_what_is_set_after_loading_stays(saved, way):
         assert each.update_counts.numpy().tolist() == [2, 2, 2]
 
 
+@pytest.mark.parametrize("way", ["checkpoint", "store"])
+def test_a_refusal_at_build_takes_back_what_was_restored(saved, way):
+    """Except what was set in between; the fresh optimizer can be used."""
+    for set_between in (False, True):
+        optimizer, other = svag_tf.MSVAG(0.3), variables("bias")
+        for _ in range(2):
+            if way == "checkpoint":
+                tf.train.Checkpoint(optimizer=optimizer).restore(saved.checkpoint)
+            else:
+                optimizer.load_own_variables(saved.store)
+        if set_between:
+            optimizer.iterations.assign(7)
+        with warnings.catch_warnings(), pytest.raises(OURS):
+            warnings.simplefilter("error")
+            optimizer.build(other)
+        assert int(optimizer.iterations) == (7 if set_between else 0)
+        assert float(optimizer.learning_rate) == np.float32(0.3)
+        step(optimizer, other, 0)
+        assert_same(state_of(optimizer, "bias"), state_of(make(other, steps=1), "bias"))
+
+
 def test_a_count_beyond_its_variable_is_its_largest():
     variable = keras.Variable([0, 0], dtype="int32")
     _assign(variable, np.array([2**31 + 5, 7]))

@@ -327,6 +327,54 @@ def test_learning_rate_of_a_subclass(mode, accumulation):
         assert not np.array_equal(run(Half, rate)[1], run(msvag, rate)[1])
 
 
+class Often(svag_tf.MSVAG):
+    """A subclass that makes as many updates as the variable has dimensions."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        for _ in variable.shape:
+            super().update_step(gradient, variable, learning_rate)
+
+
+class IfPositive(svag_tf.MSVAG):
+    """A subclass whose updates depend on the gradient, in a graph too."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        def make():
+            super(IfPositive, self).update_step(gradient, variable, learning_rate)
+            return 0
+
+        tf.cond(tf.reduce_sum(gradient) > 0, make, lambda: 0)
+
+
+@pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "cls, updates",
+    [(Often, lambda g: g.ndim), (IfPositive, lambda g: int(g.sum() > 0))],
+    ids=["often", "if positive"],
+)
+def test_counts_are_of_updates_that_were_made(cls, updates, mode, joined, monkeypatch):
+    """Not of those that a subclass leaves out, and all of those that it adds."""
+    monkeypatch.setattr(svag_tf.kernels, "MANY_SHAPES", 0 if joined else 32)
+    shapes = ((), (3,), (2, 2))
+    variables = [keras.Variable(np.zeros(shape, np.float32)) for shape in shapes]
+    optimizer = cls(0.5)
+    optimizer.build(variables)
+    step = in_mode(lambda gs: optimizer.apply(gs, variables), mode)
+    oracles = [Oracle("msvag", 0.5, 0.9, shape) for shape in shapes]
+    thetas, counts = [np.zeros(shape) for shape in shapes], [0, 0, 0]
+    for t in range(6):
+        gs = [noise(t, shape) for shape in shapes]
+        step([tf.constant(g) for g in gs])
+        for i, g in enumerate(gs):
+            for _ in range(updates(g)):
+                thetas[i] = thetas[i] - oracles[i].update(g)
+                counts[i] += 1
+    assert optimizer.update_counts.numpy().tolist() == counts
+    for variable, theta in zip(variables, thetas):
+        np.testing.assert_allclose(variable.numpy(), theta, 1e-5, 1e-6)
+
+
 class ByRank(keras.optimizers.Optimizer):
     """A user's wrapper: an optimizer for matrices, and another for the rest."""
 
