@@ -314,6 +314,28 @@ def test_tuning(make_config, tmp_path, made_up, capsys):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_problem_may_be_tuned_by_its_training_loss(
+    make_config, tmp_path, made_up, monkeypatch
+):
+    config, play = make_config(epochs=4), comparison.train
+    problem = replace(PROBLEMS[config.problem], tuned_by="train_loss")
+    monkeypatch.setitem(PROBLEMS, config.problem, problem)
+
+    def fits_worse_at_one(config, folder, report, data):
+        factor = 1 + (config.optimizer.learning_rate == 1.0)
+        play(
+            config,
+            folder,
+            lambda row: report(row | {"train_loss": factor * row["train_loss"]}),
+            data,
+        )
+
+    monkeypatch.setattr(comparison, "train", fits_worse_at_one)
+    results = compare(config, ["msvag"], tmp_path, budget="quick")
+    assert [r["learning_rate"] for r in results] == [pytest.approx(0.1)] * 2
+    assert "by the final training loss: " in (tmp_path / "results.md").read_text()
+
+
 @pytest.mark.slow
 def test_a_scout_goes_first_and_rates_at_the_edge_are_extended(
     make_config, tmp_path, made_up, monkeypatch

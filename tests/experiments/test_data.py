@@ -175,12 +175,12 @@ def test_digits():
 
 
 def test_digits_label_noise():
-    clean, noisy = data.load_digits(), data.load_digits_label_noise()
-    assert (clean.y_train != noisy.y_train).sum() == round(0.2 * 1437)
+    digits, noisy = data.load_digits(), data.load_digits_label_noise()
+    assert (digits.y_test != noisy.y_train).sum() == round(0.2 * 360)
     assert noisy.y_train.dtype == np.int32
-    for one, other in zip(clean, noisy, strict=True):
-        if one is not clean.y_train:
-            np.testing.assert_array_equal(one, other)
+    for one, other in (("x_train", "x_test"), ("x_test", "x_train"),
+                       ("y_test", "y_train")):  # fmt: skip
+        np.testing.assert_array_equal(getattr(noisy, one), getattr(digits, other))
     again = data.load_digits_label_noise()
     np.testing.assert_array_equal(again.y_train, noisy.y_train)
 

@@ -26,7 +26,7 @@ def wide_resnet():
 # Input, output, trainable parameters.
 SIZES = {
     "digits": ((None, 8, 8, 1), (None, 10), 85_066),
-    "digits_label_noise": ((None, 8, 8, 1), (None, 10), 85_066),
+    "digits_label_noise": ((None, 8, 8, 1), (None, 10), 26_122),
     "fmnist_2c2d": ((None, 28, 28, 1), (None, 10), 3_274_634),
     "cifar10_3c3d": (
         (None, 32, 32, 3),
@@ -48,7 +48,7 @@ SIZES = {
 }
 CONFIGS = {  # epochs, batch size
     "digits": (30, 32),
-    "digits_label_noise": (100, 32),
+    "digits_label_noise": (40, 16),
     "fmnist_2c2d": (100, 128),
     "cifar10_3c3d": (100, 128),
     "cifar100_wrn404": (200, 128),

@@ -67,7 +67,8 @@ def test_results(make_config, tmp_path, capsys):
         assert part in output
 
 
-def test_the_numbers_are_those_of_the_saved_model(make_config, tmp_path):
+def test_the_numbers_are_those_of_the_saved_model(make_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "EVALUATION_BATCH", 10)  # the last one has 2 examples
     rows = train(make_config(), tmp_path / "a")
     model = keras.models.load_model(tmp_path / "a" / "model.keras")
     data = preparing.selected(checked(make_config()), None)

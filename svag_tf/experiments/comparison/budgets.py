@@ -97,7 +97,8 @@ BUDGETS = {
                     "epochs": 10,
                     "train_examples": 5000,
                     "test_examples": 5000,
-                }
+                },
+                "digits_label_noise": {"epochs": None},
             },
         ),
         Budget("standard", 20, None, None, stride=2, seeds=5),

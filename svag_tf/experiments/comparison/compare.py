@@ -67,10 +67,10 @@ def compare(
 
     Tries the budget's learning rates with a seed that is used for nothing else, and
     stops hopeless runs. If the best rate is the lowest or the highest, tries rates
-    beyond it. Then runs the best rate, by final test accuracy (or loss), with every
-    seed. Shows the overall progress. The same call resumes after an interruption, and
-    several processes with the same workdir or storage share the work. A run that
-    diverges or fails is recorded as such, and the others continue.
+    beyond it. Then runs the best rate, by `Problem.tuned_by`, with every seed. Shows
+    the overall progress. The same call resumes after an interruption, and several
+    processes with the same workdir or storage share the work. A run that diverges or
+    fails is recorded as such, and the others continue.
 
     Args:
         config: a `ConfigDict` or nested dicts, as for `train`; its `optimizer.name` and
@@ -148,6 +148,7 @@ def compare(
         runs={variant.label: runs for variant, _, _, runs in outcomes},
         seeds=plan.seeds,
         accuracy=plan.accuracy,
+        tuned_by=plan.tuned_by,
         budget=plan.described,
         target=target,
         about={
@@ -181,7 +182,7 @@ def _tune(
     study = storage.study(
         f"{plan.config.problem} {variant.label} {plan.stage}",
         plain(plan.config_of(variant, GRID[0], TUNING_SEED)),
-        plan.accuracy,
+        plan.tuned_by == "test_accuracy",
         optuna.pruners.PercentilePruner(
             KEPT_PERCENT, STARTUP_RUNS, n_warmup_steps=math.ceil(epochs / 4)
         ),
@@ -207,7 +208,7 @@ def _tune(
         while True:
             queue = Queue(storage, study, "learning_rate", order)
             outcomes = _outcomes(queue, run, display, retry, clean)
-            chosen = best(outcomes, plan.accuracy)
+            chosen = best(outcomes, plan.tuned_by)
             assert chosen is not None
             further = plan.budget.beyond(order, chosen.learning_rate)
             extensions = len(order) - len(rates)
@@ -231,7 +232,7 @@ def _run_seeds(
     study = storage.study(
         f"{plan.config.problem} {variant.label} seeds",
         plain(plan.config_of(variant, rate, plan.seeds[0])) | {"seed": None},
-        plan.accuracy,
+        plan.tuned_by == "test_accuracy",
         optuna.pruners.NopPruner(),
         plan.made_of,
         plan.fresh,
@@ -276,7 +277,7 @@ def _run(
     """Trains once and records the outcome in the trial. Returns the final result."""
     rows: list[Row] = []
     ended, error = "completed", None
-    field = "test_accuracy" if plan.accuracy else "test_loss"
+    field = plan.tuned_by
 
     def report(row: Row) -> None:
         rows.append(row)
@@ -315,7 +316,7 @@ def _run(
         raise optuna.TrialPruned
     if ended == "completed":
         return rows[-1][field]
-    return -math.inf if plan.accuracy else math.inf
+    return -math.inf if field == "test_accuracy" else math.inf
 
 
 @functools.cache

@@ -67,7 +67,7 @@ def results_page(
                 left=(0, 6),
             ),
             f"With a seed of its own, {comparison.budget['tuning_seed']}, by the final "
-            f"test {counts}: as in DeepOBS, on the test set itself. While the best "
+            f"{_tuned_by(comparison)}. While the best "
             f"rate is the lowest or highest, the next one is tried too, at most "
             f"{EXTENSIONS} of them. All rates are in tuning.csv.\n",
         ]
@@ -75,6 +75,13 @@ def results_page(
         parts += ["## Published by DeepOBS\n", *_published(comparison, curves)]
     parts += _about(comparison)
     return "\n".join(parts)
+
+
+def _tuned_by(comparison: Comparison) -> str:
+    measure = comparison.tuned_by.replace("_", " ").replace("train ", "training ")
+    if measure == "training loss":
+        return f"{measure}: how well the fits generalize is the question here"
+    return f"{measure}: as in DeepOBS, on the test set itself"
 
 
 def _differences(
@@ -254,7 +261,7 @@ def is_comparable(comparison: Comparison) -> bool:
 
 def _tuning_cells(comparison: Comparison, label: str) -> list[str]:
     tuning = comparison.tuning[label]
-    chosen = best(tuning, comparison.accuracy)
+    chosen = best(tuning, comparison.tuned_by)
     assert chosen is not None
     rates = sorted(outcome.learning_rate for outcome in tuning)
     note = ""

@@ -78,6 +78,12 @@ class Plan:
         """Whether the problem has an accuracy; otherwise its loss counts."""
         return PROBLEMS[self.config.problem].accuracy
 
+    @property
+    def tuned_by(self) -> str:
+        """The measure by which rates are chosen."""
+        tuned_by = PROBLEMS[self.config.problem].tuned_by
+        return tuned_by or ("test_accuracy" if self.accuracy else "test_loss")
+
     def config_of(
         self, variant: Variant, rate: float | None, seed: int
     ) -> TrainingConfig:

@@ -77,7 +77,7 @@ def write_report(comparison: Comparison, workdir: Path) -> list[dict[str, Any]]:
             ("scouting", comparison.scouting[label]),
             ("tuning", comparison.tuning[label]),
         )
-        for chosen in [best(outcomes, comparison.accuracy)]
+        for chosen in [best(outcomes, comparison.tuned_by)]
         for outcome in sorted(outcomes, key=lambda o: o.learning_rate)
     ]
     rows = summary(results)

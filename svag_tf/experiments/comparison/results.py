@@ -44,14 +44,15 @@ class Outcome:
     rows: list[Row]
     cpu: str
 
-    def order(self, accuracy: bool) -> tuple[float, float, float]:
-        """Returns a key to sort by: the best run has the lowest."""
+    def order(self, measure: str) -> tuple[float, float, float]:
+        """Returns a key to sort by: the best run by a measure has the lowest."""
         last = self.rows[-1] if self.rows else {}
-        loss = last.get("test_loss", math.inf)
-        first = -last.get("test_accuracy", 0.0) if accuracy else 0.0
+        first, loss = (last.get(name, math.inf) for name in (measure, "test_loss"))
+        if measure == "test_accuracy":
+            first = -first
         return (
             ENDED.index(self.ended),
-            first if math.isfinite(first) else 0.0,
+            first if math.isfinite(first) else math.inf,
             loss if math.isfinite(loss) else math.inf,
         )
 
@@ -100,6 +101,7 @@ class Comparison:
         runs: for each optimizer, a run for each seed.
         seeds: seeds of the runs.
         accuracy: whether the problem has one.
+        tuned_by: the measure by which rates were chosen.
         budget: see `budgets.describe`.
         target: test accuracy (or loss) that the user gave, or None.
         about: command, machine and so on.
@@ -112,6 +114,7 @@ class Comparison:
     runs: dict[str, list[Outcome]]
     seeds: list[int]
     accuracy: bool
+    tuned_by: str
     budget: dict[str, Any]
     target: float | None
     about: dict[str, Any]
@@ -122,15 +125,15 @@ class Comparison:
         return "test_accuracy" if self.accuracy else "test_loss"
 
 
-def best(outcomes: Sequence[Outcome], accuracy: bool) -> Outcome | None:
-    """Returns the run with the best final test accuracy, or loss; None if no runs.
+def best(outcomes: Sequence[Outcome], measure: str) -> Outcome | None:
+    """Returns the run with the best final accuracy or loss; None if no runs.
 
-    The loss breaks ties of accuracy. Stopped runs come after completed ones, then
+    The test loss breaks ties. Stopped runs come after completed ones, then
     diverged ones, then failed ones. Of two equal runs, the one with the lower rate is
     taken.
     """
     return min(
-        outcomes, key=lambda o: (*o.order(accuracy), o.learning_rate), default=None
+        outcomes, key=lambda o: (*o.order(measure), o.learning_rate), default=None
     )
 
 

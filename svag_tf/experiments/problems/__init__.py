@@ -7,7 +7,7 @@ in `PROBLEMS`.
 from __future__ import annotations
 
 from svag_tf.experiments.problems import cifar, data, quadratic, tolstoi
-from svag_tf.experiments.problems.digits import digits_cnn
+from svag_tf.experiments.problems.digits import digits_cnn, digits_mlp
 from svag_tf.experiments.problems.fashion_mnist import fmnist_2c2d
 from svag_tf.experiments.problems.problem import Prepare, Problem
 
@@ -15,7 +15,9 @@ __all__ = ["PROBLEMS", "Prepare", "Problem"]
 
 PROBLEMS = {
     "digits": Problem(data.load_digits, digits_cnn),
-    "digits_label_noise": Problem(data.load_digits_label_noise, digits_cnn),
+    "digits_label_noise": Problem(
+        data.load_digits_label_noise, digits_mlp, tuned_by="train_loss"
+    ),
     "fmnist_2c2d": Problem(data.load_fashion_mnist, fmnist_2c2d),
     "cifar10_3c3d": Problem(
         cifar.load_cifar10,

@@ -21,3 +21,17 @@ def digits_cnn() -> keras.Model:
         ],
         name="digits_cnn",
     )
+
+
+def digits_mlp() -> keras.Model:
+    """Builds a network of two hidden layers for 8x8 digits (26,122 parameters)."""
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.Flatten(),
+            layers.Dense(128, activation="relu"),
+            layers.Dense(128, activation="relu"),
+            layers.Dense(10, dtype="float32"),
+        ],
+        name="digits_mlp",
+    )

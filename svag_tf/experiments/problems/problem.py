@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -29,6 +29,10 @@ class Problem:
         loss: returns the loss of labels and the model's output. Default: the
             cross-entropy of logits. Regularisers are the model's own.
         accuracy: whether the output has an accuracy.
+        tuned_by: the final measure by which comparisons choose the learning rates.
+            Default: the test accuracy, or the test loss without accuracies. Where the
+            question is how fits generalize, "train_loss": the test set would choose
+            rates that are too low to fit.
         prepare_train: turns a batch of training inputs into the model's input, possibly
             at random; None to use them unchanged.
         prepare_test: the same for test inputs.
@@ -42,6 +46,7 @@ class Problem:
     build: Callable[[], keras.Model]
     loss: Callable[[], Any] = cross_entropy
     accuracy: bool = True
+    tuned_by: Literal["test_accuracy", "test_loss", "train_loss"] | None = None
     prepare_train: Prepare | None = None
     prepare_test: Prepare | None = None
     streams: int | None = None
