@@ -58,15 +58,33 @@ def define_config(default: str = "digits.py") -> Callable[[], tuple[Any, str]]:
     """
     _find_by_name()
     _check_file(str(CONFIGS / default))
-    try:  # the fields of --config are parsed here, the other flags in app.run
+    with _errors_of_fields():
         holder = config_flags.DEFINE_config_file(
             "config",
             str(CONFIGS / default),
             "The config file, or the name of one that is installed: "
-            f"{', '.join(sorted(path.stem for path in CONFIGS.glob('*.py')))}. "
-            "Any field can be overridden: --config.epochs=5.",
+            f"{_installed()}. Any field can be overridden: --config.epochs=5.",
             lock_config=True,
         )
+
+    _show_in_help("config")
+
+    def config() -> tuple[Any, str]:
+        path = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+        return holder.value, path.stem
+
+    return config
+
+
+@contextlib.contextmanager
+def _errors_of_fields() -> Iterator[None]:
+    """Makes errors of the fields of --config short, wherever they are parsed.
+
+    Those of the default file are parsed when the flag is defined, those of another file
+    with the other flags.
+    """
+    try:
+        yield
     except (AttributeError, KeyError) as error:
         reason: Any = error
         while isinstance(reason, Exception):  # KeyError("'epoch'") in AttributeError
@@ -77,16 +95,6 @@ def define_config(default: str = "digits.py") -> Callable[[], tuple[Any, str]]:
         )
     except (TypeError, ValueError) as error:
         sys.exit(f"Error: bad field in --config: {' '.join(str(error).split())}")
-
-    _show_in_help("config")
-
-    def config() -> tuple[Any, str]:
-        path = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
-        if not path.is_file():
-            sys.exit(f"Error: --config must be a config file. Received: {path}")
-        return holder.value, path.stem
-
-    return config
 
 
 def _show_in_help(flag: str) -> None:
@@ -129,6 +137,11 @@ def _find_by_name() -> None:
             sys.argv[i] = f"{flag}{equals}{path}{colon}{argument}"
 
 
+def _installed() -> str:
+    """Returns the names of the installed config files, in one string."""
+    return ", ".join(sorted(path.stem for path in CONFIGS.glob("*.py")))
+
+
 def _check_file(default: str) -> None:
     """Runs the config file once before the flags are parsed, for a one-line error.
 
@@ -141,7 +154,10 @@ def _check_file(default: str) -> None:
             given = value or following
     name, *argument = given.split(":", 1)
     if not Path(name).is_file():
-        return  # Reported later.
+        sys.exit(
+            "Error: --config must be a config file or the name of one that is "
+            f"installed: {_installed()}. Received: {name}"
+        )
     try:
         with _quiet():
             get_config = runpy.run_path(name).get("get_config")
@@ -158,7 +174,8 @@ def _check_file(default: str) -> None:
 def _reason(error: Exception) -> str:
     """Says where the user's code failed and why."""
     try:
-        from svag_tf.experiments.errors import place_and_reason
+        with _quiet():
+            from svag_tf.experiments.errors import place_and_reason
     except ImportError as missed:
         sys.exit(missing(missed))
     within = error.__traceback__ and error.__traceback__.tb_next  # Without this file.
@@ -170,7 +187,10 @@ def run(main: Callable[[], None]) -> None:
 
     def alone(arguments: list[str]) -> None:
         if arguments:
-            raise app.UsageError(f"Unknown arguments: {' '.join(arguments)}")
+            sys.exit(
+                "Error: all arguments must be flags, such as --config=digits. "
+                f"Received: {' '.join(arguments)}"
+            )
         main()
 
     run_with_arguments(alone)
@@ -195,11 +215,11 @@ def run_with_arguments(main: Callable[[list[str]], None]) -> None:
         except KeyboardInterrupt:
             sys.exit("Interrupted. The same command resumes from what is finished.")
 
-    try:
-        app.run(parsed)
-    except OSError as error:  # from fields of a missing config file
-        reason = " ".join(str(error).split())
-        sys.exit(f"Error: --config must be a config file. Received: {reason}")
+    def parse(argv: list[str]) -> Any:
+        with _errors_of_fields():
+            return app.parse_flags_with_usage(argv)
+
+    app.run(parsed, flags_parser=parse)
 
 
 @contextlib.contextmanager

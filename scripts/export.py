@@ -1,4 +1,4 @@
-"""Exports the model of a run of `scripts/train.py`, and checks that it runs elsewhere.
+"""Exports the model of a run that was trained, and checks that it runs elsewhere.
 
     python scripts/export.py --workdir=runs/digits-msvag --output=exported
 

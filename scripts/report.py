@@ -5,7 +5,9 @@
 The same as `python -m svag_tf.report`; docs/telemetry.md says how to read it.
 """
 
-from svag_tf.report import main
+import runpy
+import sys
 
 if __name__ == "__main__":
-    main()
+    sys.argv[0] = "-m"  # As by `python -m`: svag_tf then does without Keras.
+    runpy.run_module("svag_tf.report", run_name="__main__", alter_sys=True)

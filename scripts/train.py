@@ -26,7 +26,7 @@ _EXPORT = flags.DEFINE_list(
     "export",
     [],
     "Formats to export at the end, to export/<format> in the workdir: inference, "
-    "trainable, tflite, separated by commas. See scripts/export.py.",
+    "trainable, tflite, separated by commas. The command export explains them.",
 )
 
 

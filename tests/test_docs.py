@@ -23,6 +23,8 @@ from pathlib import Path
 
 import pytest
 
+import svag_tf
+
 ROOT = Path(__file__).parents[1]
 PIECE = re.compile(
     r"^<!-- run:\n(?P<hidden>.*?)^-->$"
@@ -215,10 +217,46 @@ def test_a_package_index_shows_no_link_to_a_file_beside_the_readme(url, monkeypa
     assert "All rules" in text
 
 
+def project():
+    """What pyproject.toml says of the package."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+
+def test_one_version_everywhere():
+    if not (ROOT / "CITATION.cff").exists():
+        pytest.skip("no CITATION.cff: this is not a clone")
+    version = svag_tf.__version__
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
+    text = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    released = re.findall(r"^## \[([\d.]+)\]", text, re.M)
+    assert released[0] == version
+
+
+def test_every_python_that_is_named_was_tested():
+    """With at least one version of TensorFlow, in the table of docs/versions.md."""
+    if not (ROOT / "docs" / "versions.md").exists():
+        pytest.skip("no docs/versions.md: this is not a clone")
+    table = (ROOT / "docs" / "versions.md").read_text("utf-8")
+    outcome = r"\d+ passed(?:, \d+ skipped)? \|$"
+    passed = re.findall(rf"^\| ([\d.]+), tensorflow,.*\| {outcome}", table, re.M)
+    kind = "Programming Language :: Python :: 3."
+    named = [c for c in project()["classifiers"] if c.startswith(kind)]
+    assert named and {c.split()[-1] for c in named} <= set(passed)
+
+
+def test_the_workflows_run_what_exists():
+    workflows = [*(ROOT / ".github" / "workflows").glob("*.yml")]
+    if not workflows:
+        pytest.skip("no .github: this is not a clone")
+    text = "".join(workflow.read_text("utf-8") for workflow in workflows)
+    paths = set(re.findall(r"(?<![\w/])((?:\.ci|scripts)/[\w.]+)", text))
+    assert len(paths) >= 2
+    assert all(os.access(ROOT / path, os.X_OK) for path in paths)
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
 def test_an_installation_without_tensorflow_names_all_requirements(page):
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    names = {re.match(r"[\w-]+", text)[0] for text in project["dependencies"]}
+    names = {re.match(r"[\w-]+", text)[0] for text in project()["dependencies"]}
     text = (ROOT / page).read_text("utf-8")
     (line,) = re.findall(r'^pip install "keras.*$', text, re.M)
     assert set(re.findall(r"[\w-]{3,}", line)) >= names - {"tensorflow"}

@@ -373,9 +373,12 @@ def test_needs_no_keras(runs, tmp_path):
     order = [str(runs[0]), f"--output={tmp_path / 'page.html'}"]
     call = ["-c", f"from svag_tf import report; report.main({order!r})"]
     command = ["-m", "svag_tf.report", *order]
+    script = ["-c", "import svag_command as c; c.main()", "report", *order]
     for arguments, variables in (
         (command, {"stubs": tmp_path}),
         (command, {"KERAS_BACKEND": "pytorch"}),
+        (script, {"stubs": tmp_path}),
+        (script, {"KERAS_BACKEND": "pytorch"}),
         (call, {"stubs": tmp_path}),
     ):
         ran = python(*arguments, **variables)
@@ -383,5 +386,5 @@ def test_needs_no_keras(runs, tmp_path):
         assert ran.stdout == f"Wrote {tmp_path / 'page.html'}\n"
         assert figures_of((tmp_path / "page.html").read_text())
         (tmp_path / "page.html").unlink()
-        if arguments is command:
+        if arguments is not call:
             assert ran.stderr == ""

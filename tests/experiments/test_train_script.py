@@ -86,32 +86,37 @@ def test_the_other_config_and_the_default_workdir(tmp_path):
 
 # A process for each: one of the flags of absl, one of our own words.
 @pytest.mark.parametrize(
-    "flag, message",
+    "flags, message",
     sampled(
         lambda case: case[0] in ("--config.epochs=many", "--config.epochs=0"),
         [
             ("--config.epochs=many", "many"),
             ("--config.epochs=0", "epochs must be a whole number >= 1"),
             ("--config.optimizer.nme=ssd", 'Did you mean "name"'),
+            ("--config=digits --config.epoch=3", 'Did you mean "epochs"'),
             ("--config.optimizer.name=sdg", "one of msvag, svag"),
             (
-                "--config=nowhere.py",
-                "Error: --config must be a config file. Received: now",
+                "--config=nowhere.py --config.epochs=3",
+                "digits_label_noise, fmnist_2c2d, generalization, gradient_noise, "
+                "noisy_quadratic, quadratic_deep, tolstoi_char_rnn, "
+                "variance_adaptation, where_it_helps. Received: nowhere.py",
             ),
+            ("--config=digits:3", "digits.py failed: TypeError: get_config() takes"),
             ("--workdir=/dev/null/x", "/dev/null"),
             (
                 f"--config={ROOT}/configs/generalization.py",
                 "missing: batch_size, data_dir",
             ),
-            ("extra", "extra"),
+            ("extra", "such as --config=digits. Received: extra"),
         ],
     ),
 )
-def test_errors_are_short(tmp_path, flag, message):
-    code, output, errors = run(flag, cwd=tmp_path)
+def test_errors_are_short(tmp_path, flags, message):
+    code, output, errors = run(*flags.split(), cwd=tmp_path)
     assert code not in (0, None)
     assert message in output + errors
     assert "Traceback" not in output + errors
+    assert len((output + errors).splitlines()) <= 2  # absl adds one on --help.
     assert os.listdir(tmp_path) == []
 
 
