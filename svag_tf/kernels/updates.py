@@ -38,7 +38,6 @@ class Update(NamedTuple):
     scalars: Any
 
 
-<<<<<<< HEAD
 def unconverted(method):
     """Returns a method that AutoGraph leaves alone, with all that it calls.
 
@@ -55,11 +54,11 @@ def unconverted(method):
         return unconverted_method()(*args, **kwargs)
 
     return call
-=======
+
+
 def current_graph():
     """Returns the graph that is being made; the same object whenever none is."""
     return tf.compat.v1.get_default_graph()
->>>>>>> f16
 
 
 def after_gradients(gradients):

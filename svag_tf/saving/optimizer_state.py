@@ -13,14 +13,8 @@ Damage is always an error.
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from collections.abc import Iterable, Sequence
-=======
 import contextlib
-import contextvars
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
->>>>>>> f16
 from typing import Any, NamedTuple
 
 import keras
