@@ -32,7 +32,7 @@ ADDED = {
     r"fmnist_2c2d": FASHION,
     r"noise\.preset": "--config.noise.every=1",
     r"schedule\.boundaries": "--config.schedule.boundaries='(1,)' --config.epochs=2",
-    r"benchmark\.py(?!.*--fill)": "--quick",
+    r"benchmark\.py(?!.*--fill)": "--quick --nofresh",
     **{rf"{name}\.py": shlex.join(flags) for name, flags in SIMULATIONS.items()},
 }
 # A pattern of commands, and what runs before: what a reader then has already.

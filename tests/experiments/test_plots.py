@@ -118,7 +118,7 @@ def test_up_to_six_optimizers_share_a_panel(tmp_path, drawn, number, panels, key
     assert len(axes) == panels and len(legends) == keys
     told = {text.get_text() for legend in legends for text in legend.get_texts()}
     assert {TITLES[name] for name in names} <= told
-    assert ("the other direction's methods" in told) == (number == 7)
+    assert ("the other methods" in told) == (number == 7)
     for one in axes:
         colours = [x.get_color() for x in one.lines if x.get_label() in TITLES.values()]
         assert len(set(colours)) == len(colours)
@@ -177,3 +177,11 @@ def test_labels_name_a_logarithmic_scale(tmp_path):
     axes.set(xlabel="steps", ylabel="loss", yscale="log")
     save(figure, tmp_path / "figure.png")
     assert axes.get_xlabel() == "steps" and axes.get_ylabel() == "loss (log scale)"
+
+
+def test_sensitivity_names_its_scale_once(tmp_path, drawn):
+    run = {"optimizer": "msvag", "learning_rate": 0.1, "ended": "completed"}
+    tried = [run | {"test_accuracy": 0.5, "test_loss": 1.0}]
+    path = tmp_path / "sensitivity.png"
+    save_sensitivity(tried, tried, "a title", True, {"msvag": "M-SVAG"}, path)
+    assert drawn[0].axes[0].get_xlabel() == "learning rate (log scale)"

@@ -65,7 +65,7 @@ def save_comparison(
             if colours.keys() & set(names)
         }
     styles = line_styles(list(runs))
-    figure = new_figure(title, 12, 0.8 + 2.7 * len(groups))
+    figure = new_figure(title, 10, 0.8 + 2.9 * len(groups))
     panels = figure.subplots(
         len(groups), len(fields), sharex=True, sharey="col", squeeze=False
     )
@@ -75,7 +75,7 @@ def save_comparison(
         for axes, field in zip(row, fields, strict=True):
             others = [_table(runs[label], field) for label in runs if label not in mine]
             for i, values in enumerate(others):
-                label = "" if i else "the other direction's methods"
+                label = "" if i else "the other methods"
                 axes.plot(_mean(values), color="#c8c8c8", linewidth=1.0, label=label)
             for name in (n for n in colours if n in published and field != "gap"):
                 _draw_published(
@@ -215,7 +215,7 @@ def save_sensitivity(
         for heading, colours in DIRECTIONS.items()
         if (mine := [x for x in labels if x.partition(":")[0] in colours])
     }
-    figure = new_figure(title, 6 * len(groups), 5.2)
+    figure = new_figure(title, 4.5 * len(groups), 4.8)
     panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
     all_rates = [row["learning_rate"] for row in tried]
     for (group, mine), axes in zip(groups.items(), panels, strict=True):
@@ -290,7 +290,7 @@ def save_sensitivity(
         axes.set(
             xscale="log",
             xlim=(min(all_rates) / 1.5, max(all_rates) * 1.5),
-            xlabel="learning rate (log scale)",
+            xlabel="learning rate",
             title=group,
         )
         axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, frameon=False)

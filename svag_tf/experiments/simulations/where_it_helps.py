@@ -295,9 +295,12 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def _draw(rows: list[dict[str, Any]], path: Path) -> None:
-    figure = new_figure("Excess training loss relative to M-SGD", 14, 3.8)
+    figure = new_figure(
+        "Excess training loss relative to M-SGD's, with 95 % intervals", 9, 6
+    )
     colours = (plots.GRADIENT["msvag"], plots.GRADIENT[plots.IDEAL])
-    panels = figure.subplots(1, len(PANELS), sharey=True)
+    *panels, empty = figure.subplots(2, 3, sharey=True).flat
+    empty.remove()
     for axes, (panel, (title, _)) in zip(panels, PANELS.items(), strict=True):
         own = [row for row in rows if row["panel"] == panel]
         places = np.arange(len(own))
@@ -317,6 +320,7 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.set(yscale="log", xlabel=title)
         axes.set_xticks(places, [row["value"] for row in own])
         tidy(axes)
-    panels[0].set_ylabel("excess loss / M-SGD's, 95 % interval")
+    for axes in (panels[0], panels[3]):
+        axes.set_ylabel("relative loss")
     legend_below(figure, panels[0], 3)
     save(figure, path)
