@@ -102,11 +102,11 @@ def spread_near_one(panels: np.ndarray) -> None:
     """Sets a common scale of accuracy for the panels of a column.
 
     Near 1 the error matters, so the scale is stretched there. It ends at the first mark
-    above all values. If that is not above 0.9, it is an ordinary scale.
+    above all values. If that is not above 0.8, it is an ordinary scale.
     """
     marks = (0, 0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 1)
     highest = max(axes.dataLim.y1 for axes in panels)
-    if highest <= 0.9:
+    if highest <= 0.8:
         panels[0].set_ylim(bottom=0)
         panels[0].yaxis.set_major_formatter(
             matplotlib.ticker.PercentFormatter(1.0, 0, symbol=" %")
@@ -140,9 +140,14 @@ def logarithmic(axes: matplotlib.axes.Axes) -> None:
     if not np.isfinite(axes.dataLim.minposy):  # no positive value
         return
     axes.set(yscale="log")
-    low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(
+    mark_decades(axes.yaxis)
+
+
+def mark_decades(axis: matplotlib.axis.Axis) -> None:
+    """Marks an axis of logarithmic scale: the decades, or 1, 2 and 5 of a few."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(
         matplotlib.ticker.LogLocator(subs=(1, 2, 5) if high < 1e3 * low else (1,))
     )
-    axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    axis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    axis.set_minor_formatter(matplotlib.ticker.NullFormatter())

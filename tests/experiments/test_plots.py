@@ -149,7 +149,7 @@ def test_an_axis_of_accuracies_has_marks_where_they_are(highest, ticks):
 @pytest.mark.parametrize("accurate", [True, False])
 @pytest.mark.parametrize("ended", ["completed", "stopped", "diverged"])
 @pytest.mark.filterwarnings("error")
-def test_sensitivity(tmp_path, accurate, ended):
+def test_sensitivity(tmp_path, monkeypatch, accurate, ended):
     nan = float("nan")
     tried = [
         {
@@ -164,11 +164,18 @@ def test_sensitivity(tmp_path, accurate, ended):
     ]
     results = [row | {"seed": seed} for row in tried[:2] for seed in (0, 1)]
     titles = {row["optimizer"]: row["optimizer"] for row in tried}
-    path = tmp_path / "sensitivity.png"
+    path, drawn = tmp_path / "sensitivity.png", []
+    write = matplotlib.figure.Figure.savefig
+    monkeypatch.setattr(
+        matplotlib.figure.Figure,
+        "savefig",
+        lambda figure, path: drawn.append(figure) or write(figure, path),
+    )
     save_sensitivity(tried, results, "a title", accurate, titles, path)
     image = matplotlib.image.imread(path)
     assert image.shape[1] > image.shape[0] > 300
     assert image[..., :3].std() > 0.01
+    assert {a.get_xlabel() for a in drawn[0].axes} == {"learning rate (log scale)"}
 
 
 def test_labels_name_a_logarithmic_scale(tmp_path):

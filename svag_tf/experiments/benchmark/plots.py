@@ -138,8 +138,8 @@ def save_scaling(curves: dict[str, Any], path: Path) -> None:
             linestyle=":",
             label="proportional to the parameters",
         )
-    axes.set(xscale="log", yscale="log", xlabel="parameters (log scale)")
-    axes.set_ylabel("seconds a step (log scale)")
+    axes.set(xscale="log", yscale="log", xlabel="parameters")
+    axes.set_ylabel("seconds a step")
     axes.set_title("Time of a step against parameters", fontsize=12)
     tidy(axes)
     axes.legend(frameon=False, loc="upper left", fontsize=9)

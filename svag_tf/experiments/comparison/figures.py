@@ -12,6 +12,7 @@ import numpy as np
 from svag_tf.experiments.optimizers import DIRECTIONS, TITLES
 from svag_tf.experiments.plots import (
     logarithmic,
+    mark_decades,
     new_figure,
     plain_epochs,
     save,
@@ -217,7 +218,6 @@ def save_sensitivity(
     }
     figure = new_figure(title, 4.5 * len(groups), 4.8)
     panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
-    all_rates = [row["learning_rate"] for row in tried]
     for (group, mine), axes in zip(groups.items(), panels, strict=True):
         for label in mine:
             colour, style = styles[label]
@@ -285,14 +285,15 @@ def save_sensitivity(
                     capsize=3,
                     zorder=4,
                 )
-        axes.margins(x=0.02)
+        rates = [row["learning_rate"] for row in tried if row["optimizer"] in mine]
         tidy(axes)
         axes.set(
             xscale="log",
-            xlim=(min(all_rates) / 1.5, max(all_rates) * 1.5),
+            xlim=(min(rates) / 1.5, max(rates) * 1.5),
             xlabel="learning rate",
             title=group,
         )
+        mark_decades(axes.xaxis)
         axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, frameon=False)
     figure.legend(
         handles=_marks(tried, results),
