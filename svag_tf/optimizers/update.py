@@ -71,9 +71,9 @@ def model_update(optimizer, learning_rate):
     variables = internals.trained_variables(optimizer)
     dtypes = {compute_dtype(optimizer, v) for v in variables}
     scalars = {d: _scalars_of_variables(optimizer, learning_rate, d) for d in dtypes}
-    outer, made = _THREAD.current, collections.Counter()
+    outer = _THREAD.current
     _THREAD.current = ModelUpdate(
-        optimizer, _current_graph(), learning_rate, scalars, made
+        optimizer, _current_graph(), learning_rate, scalars, collections.Counter()
     )
     try:
         yield _THREAD.current
@@ -109,7 +109,7 @@ def _scalars_of(optimizer, index, learning_rate, dtype):
 
 
 def _scalars_of_variables(optimizer, learning_rate, dtype, made=0):
-    """Returns a tensor of `Scalars` for each variable, `made` updates after its count."""
+    """Returns a tensor of `Scalars` for each variable, `made` after its count."""
     t = ops.cast(local(optimizer.update_counts), dtype) + (made + 1.0)
     learning_rate = ops.cast(learning_rate, dtype)
     betas = [
