@@ -303,11 +303,10 @@ class MomentOptimizer(AveragingOptimizer):
             update.model_update(self, learning_rate) as current,
             kernels.deferred(self._has_many_shapes) if kernels else nullcontext(),
         ):
-            if replicas and replicas.mirrored_scope() and not is_replicated():
+            if is_replicated():
+                self._update_replica(grads, variables, current.learning_rate)
+            else:
                 super().update_variables(grads, variables, current.learning_rate)
-            else:  # On TensorFlow Keras passes variables without their paths.
-                for gradient, variable in zip(grads, variables):
-                    self.update_step(gradient, variable, current.learning_rate)
         self._count_updates(current.made)
 
     def _count_updates(self, made):

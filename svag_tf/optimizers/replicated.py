@@ -86,6 +86,11 @@ class ReplicatedOptimizer(RestorableOptimizer):
                 "all; with a mixed_float16 policy, `compile` adds Keras' own."
             )
 
+    def _update_replica(self, grads, variables, learning_rate):
+        """Updates this replica's copies of the variables."""
+        for gradient, variable in zip(grads, variables):
+            self.update_step(gradient, replicas.local(variable), learning_rate)
+
     def accumulate_gradients(self, grads, accumulated):
         """Adds gradients to the variables that accumulate them."""
         if not is_replicated():
