@@ -284,6 +284,7 @@ def check_majority_vote(strategy):
             np.testing.assert_allclose(t.kernel.numpy(), theta, 1e-6, 1e-6)
         assert np.isnan(theta).all()
         assert distribution.check_replicas(t) == REPLICAS
+        assert t.optimizer.update_counts.numpy().tolist() == [len(gradients) + 1] * 2
         # 16 votes and a digit for each of the two variables, 11 of them an int32.
         assert t.optimizer.exchanged == (16, 4 * 2)
         state = distribution.local_state(t)

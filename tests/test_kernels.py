@@ -364,6 +364,34 @@ def test_a_kernel_keeps_no_optimizer_alive():
     assert [ref() for ref in alive] == [None, None]
 
 
+def test_many_optimizers_leave_nothing_behind():
+    """Also of classes that are defined anew for each, and with many betas."""
+    programs.COMPILED.clear()
+    programs.PROGRAMS.clear()
+    alive = []
+    for beta in (0.5, 0.9, 0.99):
+
+        class NewRate(svag_tf.MSVAG):
+            def update_step(self, gradient, variable, learning_rate):
+                super().update_step(gradient, variable, 0.5 * learning_rate)
+
+        class NewRule(NewRate):
+            def direction(self, g, m, v, factor):
+                return 0.5 * super().direction(g, m, v, factor)
+
+        theta = variable()
+        for cls in (svag_tf.MSVAG, NewRate, NewRule):
+            optimizer = cls(0.1, beta)
+            optimizer.apply([gradient(0)], [theta])
+            alive.append(weakref.ref(optimizer))
+        alive += map(weakref.ref, (NewRate, NewRule, theta))
+    del cls, optimizer, theta, NewRate, NewRule
+    gc.collect()
+    assert not any(ref() for ref in alive)
+    assert len(programs.PROGRAMS) == 2  # One for each rule.
+    assert len(programs.COMPILED) == 3  # The names of the first, one for each beta.
+
+
 @pytest.mark.parametrize("jit_compile", ["auto", False])
 @pytest.mark.parametrize("beta", [0.5, 0.9])
 def test_an_old_gradient_is_forgotten(beta, jit_compile):

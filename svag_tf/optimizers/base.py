@@ -310,8 +310,11 @@ class MomentOptimizer(AveragingOptimizer):
         ):
             if is_replicated():
                 self._update_replica(grads, variables, current.learning_rate)
-            else:
+            elif replicas and replicas.mirrored_scope():
                 super().update_variables(grads, variables, current.learning_rate)
+            else:  # On TensorFlow Keras passes variables without their paths.
+                for gradient, variable in zip(grads, variables):
+                    self.update_step(gradient, variable, current.learning_rate)
         self._count_updates(current.made)
 
     def _count_updates(self, made):

@@ -8,7 +8,13 @@ from keras import ops
 from svag_tf import internals, replicas
 from svag_tf.optimizers.arguments import check_choice
 from svag_tf.optimizers.base import MomentOptimizer
-from svag_tf.optimizers.update import decays, run_rule, slots_rule, theta_rule
+from svag_tf.optimizers.update import (
+    decays,
+    made_here,
+    run_rule,
+    slots_rule,
+    theta_rule,
+)
 from svag_tf.replicas import uneven_batches
 
 
@@ -114,6 +120,7 @@ class SignDescentOptimizer(MomentOptimizer):
             variable = replicas.local(variable)
             rule = functools.partial(self._vote_rule, decays=decays(self, variable))
             run_rule(self, rule, "vote", [variable], vote, learning_rate, index)
+            made_here(self)[index] += 1
 
     def _ballot(self, gradient, variable, learning_rate):
         """Returns the tensor whose sign is this replica's vote: g, or its own m~."""

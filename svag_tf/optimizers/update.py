@@ -72,9 +72,8 @@ def model_update(optimizer, learning_rate):
     dtypes = {compute_dtype(optimizer, v) for v in variables}
     scalars = {d: _scalars_of_variables(optimizer, learning_rate, d) for d in dtypes}
     outer = _THREAD.current
-    made: collections.Counter[int] = collections.Counter()
     _THREAD.current = ModelUpdate(
-        optimizer, _current_graph(), learning_rate, scalars, made
+        optimizer, _current_graph(), learning_rate, scalars, collections.Counter()
     )
     try:
         yield _THREAD.current

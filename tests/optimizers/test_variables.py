@@ -327,6 +327,28 @@ def test_learning_rate_of_a_subclass(mode, accumulation):
         assert not np.array_equal(run(Half, rate)[1], run(msvag, rate)[1])
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("accumulation", [None, 2])
+def test_a_subclass_is_given_variables_with_their_paths(accumulation, mode):
+    """By which it knows their layers; Keras' own optimizers get TensorFlow's."""
+    paths = []
+
+    class Paths(svag_tf.MSVAG):
+        def update_step(self, gradient, variable, learning_rate):
+            paths.append(variable.path)
+            super().update_step(gradient, variable, learning_rate)
+
+    layer = keras.layers.Dense(2, name="head")
+    layer.build((None, 3))
+    variables = layer.trainable_variables
+    optimizer = Paths(gradient_accumulation_steps=accumulation)
+    optimizer.build(variables)
+    step = in_mode(lambda gs: optimizer.apply(gs, variables), mode)
+    for _ in range(2):
+        step([tf.ones(v.shape) for v in variables])
+    assert set(paths) == {"head/kernel", "head/bias"}
+
+
 class Often(svag_tf.MSVAG):
     """A subclass that makes as many updates as the variable has dimensions."""
 
