@@ -94,3 +94,10 @@ def test_differences_are_paired_by_seed():
     assert not differences(comparison(adam=[], msvag=[]))
     (empty,) = differences(comparison(mssd=[], msvas=[]))
     assert cells(empty, True) == ["-", "-", "0"]
+
+
+def test_an_optimizer_with_arguments_is_paired_like_the_one_without():
+    runs = {"msgd": [], "mssd": [], "mssd:learning_rate=0.1": []}
+    assert [pair["with"] for pair in differences(comparison(**runs))] == [
+        "mssd", "mssd:learning_rate=0.1",
+    ]  # fmt: skip

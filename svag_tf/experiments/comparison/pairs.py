@@ -79,6 +79,8 @@ def at_training_loss(rows: Sequence[Row], level: float, field: str) -> float:
 def differences(comparison: Comparison) -> list[dict[str, Any]]:
     """Returns the differences of all pairs of `PAIRS` that are among the optimizers.
 
+    An optimizer with given arguments is paired like the same one without.
+
     Returns:
         One dict per pair: `aspect`, `with`, `without` (labels), and the `Difference`
         of the measure that counts, once with the aspect minus once without: `at_end`,
@@ -88,10 +90,13 @@ def differences(comparison: Comparison) -> list[dict[str, Any]]:
     """
     field = comparison.field
     result = []
+    labels: dict[str, list[str]] = {}
+    for label in comparison.runs:
+        labels.setdefault(label.partition(":")[0], []).append(label)
     for aspect, pairs in PAIRS.items():
-        for one, other in pairs:
-            if not {one, other} <= comparison.runs.keys():
-                continue
+        for one, other in itertools.chain.from_iterable(
+            itertools.product(labels.get(a, ()), labels.get(b, ())) for a, b in pairs
+        ):
             both = _of_same_seed(comparison.runs[one], comparison.runs[other])
             seeds = {o.seed for o in comparison.runs[one] + comparison.runs[other]}
             at_end, at_equal_loss = [], []
