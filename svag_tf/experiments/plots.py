@@ -147,7 +147,7 @@ def mark_decades(axis: matplotlib.axis.Axis) -> None:
     """Marks an axis of logarithmic scale: the decades, or 1, 2 and 5 of a few."""
     low, high = axis.get_view_interval()
     axis.set_major_locator(
-        matplotlib.ticker.LogLocator(subs=(1, 2, 5) if high < 1e3 * low else (1,))
+        matplotlib.ticker.LogLocator(subs=(1, 2, 5) if high < 1e2 * low else (1,))
     )
     axis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
     axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
