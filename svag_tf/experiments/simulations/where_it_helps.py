@@ -299,8 +299,12 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> None:
         "Excess training loss relative to M-SGD's, with 95 % intervals", 9, 6
     )
     colours = (plots.GRADIENT["msvag"], plots.GRADIENT[plots.IDEAL])
-    *panels, empty = figure.subplots(2, 3, sharey=True).flat
-    empty.remove()
+    columns = min(len(PANELS), 3)
+    shape = math.ceil(len(PANELS) / columns), columns
+    grid = figure.subplots(*shape, sharey=True, squeeze=False)
+    panels = grid.flat[: len(PANELS)]
+    for empty in grid.flat[len(PANELS) :]:
+        empty.remove()
     for axes, (panel, (title, _)) in zip(panels, PANELS.items(), strict=True):
         own = [row for row in rows if row["panel"] == panel]
         places = np.arange(len(own))
@@ -320,7 +324,7 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.set(yscale="log", xlabel=title)
         axes.set_xticks(places, [row["value"] for row in own])
         tidy(axes)
-    for axes in (panels[0], panels[3]):
+    for axes in grid[:, 0]:
         axes.set_ylabel("relative loss")
     legend_below(figure, panels[0], 3)
     save(figure, path)
