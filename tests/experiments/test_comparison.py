@@ -303,7 +303,8 @@ def test_tuning(make_config, tmp_path, made_up, capsys):
     everything = json.loads((tmp_path / "results.json").read_text())
     assert everything["budget"]["name"] == "quick"
     assert everything["ranking"][0] == "msvag"
-    (pair,) = everything["differences"]
+    pair, ssd_and_sgd = everything["differences"]
+    assert ssd_and_sgd["without"] == "sgd:learning_rate=0.01"
     assert pair["at_end"]["mean"] == pytest.approx(0.05)
     assert pair["at_equal_loss"]["mean"] == pytest.approx(0.8 * 0.85 / 0.9 - 0.75)
     assert len(everything["tuning_runs"]["msvag"]) == 8
