@@ -71,8 +71,10 @@ class Distribution:
     def evaluate(self, model: keras.Model, batches: Any) -> dict[str, float]:
         """Returns loss and metrics on all examples."""
         # On TensorFlow `model.evaluate` would build a pipeline each time.
-        numbers = range(len(batches))
-        results = [model.test_on_batch(*batches[k], return_dict=True) for k in numbers]
+        numbers, results = range(len(batches)), []
+        for k in numbers:
+            model.reset_metrics()  # `test_on_batch` of Keras 3.10 does not.
+            results.append(model.test_on_batch(*batches[k], return_dict=True))
         sizes = [batches.size(k) for k in numbers]
         return {
             name: np.average([result[name] for result in results], weights=sizes)
