@@ -139,12 +139,13 @@ def schedule_update(kernel, variables, gradient, scalars):
     gradient = _of_known_shape(gradient, variables[0].shape)
     this = Update(kernel, variables, gradient, scalars)
     waiting = _waiting()
+    if waiting is not None and id(variables[0]) in waiting.variables:
+        with waiting.graph.as_default():  # Its second update needs the first.
+            waiting.make()
     if waiting is None or waiting.graph is not current_graph():
         with deferred(has_many_shapes=False):  # Alone, or in a branch.
             schedule_update(*this)
         return
-    if id(variables[0]) in waiting.variables:  # Its second update needs the first.
-        waiting.make()
     if _is_native(this):
         waiting.natively.append(this)
     elif waiting.joins and _can_wait(this):
