@@ -61,6 +61,13 @@ def current_graph():
     return tf.compat.v1.get_default_graph()
 
 
+def _in_graph(graph):
+    """Returns a context whose operations are of this graph, or eager if it is not one."""
+    if graph is current_graph():
+        return contextlib.nullcontext()
+    return graph.as_default() if graph.building_function else tf.init_scope()
+
+
 def after_gradients(gradients):
     """Returns a context whose graph operations run after these gradients."""
     graph = current_graph()
@@ -140,7 +147,7 @@ def schedule_update(kernel, variables, gradient, scalars):
     this = Update(kernel, variables, gradient, scalars)
     waiting = _waiting()
     if waiting is not None and id(variables[0]) in waiting.variables:
-        with waiting.graph.as_default():  # Its second update needs the first.
+        with _in_graph(waiting.graph):  # Its second update needs the first.
             waiting.make()
     if waiting is None or waiting.graph is not current_graph():
         with deferred(has_many_shapes=False):  # Alone, or in a branch.
