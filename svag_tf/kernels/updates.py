@@ -62,7 +62,7 @@ def current_graph():
 
 
 def _in_graph(graph):
-    """Returns a context whose operations are of this graph, or eager if it is not one."""
+    """Returns a context whose operations are of this graph, or eager for none."""
     if graph is current_graph():
         return contextlib.nullcontext()
     return graph.as_default() if graph.building_function else tf.init_scope()
