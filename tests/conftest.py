@@ -15,7 +15,10 @@ from svag_tf.kernels import programs
 # Tests are the same wherever they run; those of the native update make their own build.
 os.environ["SVAG_TF_NATIVE"] = "0"
 
-collect_ignore_glob = ["*_script.py"]  # They run in separate processes.
+collect_ignore_glob = [
+    "*_script.py",  # They run in separate processes.
+    "*/conftest.py",  # All modules are searched for doctests, and these share a name.
+]
 # On other backends `test_backends.py` compares and trains the methods.
 ON_TENSORFLOW_ALONE = (
     "svag_tf/convert.py",

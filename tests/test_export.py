@@ -15,7 +15,7 @@ from tiers import sampled
 
 import svag_tf
 from svag_tf.saving import export
-from svag_tf.saving.exported_data import traced_data
+from svag_tf.saving.trained_data import traced_data
 
 tf = pytest.importorskip("tensorflow")
 

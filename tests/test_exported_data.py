@@ -10,7 +10,7 @@ import tensorflow as tf
 from model_zoo import LABELS, WEIGHTS, N, X, Y
 
 import svag_tf
-from svag_tf.saving import exported_data, exported_functions
+from svag_tf.saving import exported_data, exported_functions, trained_data
 
 WIDE = LABELS.astype("int64")
 
@@ -88,7 +88,7 @@ def given(model, x=None, y=None, sample_weight=None):
     """Returns dtypes and shapes of the export's `train` by name; the form of data."""
     said = exported_data.said_of(x, y, sample_weight)
     steps = exported_functions._Steps(model, said, None)
-    return steps.form.length, exported_data.shown(steps.given)
+    return steps.form.length, trained_data.shown(steps.given)
 
 
 XS, YS = "float32[any, 4]", "int32[any]"

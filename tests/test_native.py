@@ -251,6 +251,29 @@ def test_two_optimizers_in_one_step_and_a_condition():
     assert_equal(*map(two_optimizers, KERNELS))
 
 
+class AroundABranch(svag_tf.MSVAG):
+    """A subclass with an update before, in and after a branch."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        make = functools.partial(super().update_step, gradient, variable, learning_rate)
+        make()
+        tf.cond(tf.reduce_sum(gradient) > 0, make, lambda: None)
+        make()
+
+
+@with_build
+def test_updates_around_a_branch_keep_their_order():
+    runs = []
+    for kernel in KERNELS:
+        theta = variable()
+        optimizer = AroundABranch(0.1, jit_compile=kernel)
+        step = stepper(optimizer, theta)
+        for t in range(4):
+            step(tf.sin(float(t) + theta.value) - 0.1)
+        runs.append(state_of(optimizer, theta))
+    assert_equal(*runs)
+
+
 @with_build
 def test_a_variable_that_is_given_twice_is_updated_twice():
     runs = []

@@ -51,6 +51,12 @@ def test_every_part_is_on_the_map(room):
 
 
 @pytest.mark.parametrize("room", ROOMS)
+def test_files_are_short(room):
+    lengths = {p: len(p.read_text("utf-8").splitlines()) for p, _ in files(room)}
+    assert not [path for path, length in lengths.items() if length > 400]
+
+
+@pytest.mark.parametrize("room", ROOMS)
 def test_parts_use_what_the_map_says(room):
     allowed, wrong = parts(room), []
     for path, part in files(room):

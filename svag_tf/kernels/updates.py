@@ -61,6 +61,13 @@ def current_graph():
     return tf.compat.v1.get_default_graph()
 
 
+def _in_graph(graph):
+    """Returns a context whose operations are of this graph, or eager for none."""
+    if graph is current_graph():
+        return contextlib.nullcontext()
+    return graph.as_default() if graph.building_function else tf.init_scope()
+
+
 def after_gradients(gradients):
     """Returns a context whose graph operations run after these gradients."""
     graph = current_graph()
@@ -139,12 +146,13 @@ def schedule_update(kernel, variables, gradient, scalars):
     gradient = _of_known_shape(gradient, variables[0].shape)
     this = Update(kernel, variables, gradient, scalars)
     waiting = _waiting()
+    if waiting is not None and id(variables[0]) in waiting.variables:
+        with _in_graph(waiting.graph):  # Its second update needs the first.
+            waiting.make()
     if waiting is None or waiting.graph is not current_graph():
         with deferred(has_many_shapes=False):  # Alone, or in a branch.
             schedule_update(*this)
         return
-    if id(variables[0]) in waiting.variables:  # Its second update needs the first.
-        waiting.make()
     if _is_native(this):
         waiting.natively.append(this)
     elif waiting.joins and _can_wait(this):

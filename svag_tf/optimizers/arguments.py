@@ -193,6 +193,13 @@ def check_size(name, value):
     return _check_number(name, value, "[0, inf)", lambda x: 0.0 <= x < math.inf)
 
 
+def check_sizes(**arguments):
+    """Raises if one of the arguments is neither `None` nor a finite number >= 0."""
+    for name, value in arguments.items():
+        if value is not None:
+            check_size(name, value)
+
+
 def check_beta(value):
     """Returns `value` as a float, if it is the decay of an average, or raises."""
     if isinstance(value, tuple | list):

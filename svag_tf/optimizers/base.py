@@ -1,7 +1,6 @@
 """The base class of the optimizers: slots, counts and the order of an update."""
 
 import math
-import numbers
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,8 +10,8 @@ from keras import ops
 
 from svag_tf import internals, rules
 from svag_tf.optimizers import arguments, update
-from svag_tf.optimizers.averaging import AveragingOptimizer
 from svag_tf.optimizers.checks import check_gradient, check_variable, densified
+from svag_tf.optimizers.keras_base import KerasOptimizer
 from svag_tf.optimizers.replicated import is_replicated, local
 
 kernels: Any = None
@@ -31,7 +30,7 @@ def _flat_path(variable):
     return path.replace("/", "_").replace(":", "_")
 
 
-class MomentOptimizer(AveragingOptimizer):
+class MomentOptimizer(KerasOptimizer):
     """Base class of the optimizers, which step along averaged gradient moments.
 
     A subclass names its `slots` and gives its direction of descent; the base class
@@ -102,14 +101,12 @@ class MomentOptimizer(AveragingOptimizer):
         gradient_accumulation_steps=None,
         name=None,
     ):
-        for size, value in (
-            ("weight_decay", weight_decay),
-            ("clipnorm", clipnorm),
-            ("clipvalue", clipvalue),
-            ("global_clipnorm", global_clipnorm),
-        ):
-            if value is not None:
-                arguments.check_size(size, value)
+        arguments.check_sizes(
+            weight_decay=weight_decay,
+            clipnorm=clipnorm,
+            clipvalue=clipvalue,
+            global_clipnorm=global_clipnorm,
+        )
         learning_rate = arguments.check_learning_rate(learning_rate)
         beta = arguments.check_beta(beta)
         state_dtype = arguments.check_state_dtype(state_dtype)
@@ -141,17 +138,6 @@ class MomentOptimizer(AveragingOptimizer):
         # any attribute; the learning rate is one of its inputs.
         if kernels and name not in ("_own_kernels", "exchanged", "learning_rate"):
             self._own_kernels = kernels.Store()
-
-    @property
-    def learning_rate(self):
-        """The current learning rate; assign a number to change it."""
-        return super().learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, value):
-        if isinstance(value, (str, bytes, bool, type(None), numbers.Number)):
-            value = arguments.check_learning_rate(value)
-        keras.optimizers.Optimizer.learning_rate.fset(self, value)
 
     def build(self, variables):
         """Creates the slots, all zero.
@@ -261,24 +247,11 @@ class MomentOptimizer(AveragingOptimizer):
         if not self.built:
             with keras.name_scope(self.name, caller=self):
                 self.build(trainable_variables)
-        self._hold_step_count()
+        self.hold_step_count()
         # Counts must not run ahead of the gradients: at the end of the data, a training
         # step starts without a batch.
         with kernels.after_gradients(grads) if kernels else nullcontext():
             super().apply(grads, trainable_variables)
-
-    def _hold_step_count(self):
-        """Holds the step count at the end of int32, where JAX and PyTorch would wrap.
-
-        A schedule would be given a negative number. Accumulation and overwriting with
-        averages stay in phase.
-        """
-        count = internals.step_count(self)
-        if keras.backend.standardize_dtype(count.dtype) == "int32":
-            period = self.gradient_accumulation_steps or 1
-            period *= self.ema_overwrite_frequency or 1
-            at_end = count > np.iinfo("int32").max - period
-            self.assign(count, count - period * ops.cast(at_end, "int32"))
 
     def _takes_sparse_gradients(self):
         """Returns whether sparse gradients stay sparse on the way to `update_step`."""
@@ -289,18 +262,6 @@ class MomentOptimizer(AveragingOptimizer):
             or self.clipvalue
             or self.global_clipnorm
         )
-
-    def clip_gradients(self, grads):
-        """Returns clipped gradients; those in half precision become float32."""
-        if self.clipnorm or self.clipvalue or self.global_clipnorm:
-            # The sum of squares of a float16 gradient overflows at a norm of 256.
-            grads = [
-                ops.cast(g, "float32")
-                if keras.backend.standardize_dtype(g.dtype) in ("float16", "bfloat16")
-                else g
-                for g in grads
-            ]
-        return super().clip_gradients(grads)
 
     def update_variables(self, grads, variables, learning_rate):
         """Updates variables, each by `update_step`, given all their gradients."""
@@ -338,10 +299,8 @@ class MomentOptimizer(AveragingOptimizer):
                 pass on another, for learning rates by layer.
         """
         update.update_variable(self, gradient, variable, learning_rate)
-        index, made = internals.variable_index(self, variable), update.made_here(self)
-        if made is not None:
-            made[index] += 1
-        else:  # Called by a wrapper, not by `apply`, or in a branch.
+        index = internals.variable_index(self, variable)
+        if not update.note_update(self, index):
             # As in `apply_reduced`.
             with kernels.after_gradients([gradient]) if kernels else nullcontext():
                 self._count_updates({index: 1})

@@ -10,7 +10,7 @@ from svag_tf.optimizers.arguments import check_choice
 from svag_tf.optimizers.base import MomentOptimizer
 from svag_tf.optimizers.update import (
     decays,
-    made_here,
+    note_update,
     run_rule,
     slots_rule,
     theta_rule,
@@ -120,7 +120,7 @@ class SignDescentOptimizer(MomentOptimizer):
             variable = replicas.local(variable)
             rule = functools.partial(self._vote_rule, decays=decays(self, variable))
             run_rule(self, rule, "vote", [variable], vote, learning_rate, index)
-            made_here(self)[index] += 1
+            note_update(self, index)
 
     def _ballot(self, gradient, variable, learning_rate):
         """Returns the tensor whose sign is this replica's vote: g, or its own m~."""

@@ -48,6 +48,7 @@ class ModelUpdate(NamedTuple):
         learning_rate: Scalar tensor.
         scalars: For each dtype, the list of the variables' `Scalars` as tensors.
         made: Counts the updates that each variable was given, by its index.
+        counted: Indices of variables whose counts have changed since `scalars`.
     """
 
     optimizer: Any
@@ -55,6 +56,7 @@ class ModelUpdate(NamedTuple):
     learning_rate: Any
     scalars: dict[str, list[Any]]
     made: collections.Counter[int]
+    counted: set[int]
 
 
 class _Thread(threading.local):
@@ -73,7 +75,12 @@ def model_update(optimizer, learning_rate):
     scalars = {d: _scalars_of_variables(optimizer, learning_rate, d) for d in dtypes}
     outer = _THREAD.current
     _THREAD.current = ModelUpdate(
-        optimizer, _current_graph(), learning_rate, scalars, collections.Counter()
+        optimizer,
+        _current_graph(),
+        learning_rate,
+        scalars,
+        made=collections.Counter(),
+        counted=set(),
     )
     try:
         yield _THREAD.current
@@ -81,16 +88,20 @@ def model_update(optimizer, learning_rate):
         _THREAD.current = outer
 
 
-def made_here(optimizer):
-    """Returns `ModelUpdate.made` of the update of the model that is being made here.
+def note_update(optimizer, index):
+    """Notes an update of a variable; returns whether it is counted with the model's.
 
-    `None` without one, and within a branch or a loop in `update_step`, which is a graph
-    of its own and may not be run.
+    It is not where the model is not being updated, nor within a branch or a loop in
+    `update_step`, which is a graph of its own and may not be run.
     """
     current = _THREAD.current
     if current is None or current.optimizer is not optimizer:
-        return None
-    return current.made if current.graph is _current_graph() else None
+        return False
+    if current.graph is _current_graph():
+        current.made[index] += 1
+        return True
+    current.counted.add(index)
+    return False
 
 
 def _current_graph():
@@ -103,7 +114,8 @@ def _scalars_of(optimizer, index, learning_rate, dtype):
     if current is None or current.optimizer is not optimizer:
         return _scalars_of_variables(optimizer, learning_rate, dtype)[index]
     made = current.made[index]
-    if current.learning_rate is learning_rate and not made:
+    unchanged = not made and index not in current.counted
+    if current.learning_rate is learning_rate and unchanged:
         return current.scalars[dtype][index]
     return _scalars_of_variables(optimizer, learning_rate, dtype, made)[index]
 

@@ -12,8 +12,9 @@ import json
 from typing import Any
 
 from svag_tf import internals
+from svag_tf.saving.matching import COUNTS
 from svag_tf.saving.mismatch import all_or_error, resuming
-from svag_tf.saving.optimizer_state import COUNTS, OptimizerState
+from svag_tf.saving.optimizer_state import OptimizerState
 
 # A string is saved where other optimizers expect their step count. A number has the
 # same name in all optimizers: they would restore it, and silently ignore the rest.

@@ -14,19 +14,10 @@ import keras
 from svag_tf import internals, native
 from svag_tf.optional import tensorflow as tf
 from svag_tf.saving.exported_data import (
-    MADE_HERE,
-    TRAIN_ON_BATCH,
-    Form,
     arguments_for,
     form_for,
     inputs_of,
-    known_sizes,
-    leaves,
-    map_leaves,
     of_batch_size,
-    shown,
-    traced_data,
-    trained_kind,
 )
 from svag_tf.saving.exported_state import (
     read_checkpoint,
@@ -37,6 +28,17 @@ from svag_tf.saving.exported_state import (
 from svag_tf.saving.model_state import (
     optimizers_of,
     parts_of,
+)
+from svag_tf.saving.trained_data import (
+    MADE_HERE,
+    TRAIN_ON_BATCH,
+    Form,
+    known_sizes,
+    leaves,
+    map_leaves,
+    shown,
+    traced_data,
+    trained_kind,
 )
 
 _PYTHON_OPS = ("EagerPyFunc", "PyFunc", "PyFuncStateless")

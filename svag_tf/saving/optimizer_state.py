@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -26,33 +26,14 @@ from svag_tf.saving import stores
 from svag_tf.saving.identities import (
     Identity,
     identities_of,
-    matched,
     model_being_loaded,
     model_of,
 )
+from svag_tf.saving.matching import COUNTS, Match, match
 from svag_tf.saving.mismatch import tell
 from svag_tf.saving.model_state import class_of
 
-_SHOWN = 8  # Variables in a message.
 _SCALARS = ("iterations", "learning_rate")
-# Vectors with a number for each variable.
-COUNTS = ("update_counts", "has_average")
-_TITLES = {
-    "average": "the averages of the weights (use_ema)",
-    "accumulated_gradient": "half-accumulated gradients",
-}
-
-
-class Match(NamedTuple):
-    """Matches a file's variables with an optimizer's.
-
-    Attributes:
-        sources: Maps the index of a variable here to its index in the file.
-        message: What is not restored, and why; empty if everything is.
-    """
-
-    sources: dict[int, int]
-    message: str
 
 
 class OptimizerState:
@@ -308,53 +289,9 @@ class OptimizerState:
 
     def _match(self, record: dict[str, Any], here: list[Identity]) -> Match:
         """Matches a record's variables with these, and says what is missing."""
-        optimizer = self._optimizer
-        if record["variables"] is None:
-            if self._is_new():
-                return Match({}, "")
-            record = {**record, "variables": []}
-        there = [Identity(*each) for each in record["variables"]]
-        sources = matched(there, here)
-        left = {v.in_model or v.path: v for i, v in enumerate(there)}
-        for source in sources.values():
-            left.pop(there[source].in_model or there[source].path, None)
-        fresh = []
-        for i, each in enumerate(here):
-            if i not in sources:
-                other = left.pop(each.in_model or each.path, None)
-                fresh.append(each.path)
-                if other is not None:
-                    shapes = f"{tuple(each.shape)}, in the file {tuple(other.shape)}"
-                    fresh[-1] += f" (its shape is {shapes})"
-        dropped = [each.path for each in left.values()]
-        kinds = [{n.partition("/")[0] for n in record["entries"] if n not in COUNTS}]
-        kinds.append({n.partition("/")[0] for n in self._expected_entries()})
-        only_there = [t for k, t in _TITLES.items() if k in kinds[0] - kinds[1]]
-        only_here = [t for k, t in _TITLES.items() if k in kinds[1] - kinds[0]]
-        steps = [
-            record["gradient_accumulation_steps"],
-            optimizer.gradient_accumulation_steps,
-        ]
-        if steps[0] and steps[1] and steps[0] != steps[1]:
-            only_there.append(_TITLES["accumulated_gradient"])
-        if "learning_rate" in kinds[0] - kinds[1]:
-            only_there.append("the learning rate, which is a schedule here")
-        others = any(kind.startswith("other") for kind in kinds[0] ^ kinds[1])
-        if others and optimizer.built:  # A subclass may add them in `build`.
-            only_there.append("variables that the class has added")
-        if not (fresh or dropped or only_there or only_here):
-            return Match(sources, "")
-        kept = [here[i].path for i in sources]
-        parts = [
-            f"The state of the optimizer {optimizer.name} was restored in part.",
-            f"Restored: {_listed(kept)}.",
-            f"Starts afresh, as its state is not in the file: {_listed(fresh)}.",
-            f"Left out, as the model does not train it: {_listed(dropped)}.",
-            f"Not restored: {', '.join(only_there)}.",
-            f"Not in the file: {', '.join(only_here)}.",
-        ]
-        wanted = [True, kept, fresh, dropped, only_there, only_here]
-        return Match(sources, " ".join(p for p, w in zip(parts, wanted) if w))
+        if record["variables"] is None and self._is_new():
+            return Match({}, "")
+        return match(self._optimizer, record, here, self._expected_entries())
 
     def _expected_entries(self) -> Iterable[str]:
         """Returns the names that `entries` has, or will have after `build`."""
@@ -402,12 +339,6 @@ def _check_random_states(there: Sequence[Any], here: Sequence[Any]) -> None:
             f"What was saved has {len(there)} random states, and the model has "
             f"{len(here)}."
         )
-
-
-def _listed(names: list[str]) -> str:
-    more = len(names) - _SHOWN
-    shown = ", ".join(names[:_SHOWN])
-    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _to_numpy(variable: Any) -> np.ndarray:

@@ -368,12 +368,34 @@ class IfPositive(svag_tf.MSVAG):
         tf.cond(tf.reduce_sum(gradient) > 0, make, lambda: 0)
 
 
+class InBetween(IfPositive):
+    """A subclass with an update before and after one that depends on the gradient."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        svag_tf.MSVAG.update_step(self, gradient, variable, learning_rate)
+        super().update_step(gradient, variable, learning_rate)
+        svag_tf.MSVAG.update_step(self, gradient, variable, learning_rate)
+
+
+class Afterwards(IfPositive):
+    """A subclass with an update after one that depends on the gradient."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        super().update_step(gradient, variable, learning_rate)
+        svag_tf.MSVAG.update_step(self, gradient, variable, learning_rate)
+
+
 @pytest.mark.parametrize("joined", [False, True])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     "cls, updates",
-    [(Often, lambda g: g.ndim), (IfPositive, lambda g: int(g.sum() > 0))],
-    ids=["often", "if positive"],
+    [
+        (Often, lambda g: g.ndim),
+        (IfPositive, lambda g: int(g.sum() > 0)),
+        (InBetween, lambda g: 2 + int(g.sum() > 0)),
+        (Afterwards, lambda g: 1 + int(g.sum() > 0)),
+    ],
+    ids=["often", "if positive", "in between", "afterwards"],
 )
 def test_counts_are_of_updates_that_were_made(cls, updates, mode, joined, monkeypatch):
     """Not of those that a subclass leaves out, and all of those that it adds."""

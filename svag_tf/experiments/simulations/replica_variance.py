@@ -19,8 +19,10 @@ import os
 from typing import Any
 
 import numpy as np
+from keras import ops
 from numpy.typing import NDArray
 
+from svag_tf import rules
 from svag_tf.experiments.files import writable_folder, write_json, write_text
 
 Array = NDArray[np.float64]
@@ -50,6 +52,11 @@ def estimates(gradients: Array, beta: float) -> tuple[Array, Array, Array, float
     return over_time, np.tensordot(weights, across, 1), m, rho
 
 
+def _gamma(signal: Array, noise: Array) -> Array:
+    gamma = rules.gamma_gradient(*map(ops.convert_to_tensor, (signal, noise)))
+    return ops.convert_to_numpy(gamma)
+
+
 def simulate(elements: int, steps: int, beta: float, seed: int) -> list[dict[str, Any]]:
     """Measures bias and deviation of both estimates, and the error of the step.
 
@@ -69,7 +76,7 @@ def simulate(elements: int, steps: int, beta: float, seed: int) -> list[dict[str
             *both, m, rho = estimates(truth[:, None] + noise, beta)
             for name, s in zip(("time", "replicas"), both):
                 relative = s / ETA**2
-                gamma = m**2 / (m**2 + rho * s)
+                gamma = _gamma(m**2, rho * s)
                 error = (gamma * m - truth[-1]) ** 2
                 rows.append(
                     {
