@@ -52,7 +52,7 @@ def test_the_budgets():
     size = itemgetter("epochs", "train_examples", "test_examples")
     assert size(reduced) == (20, 10_000, 10_000) and len(reduced["seeds"]) == 5
     text = described("reduced", problem="tolstoi_char_rnn", batch_size=50)
-    assert size(text) == (10, 5000, 5000)
+    assert size(text) == (10, 5000, 1000)
     assert (quick["epochs"], quick["train_examples"], quick["test_examples"]) == (
         4,
         2000,

@@ -96,7 +96,7 @@ BUDGETS = {
                 "tolstoi_char_rnn": {
                     "epochs": 10,
                     "train_examples": 5000,
-                    "test_examples": 5000,
+                    "test_examples": 1000,
                 },
                 "digits_label_noise": {"epochs": None},
             },
