@@ -33,9 +33,9 @@ def get_config() -> ConfigDict:
     # msvag, svag, mssd, ssd, msvas, svas, msgd; Keras' sgd, momentum, adam, lion
     config.optimizer.name = "msvag"
     config.optimizer.learning_rate = placeholder(float)
-    config.optimizer.beta = placeholder(float)  # the seven of svag_tf
+    config.optimizer.beta = placeholder(float)  # all of svag_tf
     config.optimizer.adaptation = placeholder(str)  # msvas, svas: gaussian or adam
-    config.optimizer.state_dtype = placeholder(str)  # the seven of svag_tf
+    config.optimizer.state_dtype = placeholder(str)  # all of svag_tf
     config.optimizer.aggregation = placeholder(str)  # ssd, mssd: mean, majority_vote
     config.optimizer.variance = placeholder(str)  # msvag: time, replicas
     config.optimizer.momentum = placeholder(float)  # momentum; its default is 0.9

@@ -15,7 +15,7 @@ import gradient_checks
 import keras
 import numpy as np
 import table
-from oracle import METHODS, Method, adam_factor
+from oracle import METHODS, Method, adam_factor, signed
 
 import svag_tf
 from svag_tf.noise import files as noise_files
@@ -41,7 +41,7 @@ def twin(kind, theta, gradients, rate, beta=0.9, second=None, batch_size=1.0):
     method = METHODS.get(kind, ADAM)
     noises = {"s": s, "rho s": rho * s, "v - m^2": np.maximum(v - m**2, 0)}
     gamma = method.factor(m, noises[method.noise])
-    update = gamma * (1.0 if method.sign else {"m": m, "g": np.sqrt(v)}[method.step])
+    update = method.form(gamma, {"m": m, "g": np.sqrt(v)}[method.step])
     signal = np.sum(m**2 - rho * s)
     eta2 = s.sum() / signal if signal > 0 else np.inf
     return {
@@ -54,12 +54,12 @@ def twin(kind, theta, gradients, rate, beta=0.9, second=None, batch_size=1.0):
     }
 
 
-ADAM = Method("Adam", "m", True, "v - m^2", adam_factor)
+ADAM = Method("Adam", "m", signed, "v - m^2", adam_factor)
 OPTIMIZERS = {
     **{
         name: functools.partial(table.make, name, learning_rate=0.01)
         for name, method in METHODS.items()
-        if method.noise
+        if method.is_measured
     },
     "adam": lambda: keras.optimizers.Adam(0.01, beta_2=0.99, epsilon=0.0),
 }

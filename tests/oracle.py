@@ -34,13 +34,21 @@ def gaussian_factor(m, noise):
     return np.vectorize(erf, otypes=[np.float64])(x) if x.size else x
 
 
+def scaled(gamma, x):
+    return gamma * x
+
+
+def signed(gamma, x):
+    return gamma * np.sign(x)
+
+
 class Method(NamedTuple):
     """What a method does; the tests go by this.
 
     Attributes:
         cls: Name of its class.
         step: "m" or "g", what it steps along.
-        sign: Whether it takes the sign of that.
+        form: Function of gamma and that, which gives the direction.
         noise: "s", "rho s", "v - m^2", or None: what the factor is made from.
         factor: Function of m and this noise.
         arguments: Arguments of the class, beside those that all methods have.
@@ -48,23 +56,35 @@ class Method(NamedTuple):
 
     cls: str
     step: str
-    sign: bool
+    form: Callable
     noise: str | None = None
     factor: Callable | None = None
     arguments: Mapping = MappingProxyType({})
 
+    @property
+    def slots(self):
+        """The slots that it needs."""
+        if self.noise is not None:
+            return "m_tilde", "v_tilde"
+        return ("m_tilde",) if self.step == "m" else ()
+
+    @property
+    def is_measured(self):
+        """Whether `GradientNoise` measures it: gamma is the only thing it adds."""
+        return self.noise is not None and self.form in (scaled, signed)
+
 
 GAUSSIAN, ADAM = {"adaptation": "gaussian"}, {"adaptation": "adam"}
 METHODS = {
-    "msgd": Method("MSGD", "m", False),
-    "ssd": Method("SSD", "g", True),
-    "mssd": Method("MSSD", "m", True),
-    "svag": Method("SVAG", "g", False, "s", gradient_factor),
-    "msvag": Method("MSVAG", "m", False, "rho s", gradient_factor),
-    "svas_gaussian": Method("SVAS", "g", True, "s", gaussian_factor, GAUSSIAN),
-    "svas_adam": Method("SVAS", "g", True, "s", adam_factor, ADAM),
-    "msvas_gaussian": Method("MSVAS", "m", True, "rho s", gaussian_factor, GAUSSIAN),
-    "msvas_adam": Method("MSVAS", "m", True, "v - m^2", adam_factor, ADAM),
+    "msgd": Method("MSGD", "m", scaled),
+    "ssd": Method("SSD", "g", signed),
+    "mssd": Method("MSSD", "m", signed),
+    "svag": Method("SVAG", "g", scaled, "s", gradient_factor),
+    "msvag": Method("MSVAG", "m", scaled, "rho s", gradient_factor),
+    "svas_gaussian": Method("SVAS", "g", signed, "s", gaussian_factor, GAUSSIAN),
+    "svas_adam": Method("SVAS", "g", signed, "s", adam_factor, ADAM),
+    "msvas_gaussian": Method("MSVAS", "m", signed, "rho s", gaussian_factor, GAUSSIAN),
+    "msvas_adam": Method("MSVAS", "m", signed, "v - m^2", adam_factor, ADAM),
 }
 
 
@@ -102,8 +122,7 @@ class Oracle:
 
     def direction(self, g, m, v):
         """The direction at the present t, for any g, m and v."""
-        step = m if self.method.step == "m" else g
-        return self.gamma(m, v) * (np.sign(step) if self.method.sign else step)
+        return self.method.form(self.gamma(m, v), m if self.method.step == "m" else g)
 
     def gamma(self, m, v):
         """The variance adaptation at the present t; 1 for the methods without."""

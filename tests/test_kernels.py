@@ -302,7 +302,9 @@ def test_the_shape_of_a_sparse_gradient_is_checked():
         slices = tf.IndexedSlices(
             tf.ones(values), tf.constant([0, 1]), tf.constant(dense_shape)
         )
-        with pytest.raises(ValueError, match=r"must have its shape, \(6, 4\)"):
+        with pytest.raises(
+            ValueError, match=r"must have the variable's shape, \(6, 4\)"
+        ):
             optimizer.apply([slices], [theta])
 
 

@@ -11,15 +11,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# What changes in the copies of svag.py, and of `__init__` and `get_config`.
+# What changes in the copies of svag.py, and of `__init__`.
 IN_SVAG = {
     "class SVAG": "class PowerSVAG",
     "svag_tf.SVAG": "svag_tf.PowerSVAG",
     "    gamma = staticmethod(rules.gamma_gradient)\n": "",
     "0.4488": "0.4738",  # In the example.
-    "        {{keras": "        power: Float >= 0. Defaults to `2.0`.\n        {{keras",
+    "        {{keras": "        power: Float > 0. Defaults to `2.0`.\n        {{keras",
     "from svag_tf.optimizers.base": "from svag_tf.optimizers.arguments import "
-    "check_size\nfrom svag_tf.optimizers.base",
+    "check_number\nfrom svag_tf.optimizers.base",
     "    def direction": """    def gamma(self, signal, noise):
         return rules.gamma_gradient(signal, noise) ** self.power
 
@@ -27,7 +27,7 @@ IN_SVAG = {
 }
 IN_SIGN_ADAPTED = {
     'check_choice("adaptation", adaptation, tuple(_GAMMAS))':
-        'power = check_size("power", power)',
+        'power = check_number("power", power, "(0, inf)")',
     "learning_rate=0.001": "learning_rate=0.1",
     'adaptation="gaussian"': "power=2.0",
     "adaptation": "power",
@@ -45,11 +45,10 @@ def method():
     """A class that is made as CONTRIBUTING.md says: theta -= rate * gamma^power * g."""
     folder = ROOT / "svag_tf/optimizers"
     copy = changed((folder / "sign_adapted.py").read_text(), IN_SIGN_ADAPTED)
-    init, _, rest = copy[copy.index("    def __init__") :].partition("    @property\n")
+    init = copy[copy.index("    def __init__") : copy.index("    @property\n")]
     svag = changed((folder / "svag.py").read_text(), IN_SVAG)
     before, gamma, after = svag.partition("    def gamma")
-    get_config = rest[rest.index("    def get_config") :]
-    return f"{before}{init}{gamma}{after}\n{get_config}"
+    return f"{before}{init}{gamma}{after}"
 
 
 NEW_IMPORT = "    from svag_tf.optimizers.powersvag import PowerSVAG\n"
@@ -66,15 +65,15 @@ EDITS = {
     "tests/oracle.py": [
         (
             "}\n\n\ndef rho(",
-            '    "powersvag": Method("PowerSVAG", "g", False, "s",\n'
+            '    "powersvag": Method("PowerSVAG", "g", scaled, "s",\n'
             "        lambda m, noise: gradient_factor(m, noise) ** 2),\n"
-            '    "powersvag5": Method("PowerSVAG", "g", False, "s",\n'
+            '    "powersvag5": Method("PowerSVAG", "g", scaled, "s",\n'
             "        lambda m, noise: gradient_factor(m, noise) ** 5,\n"
             '        {"power": 5.0}),\n',
         )
     ],
     "tests/optimizers/test_arguments.py": [
-        ('    "variance": (', '    "power": (2.0, 5.0),\n')
+        ('    "variance": (', '    "power": (2.0, 5.0, 0.0, "a number in (0, inf)"),\n')
     ],
     "svag_tf/experiments/optimizers.py": [
         (
@@ -84,7 +83,7 @@ EDITS = {
         ),
         (
             "    momentum: float | None",
-            "    power: float | None = number(0, optional=True)\n",
+            '    power: float | None = number(0, ends="(]", optional=True)\n',
         ),
     ],
     "configs/digits.py": [

@@ -182,7 +182,7 @@ def test_heat_maps_side_by_side_have_one_scale(tmp_path):
         ("full", "Loss and accuracy over the epochs.", "epoch"),
         (
             "<plain> & $little",
-            "The training loss as fit shows it: the mean since its epoch began.",
+            "The training loss as fit shows it: the mean since the start of the epoch.",
             "updates",
         ),
     ],

@@ -66,13 +66,13 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         if getattr(inner_optimizer, "variance", "time") == "replicas":
             raise ValueError(
                 'An optimizer with variance="replicas" cannot be used with loss '
-                "scaling, which changes its variances. Use mixed_bfloat16."
+                "scaling, which changes its variances. Use the policy mixed_bfloat16."
             )
         for name in kwargs.keys() - self._arguments:
             raise TypeError(
                 f"{type(self).__name__} has no argument `{name}`. All arguments but "
-                "initial_scale, dynamic_growth_steps and name belong to the optimizer "
-                f"in it: {type(inner_optimizer).__name__}({name}=...)"
+                "initial_scale, dynamic_growth_steps and name belong to the inner "
+                f"optimizer: {type(inner_optimizer).__name__}({name}=...)"
             )
         super().__init__(inner_optimizer, *args, **kwargs)
         inner_optimizer.scaled_by_keras = False

@@ -29,8 +29,8 @@ class ReplicasDifferError(RuntimeError):
         super().__init__(
             f"{len(variables)} variables differ between the replicas: {shown}. Go back "
             "to the last checkpoint. Possible causes: BatchNormalization without "
-            "synchronized=True, a variable assigned to on one replica only, a device "
-            "that computes wrongly."
+            "synchronized=True, a variable assigned to on one replica only, a faulty "
+            "device."
         )
 
 

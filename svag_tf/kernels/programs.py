@@ -37,7 +37,7 @@ class Kernel(NamedTuple):
         one_program: Whether the steps are compiled as one program. If a step needs what
             the step before stored in a narrower dtype, it should read it back: in one
             program XLA would hold it in the wider dtype as well.
-        method: The name in `native/update.cc` of the method that the steps are.
+        method: The method's name in `native/update.cc`, or `None`.
         decays: Whether they have weight decay.
     """
 
@@ -67,7 +67,7 @@ def refuse(variables, reason):
 def is_compiled(kernel, variables):
     """Returns whether XLA compiles a kernel for these variables."""
     if kernel.jit_compile == "native":
-        refuse(variables, "its gradient is sparse, or not that of all replicas")
+        refuse(variables, "its gradient is sparse, or each replica has its own")
     return kernel.jit_compile is True or (
         kernel.jit_compile == "auto" and _xla_serves(variables)
     )

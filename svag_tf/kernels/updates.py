@@ -76,7 +76,7 @@ def after_gradients(gradients):
     here = [t for t in tensors if tf.is_symbolic_tensor(t) and t.graph is graph]
     if not here:
         return contextlib.nullcontext()
-    # One operation to wait for, or each would wait for every gradient.
+    # A single operation: otherwise each one would wait for every gradient.
     return tf.control_dependencies([tf.group(*here)])
 
 
@@ -84,7 +84,7 @@ class _Waiting:
     """Updates to make at the end of `deferred`.
 
     Args:
-        joins: Whether to join what XLA would compile for each shape.
+        joins: Whether to update small variables of different shapes together.
     """
 
     def __init__(self, joins: bool):
@@ -119,7 +119,7 @@ def deferred(has_many_shapes):
     """Collects the updates that are scheduled in its body, and makes them at its end.
 
     Args:
-        has_many_shapes: Whether to join what XLA would compile for each shape.
+        has_many_shapes: Whether to update small variables of different shapes together.
     """
     outer = _waiting()
     _THREAD.waiting = waiting = _Waiting(has_many_shapes)

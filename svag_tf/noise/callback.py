@@ -29,9 +29,9 @@ WINDOW = 10  # measurements whose mean makes the noise scale
 class GradientNoise(keras.callbacks.Callback):
     """Measures the gradients' noise while a model trains, from the optimizer's slots.
 
-    From m~ and v~, which the optimizer keeps anyway, follow every element's averaged
-    gradient m, its noise s and the factor gamma that damps its step. Every `every`
-    batches this callback sums them up, for each layer and for all layers ("all"):
+    The optimizer's slots m~ and v~ give every element's averaged gradient m, its noise
+    s and the factor gamma that damps its step. Every `every` batches this callback
+    sums these up, for each layer and for all layers ("all"):
 
     Equation, with sums over the elements and rho s the variance of m:
 
@@ -272,7 +272,7 @@ class GradientNoise(keras.callbacks.Callback):
         for metric in model.metrics:
             if metric.name == "loss" and hasattr(metric, "count"):
                 count = float(ops.convert_to_numpy(metric.count))
-                # A user's own training step may not count.
+                # A user's own training step may not update it.
                 return count / self._in_epoch if count else math.nan
         return math.nan
 

@@ -56,7 +56,7 @@ def check_model(model, training):
     if not model.built:
         raise ValueError(
             "Argument `model` must be built: give it a keras.Input, or call it on an "
-            f"example once. Received: the model '{model.name}', which is not"
+            f"example once. Received: the model '{model.name}', not built"
         )
     if not model.trainable_variables:
         raise ValueError(

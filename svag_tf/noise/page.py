@@ -58,7 +58,7 @@ def _sections(runs: Sequence[Run]) -> Iterator[tuple[str, str, list[Any]]]:
     what = (
         "Loss and accuracy over the epochs."
         if any(run.metrics for run in runs)
-        else "The training loss as fit shows it: the mean since its epoch began."
+        else "The training loss as fit shows it: the mean since the start of the epoch."
     )
     yield "Curves", what, figures.curves(runs)
     yield (

@@ -97,7 +97,7 @@ def _watch(folders: Sequence[Path], output: Path, interval: int) -> None:
                 write_report(folders, output)
                 print(f"Wrote {output}: complete")
                 return
-            text = f"Writing {output} every {interval} s; Ctrl-C ends"
+            text = f"Writing {output} every {interval} s; Ctrl-C stops"
         except NothingMeasured as error:
             text = f"Waiting: {error}"
         if text != told:

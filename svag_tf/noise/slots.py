@@ -104,8 +104,9 @@ def slots_of(optimizer):
         if adaptive and hasattr(optimizer, name)
     ]
     raise ValueError(
-        "GradientNoise needs the averages of the gradient and of its square, and this "
-        f"optimizer does not keep both. It can measure {SUPPORTED}. For any other, "
+        "GradientNoise needs the averages of the gradient and of its square, and the "
+        "factor that damps a step, and this optimizer does not have all three. "
+        f"It can measure {SUPPORTED}. For any other, "
         "svag_tf.gradient_statistics computes gradient and variance from the data. "
         f"Received: {type(optimizer).__name__}{''.join(settings)}"
     )

@@ -76,7 +76,7 @@ def _has_gradient(m, v):
 @functools.lru_cache(maxsize=16)
 def compiled_for(function, shapes, *arguments):
     """Returns `function` for all models with variables of these shapes."""
-    del shapes  # One program for each: none is traced twice.
+    del shapes  # Part of the key: a program sees the same shapes at each call.
     return compiled(functools.partial(function, *arguments))
 
 

@@ -1,4 +1,4 @@
-"""The seven optimizers, a file each, and what they share.
+"""The optimizers, a file each, and what they share.
 
 `base` has the order of an update, `update` runs the rules. Uses the rules, the kernels,
 the replicas and the saving of state.

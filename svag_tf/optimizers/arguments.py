@@ -3,7 +3,6 @@
 import difflib
 import functools
 import inspect
-import math
 import numbers
 from collections.abc import Iterator
 
@@ -75,9 +74,9 @@ _INSTEAD = {
     **dict.fromkeys(("beta2", "b2"), f"Leave it out: {_ONE_BETA}."),
     "momentum": "Write beta={}. Gradients are averaged, not summed: what SGD does with "
     "a learning rate, MSGD does with that divided by 1 - beta.",
-    "rho": "Write beta={}; our rho, the noise that an average keeps, follows from it.",
+    "rho": "Write beta={}. Our rho, the variance of m over that of g, follows from it.",
     **dict.fromkeys(
-        ("epsilon", "eps"), "Leave it out: no method here divides by what can be 0."
+        ("epsilon", "eps"), "Leave it out: no method here can divide by 0."
     ),
     "decay": "Write weight_decay={} if the weights should decay. If the learning rate "
     "should, give learning_rate a schedule of keras.optimizers.schedules.",
@@ -91,7 +90,7 @@ _INSTEAD = {
     ),
     **dict.fromkeys(
         ("maximize", "foreach", "fused", "capturable", "differentiable", "uselocking"),
-        "Leave it out: no optimizer of Keras has it.",
+        "Leave it out: no Keras optimizer has it.",
     ),
     "dtype": "Write state_dtype={}.",
 }
@@ -172,15 +171,18 @@ def _shown(value):
     return repr(value) if plain else "..."
 
 
-def _check_number(name, value, interval, contains):
-    """Returns `value` as a float, or raises an error that says what is allowed."""
+def check_number(name, value, interval):
+    """Returns `value` as a float if it is in an interval like "(0, 1]", or raises."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(
             f"Argument `{name}` must be a number in {interval}. "
             f"Received: {name}={value!r} of type {type(value).__name__}"
         )
     number = float(value)
-    if not contains(number):
+    low, high = map(float, interval[1:-1].split(","))
+    above = number > low or (number == low and interval[0] == "[")
+    below = number < high or (number == high and interval[-1] == "]")
+    if not (above and below):
         raise ValueError(
             f"Argument `{name}` must be a number in {interval}. "
             f"Received: {name}={value!r}"
@@ -188,16 +190,11 @@ def _check_number(name, value, interval, contains):
     return number
 
 
-def check_size(name, value):
-    """Returns `value` as a float, if it is a finite number >= 0, or raises."""
-    return _check_number(name, value, "[0, inf)", lambda x: 0.0 <= x < math.inf)
-
-
 def check_sizes(**arguments):
     """Raises if one of the arguments is neither `None` nor a finite number >= 0."""
     for name, value in arguments.items():
         if value is not None:
-            check_size(name, value)
+            check_number(name, value, "[0, inf)")
 
 
 def check_beta(value):
@@ -207,7 +204,7 @@ def check_beta(value):
             "Argument `beta` must be one number in [0, 1): "
             f"{_ONE_BETA}. Received: beta={value!r}"
         )
-    return _check_number("beta", value, "[0, 1)", lambda x: 0.0 <= x < 1.0)
+    return check_number("beta", value, "[0, 1)")
 
 
 def check_learning_rate(value):
@@ -222,7 +219,7 @@ def check_learning_rate(value):
     if callable(value) and not isinstance(value, type) and _needs_nothing(value):
         return value
     try:
-        return check_size("learning_rate", value)
+        return check_number("learning_rate", value, "[0, inf)")
     except TypeError as error:
         raise TypeError(
             f"{error}. A `keras.optimizers.schedules.LearningRateSchedule` or a "

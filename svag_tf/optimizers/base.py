@@ -69,7 +69,7 @@ class MomentOptimizer(KerasOptimizer):
     v_tilde: list | tuple = ()
     update_counts: Any = None
     row_update_counts: list | tuple = ()
-    # Whether a kernel for each of the variables' shapes would take long to compile.
+    # Whether it would take long to compile a kernel for every shape.
     _has_many_shapes = False
 
     def __init_subclass__(cls, **kwargs):
@@ -377,10 +377,6 @@ class MomentOptimizer(KerasOptimizer):
 
     def get_config(self):
         """Returns the arguments that make an equal optimizer, for `from_config`."""
-        return {
-            **super().get_config(),
-            "beta": self.beta,
-            "state_dtype": self.state_dtype,
-            "jit_compile": self.jit_compile,
-            "sparse_updates": self.sparse_updates,
-        }
+        config = super().get_config()
+        names = arguments.names(update.package_class(self))
+        return config | {n: getattr(self, n) for n in names if n not in config}

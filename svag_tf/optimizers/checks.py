@@ -34,7 +34,7 @@ def check_variable(variable):
 
 
 def check_gradient(gradient, variable):
-    """Raises an error if a gradient is known not to have its variable's shape."""
+    """Raises an error if a gradient's known shape is not that of its variable."""
     expected = tuple(variable.shape)
     _check_fits("a gradient", gradient, expected, variable)
     values = getattr(gradient, "values", None)
@@ -53,7 +53,7 @@ def _check_fits(what, tensor, expected, variable):
     )
     if not fits:
         raise ValueError(
-            f"The gradient of variable {variable.name} must have its shape, "
+            f"The gradient of variable {variable.name} must have the variable's shape, "
             f"{tuple(variable.shape)}. Received: {what} of shape {shape}"
         )
 

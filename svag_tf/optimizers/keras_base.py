@@ -17,7 +17,7 @@ class KerasOptimizer(ReplicatedOptimizer):
 
     Learning rates are checked. The norms of half-precision gradients do not overflow,
     the step count does not wrap, and with `use_ema` the moving average of each variable
-    begins with its own first step.
+    starts at its own first update.
     """
 
     # Whether each variable's average holds a value: 0 or 1.
@@ -47,10 +47,10 @@ class KerasOptimizer(ReplicatedOptimizer):
         return super().clip_gradients(grads)
 
     def hold_step_count(self):
-        """Holds the step count at the end of int32, where JAX and PyTorch would wrap.
+        """Keeps the step count within int32; JAX and PyTorch would let it wrap around.
 
-        A schedule would be given a negative number. Accumulation and overwriting with
-        averages stay in phase.
+        A schedule would then see a negative step. The count goes back by whole periods,
+        so that accumulation and overwriting with averages stay in phase.
         """
         count = internals.step_count(self)
         if keras.backend.standardize_dtype(count.dtype) == "int32":
@@ -60,7 +60,7 @@ class KerasOptimizer(ReplicatedOptimizer):
             self.assign(count, count - period * ops.cast(at_end, "int32"))
 
     def update_averages(self, variables):
-        """Updates moving averages; each begins when its `has_average` is still 0."""
+        """Updates moving averages; one without a value takes its variable's."""
         if not self.use_ema:
             return
         begun = ops.unstack(local(self.has_average) > 0)
@@ -75,7 +75,7 @@ class KerasOptimizer(ReplicatedOptimizer):
         self.assign(local(self.has_average), ones)
 
     def overwrite_with_averages(self, variables):
-        """Gives variables the values of their moving averages, once they have begun."""
+        """Overwrites variables with their moving averages, where these have a value."""
         averages = internals.weight_averages(self)
         begun = ops.unstack(local(self.has_average) > 0)
         for variable in variables:

@@ -121,10 +121,6 @@ class ReplicaVarianceOptimizer(MomentOptimizer):
             return rules.signal_and_variance(m, v, factor)
         return rules.signal_and_noise(m, v, factor)
 
-    def get_config(self):
-        """Returns the arguments that make an equal optimizer, for `from_config`."""
-        return {**super().get_config(), "variance": self.variance}
-
 
 _NEEDS_REPLICAS = (
     'variance="replicas" needs the gradients of at least two replicas: the strategy '

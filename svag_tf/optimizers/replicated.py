@@ -73,7 +73,7 @@ class ReplicatedOptimizer(RestorableOptimizer):
         return [g if o else r for g, o, r in zip(grads, own, reduced)]
 
     def _exchange(self, grads):
-        """Returns what `update_step` is given of all replicas, and the `Payload`."""
+        """Returns what `update_step` takes as gradients, and the `Payload`."""
         return replicas.summed(grads)
 
     def _check_replicas(self, variables):

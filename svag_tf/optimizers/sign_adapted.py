@@ -55,7 +55,3 @@ class SignAdaptedOptimizer(MomentOptimizer):
     def gamma(self):
         """The factor of the chosen adaptation, a function of signal and noise."""
         return _GAMMAS[self.adaptation]
-
-    def get_config(self):
-        """Returns the arguments that make an equal optimizer, for `from_config`."""
-        return {**super().get_config(), "adaptation": self.adaptation}

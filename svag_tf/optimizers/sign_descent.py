@@ -44,8 +44,8 @@ class SignDescentOptimizer(MomentOptimizer):
         if aggregation == "majority_vote" and gradient_accumulation_steps:
             raise ValueError(
                 "Argument `gradient_accumulation_steps` must be None with "
-                'aggregation="majority_vote", which has no gradient of all replicas to '
-                "accumulate: use a larger batch. Received: "
+                'aggregation="majority_vote": replicas exchange votes, and there is no '
+                "common gradient to accumulate. Use a larger batch. Received: "
                 f"gradient_accumulation_steps={gradient_accumulation_steps!r}"
             )
         super().__init__(
@@ -100,8 +100,8 @@ class SignDescentOptimizer(MomentOptimizer):
         if not self._votes:
             return super().reduced(grads, variables)
         self._check_replicas(variables)
-        # The loss of a replica is divided by their number, so that the sum of
-        # gradients is a mean. A replica's own gradient is not.
+        # Keras divides the loss of each of n replicas by n, so that the gradients sum
+        # up to their mean. A single one has to be multiplied by n again.
         n = replicas.context().num_replicas_in_sync
         grads = uneven_batches.zero_if_empty(grads)
         return [None if g is None else g * ops.cast(n, g.dtype) for g in grads]
@@ -139,7 +139,3 @@ class SignDescentOptimizer(MomentOptimizer):
         return theta_rule(
             self, vote, scalars, theta, *slots, dtype=dtype, decays=decays
         )[:1]
-
-    def get_config(self):
-        """Returns the arguments that make an equal optimizer, for `from_config`."""
-        return {**super().get_config(), "aggregation": self.aggregation}

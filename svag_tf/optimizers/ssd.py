@@ -28,7 +28,7 @@ class SSD(SignDescentOptimizer):
             Start with a quarter of one that suits Adam: Adam's steps are shorter where
             gradients are noisy.
         beta: Float in [0, 1). Has no effect, as SSD averages nothing; it exists so that
-            all seven methods take the same arguments. Defaults to `0.9`.
+            all methods can be given one. Defaults to `0.9`.
         {{keras_arguments}}
         aggregation: `"mean"` or `"majority_vote"`: what several replicas of
             tf.distribute do with their gradients. `"mean"`: one step along the sign of

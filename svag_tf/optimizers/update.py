@@ -91,8 +91,8 @@ def model_update(optimizer, learning_rate):
 def note_update(optimizer, index):
     """Notes an update of a variable; returns whether it is counted with the model's.
 
-    It is not where the model is not being updated, nor within a branch or a loop in
-    `update_step`, which is a graph of its own and may not be run.
+    It is not where no model is being updated, nor within a branch or a loop in
+    `update_step`: that is a graph of its own, and it is not known whether it will run.
     """
     current = _THREAD.current
     if current is None or current.optimizer is not optimizer:
@@ -109,7 +109,7 @@ def _current_graph():
 
 
 def _scalars_of(optimizer, index, learning_rate, dtype):
-    """Returns one variable's scalars; the model's where they are the same."""
+    """Returns one variable's scalars, if possible those of `model_update`."""
     current = _THREAD.current
     if current is None or current.optimizer is not optimizer:
         return _scalars_of_variables(optimizer, learning_rate, dtype)[index]
@@ -123,7 +123,7 @@ def _scalars_of(optimizer, index, learning_rate, dtype):
 def _scalars_of_variables(optimizer, learning_rate, dtype, made=0):
     """Returns a tensor of `Scalars` for each variable.
 
-    `made` is the number of updates since its count.
+    `made` is the number of updates that are not in `update_counts` yet.
     """
     t = ops.cast(local(optimizer.update_counts), dtype) + (made + 1.0)
     learning_rate = ops.cast(learning_rate, dtype)
@@ -285,7 +285,7 @@ def run_rule(optimizer, rule, name, variables, gradient, learning_rate, index):
 def native_method(optimizer):
     """Returns the name of an optimizer's method in `native/update.cc`, or `None`.
 
-    It has one form of the averages, that for beta >= 0.5, and v~ for the noise.
+    The native methods average as for beta >= 0.5, and estimate the noise from v~.
     """
     cls = _rule_class(optimizer)
     if cls is None or optimizer.beta < 0.5 or optimizer.second_slot != "v_tilde":
@@ -294,10 +294,15 @@ def native_method(optimizer):
     return "_".join(name for name in names if name)
 
 
+def package_class(optimizer):
+    """Returns the class of this package that an optimizer is of, or derived from."""
+    classes = type(optimizer).__mro__
+    return next(c for c in classes if c.__module__.startswith("svag_tf."))
+
+
 def _rule_class(optimizer):
-    """Returns the class of this package that has the rule; `None` if it was changed."""
-    cls = type(optimizer)
-    ours = next(c for c in cls.__mro__ if c.__module__.startswith("svag_tf."))
+    """Returns the class of this package that has the rule; `None` if overridden."""
+    cls, ours = type(optimizer), package_class(optimizer)
     for name in _rule_methods(ours):
         if name in vars(optimizer) or getattr(cls, name) is not getattr(ours, name):
             return None
@@ -321,7 +326,7 @@ def _rule_key(optimizer):
 
 
 def _is_plain(value):
-    """Returns whether a value's `repr` says all about it."""
+    """Returns whether values with the same `repr` are the same."""
     if isinstance(value, dict):
         return _is_plain([*value, *value.values()])
     if isinstance(value, tuple | list):

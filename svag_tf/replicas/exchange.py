@@ -121,6 +121,6 @@ def vote_digits(replicas: int) -> tuple[int, int]:
         digits += 1
     if not digits:
         raise ValueError(
-            f"A majority vote is for at most {2**30 - 1} replicas. Received: {replicas}"
+            f"A majority vote allows at most {2**30 - 1} replicas. Received: {replicas}"
         )
     return base, digits

@@ -27,7 +27,7 @@ _DIRECT = (GUARD, COUNT, _RECORD, RANDOM_STATES)
 
 
 class Record(internals.PythonState):
-    """Saved with an optimizer; TensorFlow reads it before it restores any number."""
+    """Saved with an optimizer; TensorFlow reads it before it restores any value."""
 
     def __init__(self, optimizer: Any, state: OptimizerState):
         super().__init__()
@@ -35,7 +35,7 @@ class Record(internals.PythonState):
         self._waiting: tuple[dict[str, Any], bool] | None = None
 
     def serialize(self) -> str:
-        """Returns the record, with the numbers that have no variable of their own."""
+        """Returns the record, with the counts, which are not entries of their own."""
         counts = {
             name: getattr(self._optimizer, name).numpy().tolist()
             for name in COUNTS

@@ -64,7 +64,7 @@ def export_trainable(
     `compile`. If the model was not trained, the export has a step for any batch size,
     and Keras then uses the same step; as after a first step, later changes in Python,
     such as of a layer's `trainable`, then need `compile`. See `batch_size` for a model
-    that is trained elsewhere, and docs/saving.md for what equals what.
+    that is trained elsewhere, and docs/saving.md for which results are equal.
 
     The state is everything that training continues from: weights, random states such as
     those of dropout, and the variables of all optimizers that are attributes of the

@@ -1,4 +1,4 @@
-"""Tells of state that is not restored: by a warning, or an error when resuming."""
+"""Reports state that is not restored: with a warning, or an error when resuming."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class OptimizerState:
         }
 
     def record(self) -> dict[str, Any]:
-        """Returns a description of the saved numbers, as plain JSON."""
+        """Returns a description of the saved values, as plain JSON."""
         optimizer = self._optimizer
         return {
             "format": stores.FORMAT,
@@ -113,7 +113,7 @@ class OptimizerState:
             self.start_afresh(
                 "What was loaded holds the state of another class of optimizer"
                 if keys
-                else "What was loaded holds no state of an optimizer"
+                else "What was loaded holds no optimizer state"
             )
             return
         record, arrays = stores.read(store, self._optimizer.name)
@@ -133,7 +133,7 @@ class OptimizerState:
 
     @contextlib.contextmanager
     def at_build(self) -> Iterator[None]:
-        """Takes back what was restored early, if its body cannot restore the rest."""
+        """Undoes what was restored early, if its body cannot restore the rest."""
         early, self._early = self._early, {}
         try:
             yield
@@ -160,7 +160,7 @@ class OptimizerState:
         for variable, (values, dtype) in zip(variables, waiting):
             variable.assign(np.array(values, dtype))
 
-    # For checkpoints of TensorFlow, which reads the numbers itself.
+    # For the checkpoints of TensorFlow, which reads the values itself.
 
     def announce(self, record: dict[str, Any]) -> None:
         """Warns of what `build` will not restore, if the model is already known."""
@@ -336,8 +336,8 @@ def _check_random_states(there: Sequence[Any], here: Sequence[Any]) -> None:
     """Raises an error if both are known, and their numbers differ."""
     if there and here and len(there) != len(here):
         raise ValueError(
-            f"What was saved has {len(there)} random states, and the model has "
-            f"{len(here)}."
+            "The saved and the present model must have equally many random states. "
+            f"Received: {len(there)} saved, {len(here)} in the model"
         )
 
 
