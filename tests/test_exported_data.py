@@ -86,8 +86,8 @@ def exported(model):
 
 def given(model, x=None, y=None, sample_weight=None):
     """Returns dtypes and shapes of the export's `train` by name; the form of data."""
-    said = exported_data.said_of(x, y, sample_weight)
-    steps = exported_functions._Steps(model, said, None)
+    specified = exported_data.specified_by(x, y, sample_weight)
+    steps = exported_functions._Steps(model, specified, None)
     return steps.form.length, trained_data.shown(steps.given)
 
 
@@ -235,10 +235,10 @@ def test_dense_data_of_a_model_that_was_trained_on_other():
     assert given(model, x=X) == (2, f"x={XS}, y={YS}")
 
 
-@pytest.mark.parametrize("said", [{"x": False}, {"x": True}, {"y": True}], ids=str)
-def test_what_says_nothing_is_refused(said):
-    with pytest.raises(ValueError, match=f"Argument `{next(iter(said))}` must be an"):
-        given(dense(), **said)
+@pytest.mark.parametrize("specified", [{"x": False}, {"x": True}, {"y": True}], ids=str)
+def test_what_says_nothing_is_refused(specified):
+    with pytest.raises(ValueError, match=f"Argument `{[*specified][0]}` must be an"):
+        given(dense(), **specified)
 
 
 def test_without_an_optional_input(tmp_path):

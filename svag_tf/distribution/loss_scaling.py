@@ -159,7 +159,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         # The branch is chosen outside of the replicas: code that exchanges data with
         # other replicas cannot be inside a `tf.cond` of one of them.
         def choose(strategy: Any, grads: Any, wrong: Any) -> None:
-            fine = strategy.experimental_local_results(wrong)[0] == 0.0
+            is_finite = strategy.experimental_local_results(wrong)[0] == 0.0
             count = tf.convert_to_tensor(self.step_counter)
             scale = tf.convert_to_tensor(self.dynamic_scale)
             grown = tf.equal(count, self.dynamic_growth_steps - 1)
@@ -170,10 +170,10 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
                 self.step_counter.assign(next_count)
                 self.dynamic_scale.assign(tf.where(grown, 2.0 * scale, scale))
 
-            def leave_out() -> None:
+            def skip() -> None:
                 self.step_counter.assign(tf.zeros_like(count))
                 self.dynamic_scale.assign(0.5 * scale)
 
-            tf.cond(fine, apply, leave_out)
+            tf.cond(is_finite, apply, skip)
 
         here.merge_call(choose, args=(grads, wrong))

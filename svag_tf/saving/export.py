@@ -12,7 +12,7 @@ import numpy as np
 from svag_tf import internals, native
 from svag_tf.files import whole_folder
 from svag_tf.optional import tensorflow as tf
-from svag_tf.saving.exported_data import said_of
+from svag_tf.saving.exported_data import specified_by
 from svag_tf.saving.exported_functions import functions_of
 from svag_tf.saving.exported_state import (
     DESCRIPTION,
@@ -130,8 +130,8 @@ def export_trainable(
     _check_model(model)
     # The SavedModel runs without this package: both trace.
     with native.turned_off(), whole_folder(path) as folder:
-        said = said_of(x, y, sample_weight)
-        module, signatures = functions_of(model, said, batch_size)
+        specified = specified_by(x, y, sample_weight)
+        module, signatures = functions_of(model, specified, batch_size)
         # If a model's own step is a tf.function, TensorFlow fails to save the gradients
         # of the optimizers' sums over replicas. Nothing needs them.
         options = tf.saved_model.SaveOptions(

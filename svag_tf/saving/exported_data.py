@@ -39,17 +39,17 @@ def of_batch_size(batch_size: Any, given: dict[str, Any]) -> dict[str, Any]:
     return map_leaves(sized, given)
 
 
-def said_of(x: Any, y: Any, sample_weight: Any) -> dict[str, Any]:
+def specified_by(x: Any, y: Any, sample_weight: Any) -> dict[str, Any]:
     """Returns, for each argument that the caller gave, its specs or its existence."""
-    said = {}
+    specified = {}
     for name, like in zip(NAMES, (x, y, sample_weight)):
         whether: dict[str, tuple[bool, ...]]
         whether = {"x": (), "y": (False,), "sample_weight": (False, True)}
         if isinstance(like, bool) and like in whether[name]:
-            said[name] = like
+            specified[name] = like
         elif like is not None:
-            said[name] = _specs(name, like)
-    return said
+            specified[name] = _specs(name, like)
+    return specified
 
 
 def _specs(argument, like):
@@ -76,10 +76,10 @@ def _specs(argument, like):
     return specs
 
 
-def inputs_of(model: keras.Model, said: dict[str, Any], kind: Kind | None) -> Any:
+def inputs_of(model: keras.Model, specified: dict[str, Any], kind: Kind | None) -> Any:
     """Returns the specs of the model's input."""
-    if "x" in said:
-        return said["x"]
+    if "x" in specified:
+        return specified["x"]
     known = _inputs(model)
     if kind is not None:
         return general(kind, "x", known)
@@ -111,7 +111,7 @@ def _inputs(model):
 
 def arguments_for(
     model: keras.Model,
-    said: dict[str, Any],
+    specified: dict[str, Any],
     kind: Kind | None,
     x: Any,
     outputs: Callable[[], Any],
@@ -120,16 +120,16 @@ def arguments_for(
 
     Args:
         model: Compiled model.
-        said: What the caller said of them.
+        specified: What the caller specified of them.
         kind: What the model was trained on, if it was.
         x: Specs of its input.
         outputs: Returns the model's output for it, or raises a `ValueError`.
     """
     trained = {} if kind is None else kind.steps[0]
-    y = said.get("y", "y" in trained or (kind is None and model.loss is not None))
+    y = specified.get("y", "y" in trained or (kind is None and model.loss is not None))
     if y is True:
         y = _trained_targets(model, kind, outputs) or targets(model, outputs())
-    weight = said.get("sample_weight", "sample_weight" in trained)
+    weight = specified.get("sample_weight", "sample_weight" in trained)
     if weight is True and kind is not None and "sample_weight" in trained:
         weight = general(kind, "sample_weight", None)
     elif weight is True:

@@ -44,9 +44,9 @@ from svag_tf.saving.trained_data import (
 _PYTHON_OPS = ("EagerPyFunc", "PyFunc", "PyFuncStateless")
 
 
-def functions_of(model, said, batch_size):
+def functions_of(model, specified, batch_size):
     """Returns a `tf.Module` of all functions, and the signatures, ready to save."""
-    steps = _Steps(model, said, batch_size)
+    steps = _Steps(model, specified, batch_size)
     given, known = steps.given, steps.known
     if not model.trainable_variables:
         raise ValueError(
@@ -133,18 +133,18 @@ class _Steps:
         missing: Which of "infer" and "evaluate" the model cannot do.
     """
 
-    def __init__(self, model, said, batch_size):
+    def __init__(self, model, specified, batch_size):
         self.model = model
         self.missing = set()
         self._graphs = []
-        kind = trained_kind(model, said)
+        kind = trained_kind(model, specified)
         self.infer = tf.function(self._infer, autograph=False)
         self._train_step = tf.function(
             model.train_step, jit_compile=model.jit_compile, autograph=False
         )
         self._test_step = tf.function(model.test_step, autograph=False)
-        x = inputs_of(model, said, kind)
-        self.given = arguments_for(model, said, kind, x, lambda: self._outputs(x))
+        x = inputs_of(model, specified, kind)
+        self.given = arguments_for(model, specified, kind, x, lambda: self._outputs(x))
         self.form = form_for(kind, self.given)
         self.known = known_sizes(model, self.given)
         if batch_size is not None:
@@ -152,7 +152,7 @@ class _Steps:
         try:
             self._trace_train()
         except ValueError:
-            if batch_size is not None or "x" in said or not self.known:
+            if batch_size is not None or "x" in specified or not self.known:
                 raise
             # It needs the sizes that it was trained with.
             self.given, *self.known = self.known

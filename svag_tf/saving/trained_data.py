@@ -132,13 +132,13 @@ def kinds(model: keras.Model) -> list[Kind]:
     return own or list(found.values())
 
 
-def trained_kind(model: keras.Model, said: dict[str, Any]) -> Kind | None:
+def trained_kind(model: keras.Model, specified: dict[str, Any]) -> Kind | None:
     """Returns the kind of data that the model was trained on, if it was.
 
     Args:
         model: Compiled model.
-        said: What the caller said about arguments: their specs, `False` if there is no
-            such argument, `True` if there is one.
+        specified: What the caller specified of the arguments: their specs, `False` if
+            there is no such argument, `True` if there is one.
 
     Raises:
         ValueError: If there are several kinds; lists them.
@@ -150,13 +150,13 @@ def trained_kind(model: keras.Model, said: dict[str, Any]) -> Kind | None:
             (kind.like(name) != _like(None)) == like
             if isinstance(like, bool)
             else kind.like(name) == _like(like)
-            for name, like in said.items()
+            for name, like in specified.items()
         )
 
     known = [kind for kind in known if agrees(kind)] or known
-    unsaid = [name for name in NAMES if name not in said]
-    different = {tuple(kind.like(n) for n in unsaid): kind for kind in known}
-    if "sample_weight" in unsaid:  # Only an argument if all training had it.
+    unspecified = [name for name in NAMES if name not in specified]
+    different = {tuple(kind.like(n) for n in unspecified): kind for kind in known}
+    if "sample_weight" in unspecified:  # Only an argument if all training had it.
         different = {
             key: kind
             for key, kind in different.items()
@@ -172,7 +172,7 @@ def trained_kind(model: keras.Model, said: dict[str, Any]) -> Kind | None:
         )
     kind = next(iter(different.values()), None)
     found = {} if kind is None else kind.steps[0]
-    for name in set(unsaid) & set(found):
+    for name in set(unspecified) & set(found):
         if not all(isinstance(leaf, tf.TensorSpec) for leaf in leaves(found[name])):
             raise ValueError(
                 "The data of an exported model must be dense tensors. This one was "

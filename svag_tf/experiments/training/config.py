@@ -177,7 +177,7 @@ def _check_distribution(config: TrainingConfig) -> None:
     )  # fmt: skip
 
 
-def _require(fine: Any, rule: str, config: TrainingConfig, *names: str) -> None:
-    if not fine:
+def _require(condition: Any, rule: str, config: TrainingConfig, *names: str) -> None:
+    if not condition:
         received = ", ".join(f"{name}={attrgetter(name)(config)!r}" for name in names)
         raise ExperimentError(f"{rule}. Received: {received}")
