@@ -237,7 +237,9 @@ def test_dense_data_of_a_model_that_was_trained_on_other():
 
 @pytest.mark.parametrize("specified", [{"x": False}, {"x": True}, {"y": True}], ids=str)
 def test_what_says_nothing_is_refused(specified):
-    with pytest.raises(ValueError, match=f"Argument `{[*specified][0]}` must be an"):
+    with pytest.raises(
+        ValueError, match=f"Argument `{next(iter(specified))}` must be an"
+    ):
         given(dense(), **specified)
 
 
