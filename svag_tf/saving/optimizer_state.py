@@ -26,6 +26,7 @@ from svag_tf.saving import stores
 from svag_tf.saving.identities import (
     Identity,
     identities_of,
+    identity_from,
     matched,
     model_being_loaded,
     model_of,
@@ -313,7 +314,7 @@ class OptimizerState:
             if self._is_new():
                 return Match({}, "")
             record = {**record, "variables": []}
-        there = [Identity(*each) for each in record["variables"]]
+        there = [identity_from(each) for each in record["variables"]]
         sources = matched(there, here)
         left = {v.in_model or v.path: v for i, v in enumerate(there)}
         for source in sources.values():
