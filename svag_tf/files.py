@@ -109,8 +109,9 @@ def make_writable(argument: str, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path, buffering=0) as file:
             file.write(b"\0")
-    except OSError as error:
+    except (OSError, ValueError) as error:  # The second for a null character.
+        reason = getattr(error, "strerror", None) or error
         raise OSError(
             f"Argument `{argument}` must be a folder that can be written. "
-            f"Received: {argument}={str(path)!r}: {error.strerror or error}"
+            f"Received: {argument}={str(path)!r}: {reason}"
         ) from error

@@ -147,6 +147,11 @@ def layers_of(model: keras.Model) -> list[Any]:
     return model._flatten_layers()
 
 
+def sublayers_of(layer: keras.Layer) -> list[Any]:
+    """Returns the layers that a layer holds itself; not all of them have `layers`."""
+    return layer._flatten_layers(include_self=False, recursive=False)
+
+
 def set_first_epoch(model: keras.Model, epoch: int) -> None:
     """Sets the epoch at which `fit` begins, from within `fit`."""
     model._initial_epoch = epoch

@@ -240,6 +240,45 @@ def check_layers_of_the_same_name(folder):
             assert updates[::2].tolist() == [*expected, 3], (before, after, updates)
 
 
+def check_models_within_a_model(folder):
+    """`load_model` gives their variables paths without the names of the models."""
+
+    def made(quantized):
+        keras.utils.set_random_seed(0)
+        x = keras.Input((4,))
+        inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, name="a")])
+        part = keras.Sequential([keras.Input((4,)), inner, keras.layers.Dense(4)])
+        model = keras.Model(x, keras.layers.Dense(4, name="a")(part(x)))
+        if quantized:
+            model.quantize("float8")
+        model.compile(svag_tf.MSVAG(0.01), "mse")
+        return model
+
+    def leaves(model):
+        return [each for each in model._flatten_layers() if hasattr(each, "kernel")]
+
+    for quantized in (False, True):
+        there = made(quantized)
+        fit(there, 2)
+        there.save(f"{folder}/model.keras")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", svag_tf.OptimizerStateWarning)
+            here = keras.models.load_model(f"{folder}/model.keras")
+        backup = svag_tf.callbacks.BackupAndRestore(f"{folder}/{quantized}", False)
+        there.fit(X, X, epochs=3, batch_size=16, verbose=0, callbacks=[backup])
+        if not quantized:  # Else Keras lists the variables in another order.
+            here.fit(X, X, epochs=3, batch_size=16, verbose=0, callbacks=[backup])
+        else:
+            here.fit(X, X, epochs=3, batch_size=16, verbose=0)
+        of = {}
+        for model in (there, here):
+            slots = zip(model.optimizer._trainable_variables, model.optimizer.v_tilde)
+            of |= {id(v): keras.ops.convert_to_numpy(slot) for v, slot in slots}
+        for a, b in zip(leaves(there), leaves(here), strict=True):
+            np.testing.assert_array_equal(of[id(a._kernel)], of[id(b._kernel)])
+            np.testing.assert_array_equal(of[id(a.bias)], of[id(b.bias)])
+
+
 def check_lora(folder):
     there = net()
     fit(there, 3)
@@ -369,6 +408,7 @@ CHECKS = [
     check_layers_that_two_models_share,
     check_made_again_in_one_process,
     check_layers_of_the_same_name,
+    check_models_within_a_model,
     check_lora,
     check_another_optimizer,
     check_our_state_in_another_optimizer,

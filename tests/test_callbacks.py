@@ -528,6 +528,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, disk_of):
         ("file", "file"),
         ("file/below", "file/below"),
         ("run", "run/tensorboard/noise"),
+        ("null\0", "null\0"),
     ):
         message = re.escape(f"Received: log_dir={str(tmp_path / named)!r}: ")
         with pytest.raises(OSError, match=f"`log_dir` must be a folder.*{message}"):

@@ -370,7 +370,7 @@ def test_many_optimizers_leave_nothing_behind():
     """Also of classes that are defined anew for each, and with many betas."""
     programs.COMPILED.clear()
     programs.PROGRAMS.clear()
-    alive = []
+    alive, names = [], set()
     for beta in (0.5, 0.9, 0.99):
 
         class NewRate(svag_tf.MSVAG):
@@ -386,10 +386,12 @@ def test_many_optimizers_leave_nothing_behind():
             optimizer = cls(0.1, beta)
             optimizer.apply([gradient(0)], [theta])
             alive.append(weakref.ref(optimizer))
+            names.add(optimizer.update_counts.value.name)
         alive += map(weakref.ref, (NewRate, NewRule, theta))
     del cls, optimizer, theta, NewRate, NewRule
     gc.collect()
     assert not any(ref() for ref in alive)
+    assert len(names) == 1  # TensorFlow keeps memory for each for ever.
     assert len(programs.PROGRAMS) == 2  # One for each rule.
     assert len(programs.COMPILED) == 3  # The names of the first, one for each beta.
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import keras
 
 from svag_tf import internals
-from svag_tf.saving.model_state import path_of, renumbered
+from svag_tf.saving.model_state import path_of, paths_in, renumbered
 
 # Names that Keras gives and numbers, in the form that `renumbered` takes.
 _LAYERS = {"variable", *(name.lower() for name in dir(keras.layers))}
@@ -23,16 +23,14 @@ class Identity(NamedTuple):
 
     Attributes:
         path: Its path in Keras.
-        in_model: The path with automatic numbers recounted among all variables of the
-            model, including those of frozen layers; `None` if the model is unknown.
-        below_model: `in_model` without the model's name at the start.
+        in_model: Its path below the model, with automatic numbers recounted among all
+            variables, including those of frozen layers; `None` if the model is unknown.
         shape: List of integers.
         token: Marks the variable object itself, to recognize it in the same process.
     """
 
     path: str
     in_model: str | None
-    below_model: str | None
     shape: list[int]
     token: str | None = None
 
@@ -48,23 +46,23 @@ def identities_of(
 ) -> list[Identity]:
     """Returns the identities of variables; `model` is `None` if it is unknown."""
     stable: dict[int, str] = {}
-    name = ""
     if model is not None:
-        everything = [path_of(v) for v in model.variables]
+        paths = paths_in(model)
         classes = {type(layer).__name__.lower() for layer in internals.layers_of(model)}
-        *new, name = renumbered([*everything, model.name], classes | {"variable"})
+        new = renumbered(paths.values(), classes | {"variable"})
         seen: dict[str, int] = defaultdict(int)
-        for variable, path in zip(model.variables, new):
-            seen[path] += 1  # Two towers may have layers of the same name.
-            number = f"#{seen[path]}" if seen[path] > 1 else ""
-            stable[id(variable)] = path + number
-    identities = []
-    for variable in variables:
-        in_model = stable.get(id(variable))
-        below = None if in_model is None else in_model.removeprefix(f"{name}/")
-        shape, token = list(variable.shape), _token_of(variable)
-        identities.append(Identity(path_of(variable), in_model, below, shape, token))
-    return identities
+        for each, path in zip(paths, new):
+            seen[path] += 1  # A layer may hold several of the same name.
+            stable[each] = path + (f"#{seen[path]}" if seen[path] > 1 else "")
+    return [
+        Identity(path_of(v), stable.get(id(v)), list(v.shape), _token_of(v))
+        for v in variables
+    ]
+
+
+def identity_from(saved: Sequence[Any]) -> Identity:
+    """Returns an identity from a record; those of svag_tf 0.2.0 have one path more."""
+    return Identity(saved[0], *saved[-3:])
 
 
 def matched(there: list[Identity], here: list[Identity]) -> dict[int, int]:
@@ -104,8 +102,7 @@ def matched(there: list[Identity], here: list[Identity]) -> dict[int, int]:
         join(*([_chosen(each.path) for each in side] for side in (there, here)))
         return sources
     if all(each.in_model is not None for each in (*there, *here)):
-        if not join_by("in_model"):
-            join_by("below_model")
+        join_by("in_model")
         return sources
     paths = [[each.path for each in side] for side in (there, here)]
     anew = [renumbered(side, _LAYERS) for side in paths]

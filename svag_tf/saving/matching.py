@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from svag_tf.saving.identities import Identity, matched
+from svag_tf.saving.identities import Identity, identity_from, matched
 
 _SHOWN = 8  # Variables in a message.
 # Vectors with a number for each variable.
@@ -42,7 +42,7 @@ def match(
         here: The identities of the optimizer's variables.
         expected: The names of the entries that the optimizer has or will have.
     """
-    there = [Identity(*each) for each in record["variables"] or []]
+    there = [identity_from(each) for each in record["variables"] or []]
     sources = matched(there, here)
     left = {v.in_model or v.path: v for v in there}
     for source in sources.values():

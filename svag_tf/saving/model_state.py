@@ -57,6 +57,28 @@ def renumbered(
     ]  # fmt: skip
 
 
+def paths_in(model: keras.Model) -> dict[int, str]:
+    """Returns the path of each variable below the model, by the variable's `id`.
+
+    It has the names of the layers that hold the variable. Keras' own paths depend on
+    how the model was made: `keras.models.load_model` builds each layer by itself, so
+    that the names of the models around it are missing.
+    """
+    paths: dict[int, str] = {}
+    seen: set[int] = set()
+
+    def visit(layer: Any, above: str) -> None:
+        seen.add(id(layer))
+        for part in internals.sublayers_of(layer):
+            if id(part) not in seen:
+                visit(part, f"{above}{part.name}/")
+        for variable in layer.variables:  # Those of its parts have their paths.
+            paths.setdefault(id(variable), above + variable.name)
+
+    visit(model, "")
+    return paths
+
+
 def path_of(variable: Any) -> str:
     """Returns a variable's path, or its name if it has none (`tf.Variable`)."""
     return getattr(variable, "path", None) or variable.name
@@ -83,8 +105,9 @@ def _own_state(model: keras.Model) -> dict[str, Any]:
     """Returns the part of the state that does not belong to optimizers."""
     metrics = {id(v) for v in model.metrics_variables}
     own = [v for v in model.variables if id(v) not in metrics] + _rnn_states(model)
-    names = [f"model/{i}/{path}" for i, path in enumerate(stable_paths(own))]
-    return dict(zip(names, own))
+    known = paths_in(model)
+    paths = renumbered([known.get(id(v)) or path_of(v) for v in own])
+    return {f"model/{i}/{path}": v for i, (path, v) in enumerate(zip(paths, own))}
 
 
 def optimizers_of(model: keras.Model) -> dict[str, Any]:

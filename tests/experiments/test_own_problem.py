@@ -72,7 +72,11 @@ def run_of(make_config, monkeypatch, tmp_path):
         (GOOD._replace(x_test=X[:0], y_test=Y[:0]), "x_test of the problem 'own' must "
          "not be empty"),
         (GOOD._replace(y_train=Y[:40].astype(str)), "y_train of the problem 'own' must "
-         "hold numbers. Received: <U11, such as"),
+         "hold real numbers. Received: <U11, such as"),
+        (GOOD._replace(y_train=Y[:40].astype("m8[s]")), "y_train of the problem 'own' "
+         "must hold real numbers. Received: timedelta64[s]"),
+        (GOOD._replace(y_test=Y[40:].astype("complex64")), "y_test of the problem "
+         "'own' must hold real numbers. Received: complex64"),
         (GOOD._replace(x_train=3.0), "x_train of the problem 'own' must be an array "
          "with the examples along its first axis"),
         (GOOD._replace(y_train=None), "y_train of the problem 'own' must be an array"),
@@ -122,6 +126,11 @@ def wrong_inside():
     return keras.Model(x, keras.layers.Conv2D(3, 3)(x))
 
 
+def wrong_in_training():
+    dropout = keras.layers.Dropout(0.5, noise_shape=(7, 4))
+    return keras.Sequential([keras.Input((4,)), dropout, keras.layers.Dense(3)])
+
+
 ONE = dense()
 
 
@@ -138,6 +147,8 @@ ONE = dense()
          "must return a model with weights to train"),
         (wrong_inside, {}, f"build() of the problem 'own' failed at {__file__}:"),
         (two_outputs, {}, "must have one output. Received: 2"),
+        (wrong_in_training, {}, "The model of the problem 'own' does not take inputs "
+         "of shape (32, 4) and dtype float32 (x_train)"),
         (lambda: dense(bias_initializer=keras.initializers.Constant(np.nan)), {},
          "The loss of the problem 'own' must be finite before training. Received: nan"),
         (dense, {"loss": keras.losses.MeanSquaredError()}, "The loss of the problem "
@@ -196,6 +207,17 @@ def test_an_error_in_load_names_its_line(run_of):
     message = rf"^load\(\) of the problem 'own' failed at {__file__}:{line}: ValueError"
     with pytest.raises(ExperimentError, match=message):
         run_of(fails)
+    with pytest.raises(ExperimentError, match=rf"{__file__}:\d+: SystemExit: no data"):
+        run_of(lambda _: sys.exit("no data"))
+
+
+def test_what_is_no_problem(make_config, monkeypatch):
+    monkeypatch.setitem(PROBLEMS, "own", (fails, dense))
+    with pytest.raises(ExperimentError, match=r"PROBLEMS\['own'\] must be a Problem"):
+        checked(make_config(problem="own"))
+    for measure, accuracy in (("accuracy", True), ("test_accuracy", False)):
+        with pytest.raises(ValueError, match=r"tuned_by must be one of .*Received"):
+            Problem(fails, dense, tuned_by=measure, accuracy=accuracy)
 
 
 def test_the_trial_leaves_the_model_as_it_was(make_config):

@@ -209,8 +209,7 @@ def identities(*paths, known=True):
 
     A third is the token of an object.
     """
-    return [Identity(a, b if known else None, b if known else None, [2], *token)
-            for a, b, *token in paths]  # fmt: skip
+    return [Identity(a, b if known else None, [2], *token) for a, b, *token in paths]
 
 
 A, B, C = ("dense", "dense"), ("dense_1", "dense_1"), ("dense_2", "dense_2")

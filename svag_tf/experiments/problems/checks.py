@@ -43,9 +43,9 @@ def load(name: str, problem: Problem, data_dir: str | None) -> Data:
     for field, array in data._asdict().items():
         what = f"{field} of the problem '{name}'"
         _check_array(what, array)
-        if field.startswith("y") and array.dtype.kind in "USM":
+        if field.startswith("y") and not np.can_cast(array.dtype, "float64"):
             raise ExperimentError(
-                f"{what} must hold numbers. Received: {array.dtype}, such as "
+                f"{what} must hold real numbers. Received: {array.dtype}, such as "
                 f"{array.flat[0]!r}"
             )
     for part in ("train", "test"):
@@ -140,7 +140,8 @@ def _tried(
         return math.nan  # No batch to try.
     shape = f"inputs of shape {inputs.shape} and dtype {inputs.dtype} (x_{part})"
     with explained(f"The model {of} does not take {shape}"):
-        output = model(keras.ops.convert_to_tensor(inputs), training=False)
+        for training in (True, False):
+            output = model(keras.ops.convert_to_tensor(inputs), training=training)
     outputs = keras.tree.flatten(output)
     if len(outputs) != 1:
         raise ExperimentError(
@@ -246,5 +247,5 @@ def explained(what: str) -> Iterator[None]:
         yield
     except ExperimentError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ExperimentError(f"{what}{place_and_reason(error)}") from error

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import keras
 import numpy as np
 
 from svag_tf.experiments.problems.data import Data
 
+Measure = Literal["test_accuracy", "test_loss", "train_loss"]
 Prepare = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
@@ -46,7 +47,15 @@ class Problem:
     build: Callable[[], keras.Model]
     loss: Callable[[], Any] = cross_entropy
     accuracy: bool = True
-    tuned_by: Literal["test_accuracy", "test_loss", "train_loss"] | None = None
+    tuned_by: Measure | None = None
     prepare_train: Prepare | None = None
     prepare_test: Prepare | None = None
     streams: int | None = None
+
+    def __post_init__(self) -> None:
+        measures = get_args(Measure)[0 if self.accuracy else 1 :]
+        if self.tuned_by not in (None, *measures):
+            raise ValueError(
+                f"tuned_by must be one of {', '.join(measures)}, or None. Received: "
+                f"tuned_by={self.tuned_by!r}, accuracy={self.accuracy}"
+            )

@@ -12,7 +12,7 @@ from svag_tf.experiments.config import checked as check_fields
 from svag_tf.experiments.config import field, one_of, rules_of, whole
 from svag_tf.experiments.errors import ExperimentError
 from svag_tf.experiments.optimizers import METHODS, OptimizerConfig, ScheduleConfig
-from svag_tf.experiments.problems import PROBLEMS
+from svag_tf.experiments.problems import PROBLEMS, Problem
 from svag_tf.noise.callback import PRESETS
 
 DTYPE_POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -77,7 +77,13 @@ def checked(config: Any) -> TrainingConfig:
 
 
 def _check_together(config: TrainingConfig) -> None:
-    streams = PROBLEMS[config.problem].streams
+    problem = PROBLEMS[config.problem]
+    _require(
+        isinstance(problem, Problem),
+        f"PROBLEMS['{config.problem}'] must be a Problem(load, build)",
+        config, "problem",
+    )  # fmt: skip
+    streams = problem.streams
     _require(
         streams in (None, config.batch_size),
         f"batch_size must be {streams} for this problem, whose text is cut into so "
