@@ -286,7 +286,7 @@ def check_majority_vote(strategy):
         assert distribution.check_replicas(t) == REPLICAS
         assert t.optimizer.update_counts.numpy().tolist() == [len(gradients) + 1] * 2
         # 16 votes and a digit for each of the two variables, 11 of them an int32.
-        assert t.optimizer.exchanged == (16, 4 * 2)
+        assert t.optimizer.payload == (16, 4 * 2)
         state = distribution.local_state(t)
         assert [s.shape for s in state] == (
             [(REPLICAS, 3, 4), (REPLICAS, 4)] if cls is svag_tf.MSSD else []
@@ -326,7 +326,7 @@ def check_variance_of_replicas(strategy):
         t.step(values, values)
         np.testing.assert_allclose(t.kernel.numpy(), theta, 1e-5, 1e-6)
     np.testing.assert_allclose(t.optimizer.c_tilde[0].numpy(), c, 1e-5)
-    assert t.optimizer.exchanged == (16, 2 * 4 * 16)
+    assert t.optimizer.payload == (16, 2 * 4 * 16)
     assert distribution.check_replicas(t) == REPLICAS
 
 

@@ -140,7 +140,7 @@ def test_one_replica_has_nothing_to_compare():
               callbacks=[distribution.ReplicaCheck()])  # fmt: skip
     assert distribution.check_replicas(model) == 1
     assert distribution.local_state(model) == []
-    assert model.optimizer.exchanged is None
+    assert model.optimizer.payload is None
 
 
 @pytest.mark.parametrize("every", [0, -1, 1.5, True, "epoch"])

@@ -136,7 +136,7 @@ class MomentOptimizer(KerasOptimizer):
         super().__setattr__(name, value)
         # The optimizer's own kernels, which are freed with it. A rule may depend on
         # any attribute; the learning rate is one of its inputs.
-        if kernels and name not in ("_own_kernels", "exchanged", "learning_rate"):
+        if kernels and name not in ("_own_kernels", "payload", "learning_rate"):
             self._own_kernels = kernels.Store()
 
     def build(self, variables):

@@ -27,7 +27,7 @@ class ReplicatedOptimizer(RestorableOptimizer):
     """Base class: sums gradients over replicas and updates each replica's copies."""
 
     # What the last update sent to other replicas; variables that differ between them.
-    exchanged: Any = None
+    payload: Any = None
     local_variables: Any = ()
     # Whether Keras' own LossScaleOptimizer wraps it.
     scaled_by_keras = False
@@ -69,7 +69,7 @@ class ReplicatedOptimizer(RestorableOptimizer):
         ]
         if all(g is None for g in given):
             return grads  # Keras warns about it, or raises an error.
-        reduced, self.exchanged = self._exchange(given)
+        reduced, self.payload = self._exchange(given)
         return [g if o else r for g, o, r in zip(grads, own, reduced)]
 
     def _exchange(self, grads):

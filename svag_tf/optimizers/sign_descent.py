@@ -114,7 +114,7 @@ class SignDescentOptimizer(MomentOptimizer):
             self._ballot(g, replicas.local(v), learning_rate)
             for g, v in zip(grads, variables)
         ]
-        votes, self.exchanged = replicas.majority(ballots)
+        votes, self.payload = replicas.majority(ballots)
         for vote, variable in zip(votes, variables):
             index = internals.variable_index(self, variable)
             variable = replicas.local(variable)

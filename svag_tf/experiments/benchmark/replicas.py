@@ -177,7 +177,7 @@ def _trained(strategy: Any, aggregation: str, width: int, steps: int) -> dict[st
         step(data).numpy()
         seconds.append(time.perf_counter() - start)
     sent = _loopback_bytes() - sent
-    payload = model.optimizer.exchanged
+    payload = model.optimizer.payload
     return {
         "seconds": statistics.median(seconds),
         "parameters": payload.parameters,

@@ -16,10 +16,10 @@ def title_of(config: TrainingConfig) -> str:
     return f"{config.problem}, {config.optimizer.name}"
 
 
-def print_exchanged(model: keras.Model) -> None:
+def print_payload(model: keras.Model) -> None:
     """Prints what the replicas exchange at a step, if there are several."""
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    payload = getattr(optimizer, "exchanged", None)
+    payload = getattr(optimizer, "payload", None)
     if payload is None:
         return
     n = model.distribute_strategy.num_replicas_in_sync

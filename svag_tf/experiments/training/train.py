@@ -24,7 +24,7 @@ from svag_tf.experiments.problems.data import Data
 from svag_tf.experiments.problems.made_of import made_of
 from svag_tf.experiments.training.config import TrainingConfig, checked
 from svag_tf.experiments.training.console import (
-    print_exchanged,
+    print_payload,
     print_results,
     title_of,
 )
@@ -179,7 +179,7 @@ def _train_on(
         folder.save_model(model, folder.model)
     if report is None:
         print_results(config, folder, state.rows, model)
-        print_exchanged(model)
+        print_payload(model)
 
 
 def _noise(config: TrainingConfig, folder: RunFolder) -> list[GradientNoise]:
